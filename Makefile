@@ -1,0 +1,61 @@
+# The words people expect. `make demo` and `make test` do all the set-up on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test test-slow lint format bench repro clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# pip, not uv: torch's CPU build comes from where pip is configured to look.
+$(VENV)/.installed: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "OSPO needs Python 3.11 or later; name one: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip check
+	@touch $@
+
+install: $(VENV)/.installed ## Make the virtual environment from constraints.txt
+
+demo: install ## Run the main job on both datasets; ESCI_RAW=DIR HM_RAW=DIR take your own raw files
+ifneq ($(origin ESCI_RAW),undefined)
+	$(BIN)/ospo config set 'data.esci.raw=$(or $(ESCI_RAW),data/sample/esci)'
+endif
+ifneq ($(origin HM_RAW),undefined)
+	$(BIN)/ospo config set 'data.hm.raw=$(or $(HM_RAW),data/sample/hm)'
+endif
+	$(BIN)/python -m flows.demo
+
+repro: install ## Rebuild all data from the raw files (dvc repro)
+	$(BIN)/dvc repro
+
+test: install ## Run the tests (minutes)
+	$(BIN)/pytest
+
+test-slow: install ## Run the slow tests too
+	$(BIN)/pytest -m 'not gpu'
+
+lint: install ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## Run every benchmark in its quick form
+	for name in credit estimators step; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+clean: ## Remove everything that can be rebuilt, but not your raw files nor .venv
+	rm -rf data runs reports mlflow.db* mlartifacts .prefect .cache .benchmarks .pytest_cache .mypy_cache .ruff_cache

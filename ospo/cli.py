@@ -1,0 +1,113 @@
+"""The ``ospo`` command. Each command is a thin call into the library; heavy imports wait until one runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Weights come from packages or from where the user says; nothing is fetched from a hub behind the user's back.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import typer
+
+from ospo.config import Config, Dataset, edit_params, load_config
+from ospo.errors import OspoError
+
+app = typer.Typer(
+    help="Train an LLM to write better searches, with credit for every phrase (OSPO, arXiv 2601.08403).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Show or edit params.yaml.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+DatasetArgument = Annotated[Dataset, typer.Argument(help="esci or hm")]
+DatasetOption = Annotated[Dataset, typer.Option("--dataset", help="esci or hm")]
+ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file")]
+SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a parameter; repeatable")]
+
+PARAMS = Path("params.yaml")
+
+
+def _config(params: Path, overrides: list[str]) -> Config:
+    return load_config(params, overrides)
+
+
+@config_app.command("show")
+def config_show(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006 (typer reads it)
+    """Print the resolved parameters as JSON."""
+    typer.echo(_config(params, overrides).model_dump_json(indent=2))
+
+
+@config_app.command("set")
+def config_set(assignments: list[str], params: ParamsOption = PARAMS) -> None:
+    """Write KEY=VALUE pairs into params.yaml, keeping its comments; an invalid value changes nothing."""
+    edit_params(assignments, params)
+    typer.echo(f"{params}: set {', '.join(assignments)}")
+
+
+@app.command()
+def sample(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Write the built-in sample shop in a dataset's official raw format."""
+    from ospo.data.catalogue import generate_sample
+
+    config = _config(params, overrides)
+    generate_sample(dataset, out, config.sample, config.seed)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def prepare(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    raw: Annotated[Path | None, typer.Option(help="folder of the raw files; default: the one in params.yaml")] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Turn raw ESCI or H&M files into catalogue, requests, pools and qrels."""
+    from ospo.data import prepare as prepare_data
+
+    config = _config(params, overrides)
+    section = config.data.esci if dataset == "esci" else config.data.hm
+    stats = prepare_data(dataset, raw or Path(section.raw), out, config)
+    kept = ", ".join(f"{value:,} {name}" for name, value in stats["kept"].items() if isinstance(value, int))
+    typer.echo(f"{out}: {kept}; what was dropped and why: {out / 'stats.json'}")
+
+
+@app.command()
+def vectors(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder to write, one file a retriever")],
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Encode the catalogue with every configured retriever that works on vectors."""
+    from ospo.retrieval import write_vectors
+
+    config = _config(params, overrides)
+    written = write_vectors(config, Path("data/prepared") / dataset, out)
+    typer.echo("\n".join(f"wrote {path}" for path in written))
+
+
+def main() -> None:
+    """Run the command line: a problem the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except OspoError as error:
+        typer.echo(f"ospo: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("ospo: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
