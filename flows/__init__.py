@@ -1,0 +1,1 @@
+"""Prefect flows: decorators, names and artifacts around single calls into ``ospo``."""
