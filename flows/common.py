@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from ospo.config import Config, load_config
 from ospo.errors import OspoError
+from ospo.steps import Lineage
 
 Dataset = Literal["esci", "hm"]
 
@@ -22,9 +23,9 @@ def flow_config(params: str, overrides: list[str] | None) -> Config:
     return load_config(params, overrides or [])
 
 
-def prefect_run_id() -> str:
-    """The id of the flow run this is called in, or "" outside of one."""
-    return str(flow_run.id or "")
+def lineage(parent_run_id: str | None) -> Lineage:
+    """The MLflow parent run and the Prefect flow run that a step belongs to."""
+    return Lineage(parent_run_id=parent_run_id, prefect_run_id=str(flow_run.id or ""))
 
 
 @task(name="dvc repro", task_run_name="dvc repro {dataset}", cache_policy=NO_CACHE)

@@ -1,0 +1,256 @@
+"""The steps of the main job: each one call that trains or evaluates, tracks itself, and skips what has not changed.
+
+A step lives in ``runs/<dataset>/<name>/``. Its ``step.json`` holds the fingerprint of everything that went in
+(data, parameters, source code, library versions, earlier steps), the MLflow run and whether it finished:
+
+* same fingerprint, finished: nothing to do;
+* same fingerprint, not finished: the run was interrupted, so it goes on from its checkpoint in the same MLflow run;
+* another fingerprint: the old files are removed and the step starts afresh.
+"""
+
+import hashlib
+import importlib.metadata
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from ospo import tracking
+from ospo.config import Config
+from ospo.errors import OspoError
+from ospo.files import read_json, sha256_file, sha256_json, write_json
+
+PREPARED = Path("data/prepared")
+VECTORS = Path("data/vectors")
+RUNS = Path("runs")
+ALGORITHMS = ("grpo", "ospo")
+
+_TRAINING_SOURCES = (
+    "credit", "retrieval", "training", "data/dataset.py", "data/prompts.py", "models.py", "reward.py",
+)  # fmt: skip
+_EVALUATION_SOURCES = ("evaluation", "retrieval", "data/dataset.py", "data/prompts.py", "reward.py")
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """A finished step."""
+
+    name: str
+    dataset: str
+    directory: Path
+    fingerprint: str
+    run_id: str
+    skipped: bool
+    seconds: float
+
+    @property
+    def model(self) -> Path:
+        """Where a training step leaves its policy."""
+        return self.directory / "model"
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Who asked for a step: the MLflow parent run and the Prefect flow run ("" where there is none)."""
+
+    parent_run_id: str | None = None
+    prefect_run_id: str = ""
+
+
+def data_md5(dataset: str) -> dict[str, str]:
+    """Path → md5 of a dataset's prepared files, from dvc.lock; hashed here where they did not come through DVC."""
+    lock = Path("dvc.lock")
+    outs: dict[str, str] = {}
+    if lock.exists():
+        stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
+        outs = {out["path"]: out["md5"] for out in stages.get(f"prepare@{dataset}", {}).get("outs", [])}
+    files = sorted(PREPARED.joinpath(dataset).glob("*.parquet"))
+    if files and not outs:
+        for path in files:
+            with path.open("rb") as stream:
+                outs[path.as_posix()] = hashlib.file_digest(stream, "md5").hexdigest()
+    if not files:
+        raise OspoError(f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`")
+    return outs
+
+
+@lru_cache
+def _source_hash(parts: tuple[str, ...]) -> str:
+    root = Path(__file__).parent
+    files = sorted(file for part in parts for file in ([root / part] if part.endswith(".py") else root.joinpath(part).rglob("*.py")))
+    return sha256_json([(file.relative_to(root).as_posix(), sha256_file(file)) for file in files])
+
+
+@lru_cache
+def _library_versions() -> tuple[str, ...]:
+    return tuple(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+
+
+@contextmanager
+def dataset_lock(dataset: str) -> Iterator[None]:
+    """Hold the dataset's runs for this process. OspoError where another pipeline works on them already."""
+    RUNS.joinpath(dataset).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(RUNS / dataset / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise OspoError(
+            f"runs/{dataset}: another run is working on it. Fix: wait for it to end, or stop it, then run again"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run_step(
+    config: Config,
+    dataset: str,
+    name: str,
+    *,
+    kind: str,
+    inputs: dict[str, Any],
+    params: dict[str, Any],
+    lineage: Lineage,
+    work: Callable[[Path, "tracking.Run"], None],
+) -> StepResult:
+    """Run, resume or skip one step; see the module's docstring."""
+    directory = RUNS / dataset / name
+    state_file = directory / "step.json"
+    fingerprint = sha256_json({"inputs": inputs, "params": params})
+    state = read_json(state_file) if state_file.exists() else {}
+    if state.get("fingerprint") == fingerprint and state.get("finished"):
+        return StepResult(name, dataset, directory, fingerprint, state["run_id"], True, state["seconds"])
+    run_id = state.get("run_id") if state.get("fingerprint") == fingerprint else None
+    if run_id is None and directory.exists():
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with tracking.run(
+        config,
+        f"{name}-{dataset}",
+        kind=kind,
+        parent_id=lineage.parent_run_id,
+        run_id=run_id,
+        params=params,
+        tags={"ospo.dataset": dataset, "ospo.fingerprint": fingerprint, "prefect.flow_run_id": lineage.prefect_run_id},
+        directory=directory,
+    ) as run:
+        write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": False})
+        run.log_dataset(dataset, PREPARED / dataset, data_md5(dataset))
+        work(directory, run)
+    seconds = round(time.monotonic() - started, 1)
+    write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds})
+    return StepResult(name, dataset, directory, fingerprint, run.id, False, seconds)
+
+
+def _training_inputs(dataset: str) -> dict[str, Any]:
+    return {"data": data_md5(dataset), "source": _source_hash(_TRAINING_SOURCES), "libraries": _library_versions()}
+
+
+def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:  # noqa: B008 (frozen)
+    """Train the SFT policy every algorithm starts from."""
+    preset = config.preset
+    params = {
+        "seed": config.seed,
+        "policy": config.policy,
+        "model": preset.model.model_dump(),
+        "sft": preset.sft.model_dump(),
+        "max_prompt_tokens": preset.rl.max_prompt_tokens,
+    }
+
+    def work(directory: Path, run: "tracking.Run") -> None:
+        from ospo.data.dataset import load_prepared
+        from ospo.training.sft import train_sft
+
+        train_sft(config, load_prepared(PREPARED / dataset), directory, run.log_metrics)
+
+    return _run_step(
+        config, dataset, "sft", kind="sft", inputs=_training_inputs(dataset), params=params, lineage=lineage, work=work
+    )
+
+
+def run_rl(config: Config, dataset: str, algorithm: str, lineage: Lineage = Lineage()) -> StepResult:  # noqa: B008
+    """Train with one RL algorithm from the SFT checkpoint, which is trained first where it is missing or stale."""
+    if algorithm not in ALGORITHMS:
+        raise OspoError(f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}")
+    sft = run_sft(config, dataset, lineage)
+    preset = config.preset
+    params: dict[str, Any] = {
+        "seed": config.seed,
+        "policy": config.policy,
+        "algorithm": algorithm,
+        "model": preset.model.model_dump(),
+        "rl": preset.rl.model_dump(),
+        "reward": config.reward.model_dump(),
+        "retriever": {"training": config.retrievers.training, "dtype": config.retrievers.dtype},
+    }
+    if algorithm == "ospo":
+        params["credit"] = config.credit.model_dump()
+
+    def work(directory: Path, run: "tracking.Run") -> None:
+        from ospo.data.dataset import load_prepared
+        from ospo.retrieval import build_retriever
+        from ospo.reward import SearchReward
+        from ospo.training.rl import train_rl
+
+        data = load_prepared(PREPARED / dataset)
+        retriever = build_retriever(config.retrievers.training, config, data)
+        reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+        train_rl(config, data, algorithm, sft.model, reward, directory, run.log_metrics)
+        run.log_artifact(directory / "trainer_args.json")
+        run.log_artifact(directory / "completions.parquet")
+
+    inputs = _training_inputs(dataset) | {"sft": sft.fingerprint}
+    return _run_step(
+        config, dataset, algorithm, kind="rl", inputs=inputs, params=params, lineage=lineage, work=work
+    )
+
+
+def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:  # noqa: B008
+    """Score every policy's search texts under the training retriever and each unseen one, on held-out requests."""
+    policies = {name: _finished(dataset, name) for name in config.evaluation.policies}
+    params = {
+        "seed": config.seed,
+        "evaluation": config.evaluation.model_dump(),
+        "retrievers": config.retrievers.model_dump(),
+        "reward": config.reward.model_dump(),
+    }
+
+    def work(directory: Path, run: "tracking.Run") -> None:
+        from ospo.data.dataset import load_prepared
+        from ospo.evaluation import evaluate
+
+        models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
+        summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
+        for policy, figures in summary["test"].items():
+            run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
+        for name in ("evaluation.parquet", "summary.json"):
+            run.log_artifact(directory / name)
+
+    inputs = {
+        "data": data_md5(dataset),
+        "source": _source_hash(_EVALUATION_SOURCES),
+        "policies": {name: state["fingerprint"] for name, state in policies.items()},
+    }
+    return _run_step(
+        config, dataset, "evaluation", kind="evaluation", inputs=inputs, params=params, lineage=lineage, work=work
+    )
+
+
+def _finished(dataset: str, name: str) -> dict[str, Any]:
+    """The state of a finished step. OspoError where it has not finished."""
+    file = RUNS / dataset / name / "step.json"
+    state = read_json(file) if file.exists() else {}
+    if not state.get("finished"):
+        command = "sft" if name == "sft" else f"train --algorithm {name}"
+        raise OspoError(f"{file.parent}: no finished {name} policy. Fix: run `ospo {command} --dataset {dataset}`")
+    return state
