@@ -218,6 +218,9 @@ class Evaluation(Section):
     policies: list[str] = ["sft", "grpo", "ospo"]
     max_requests: int = Field(400, ge=0)
     batch_size: int = Field(64, ge=1)
+    samples: int = Field(0, ge=0)
+    catalogue: bool = True
+    resamples: int = Field(10_000, ge=100)
 
 
 class Tracking(Section):

@@ -1,0 +1,175 @@
+"""Which requests are evaluated, and what every policy answers to them: written once, read back in chunks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ospo.config import Config
+from ospo.data.dataset import PreparedData
+from ospo.errors import InputError
+from ospo.evaluation.rollouts import Decoding, Rewriter, Rollout
+from ospo.files import atomic_file, sha256_json
+from ospo.reward import search_text
+
+_ANSWERS = pa.schema(
+    [
+        ("policy", pa.string()),
+        ("split", pa.string()),
+        ("decoding", pa.string()),
+        ("sample", pa.int32()),
+        ("row", pa.int32()),
+        ("request_id", pa.string()),
+        ("query", pa.string()),
+        ("answer", pa.string()),
+        ("completion", pa.string()),
+        ("tokens", pa.int32()),
+        ("finished", pa.bool_()),
+        ("prompt_cut", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A set of rollouts: one policy, one split, one decoding."""
+
+    policy: str
+    model_dir: Path | None
+    split: str
+    decoding: Decoding
+
+    @property
+    def decoding_name(self) -> str:
+        """``greedy`` or ``sampled``."""
+        return "greedy" if self.decoding.temperature == 0 else "sampled"
+
+    def takes(self, split: str, scope: str) -> bool:
+        """Whether these rollouts are scored there: the whole catalogue is searched for greedy answers only."""
+        return self.split == split and (scope == "pool" or self.decoding_name == "greedy")
+
+
+def choose_requests(data: PreparedData, split: str, limit: int, seed: int) -> np.ndarray:
+    """Request rows of a split, at most ``limit`` (0: all), chosen by seeded hash of the id, in row order.
+
+    Raises InputError where the split is empty: a figure over no request is no figure.
+    """
+    rows = data.rows(split)
+    if len(rows) == 0:
+        raise InputError(
+            data.directory / "requests.parquet",
+            "split",
+            f"no request in split {split!r}",
+            "prepare more data or raise data.split's share of it",
+        )
+    if limit and len(rows) > limit:
+        order = sorted(rows, key=lambda row: sha256_json([seed, split, data.requests[row].request_id]))
+        rows = np.sort(np.array(order[:limit]))
+    return rows
+
+
+def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _raw_rollout(query: str) -> Rollout:
+    return Rollout(query, query, 0, True)
+
+
+def write_answers(
+    config: Config,
+    data: PreparedData,
+    jobs: Sequence[Job],
+    rows: Mapping[str, np.ndarray],
+    file: Path,
+    cache: Path | None,
+    chunk: int,
+) -> dict[str, dict[str, int]]:
+    """Write what every policy answers into ``file``, one row group per (job, chunk); returns counts per policy."""
+    counts: dict[str, dict[str, int]] = {}
+    rl = config.preset.rl
+    rewriters: dict[str, Rewriter] = {}
+    bar = tqdm(total=sum(len(rows[job.split]) for job in jobs), desc="rewrite", unit="request")
+    with bar, atomic_file(file) as temporary, pq.ParquetWriter(temporary, _ANSWERS) as writer:
+        for job in jobs:
+            count = counts.setdefault(job.policy, {"answers": 0, "empty": 0, "unfinished": 0, "prompt_cut": 0})
+            for part in _chunks(rows[job.split], chunk):
+                requests = [data.requests[row] for row in part]
+                if job.model_dir is None:
+                    rollouts = [_raw_rollout(request.query) for request in requests]
+                else:
+                    if job.policy not in rewriters:
+                        rewriters = {  # one model in memory at a time
+                            job.policy: Rewriter(
+                                job.model_dir, config.evaluation.batch_size, rl.max_prompt_tokens, cache
+                            )
+                        }
+                    rollouts = rewriters[job.policy].rollouts(requests, job.decoding)
+                count["answers"] += len(rollouts)
+                count["empty"] += sum(not search_text(r.answer) for r in rollouts)
+                count["unfinished"] += sum(not r.finished for r in rollouts)
+                count["prompt_cut"] += sum(r.prompt_cut for r in rollouts)
+                writer.write_table(_answers_table(job, part, requests, rollouts))
+                bar.update(len(part))
+    return counts
+
+
+def _answers_table(job: Job, part: np.ndarray, requests: Sequence[Any], rollouts: Sequence[Rollout]) -> pa.Table:
+    n = len(rollouts)
+    columns = {
+        "policy": [job.policy] * n,
+        "split": [job.split] * n,
+        "decoding": [job.decoding_name] * n,
+        "sample": [job.decoding.sample] * n,
+        "row": part.astype(np.int32),
+        "request_id": [request.request_id for request in requests],
+        "query": [request.query for request in requests],
+        "answer": [_storable(rollout.answer) for rollout in rollouts],
+        "completion": [_storable(rollout.completion) for rollout in rollouts],
+        "tokens": [rollout.tokens for rollout in rollouts],
+        "finished": [rollout.finished for rollout in rollouts],
+        "prompt_cut": [rollout.prompt_cut for rollout in rollouts],
+    }
+    return pa.table(columns, schema=_ANSWERS)
+
+
+def _storable(text: str) -> str:
+    # A policy can be made to write half a surrogate pair, which no UTF-8 file can hold.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def plan(config: Config, policies: Mapping[str, Path | None]) -> list[Job]:
+    """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test split if asked for."""
+    rl = config.preset.rl
+    greedy = Decoding(rl.max_completion_tokens)
+    jobs = [Job(name, model, split, greedy) for split in ("validation", "test") for name, model in policies.items()]
+    for name, model in policies.items():
+        if model is not None:
+            for sample in range(config.evaluation.samples):
+                decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)
+                jobs.append(Job(name, model, "test", decoding))
+    return jobs
+
+
+class Answers:
+    """Row groups of the answers file: one per (job, chunk), in the order they were written."""
+
+    def __init__(self, file: Path, jobs: Sequence[Job], rows: Mapping[str, np.ndarray], chunk: int):
+        self.file, self.jobs, self.rows, self.chunk = pq.ParquetFile(file), jobs, rows, chunk
+        self.first: list[int] = []
+        group = 0
+        for job in jobs:
+            self.first.append(group)
+            group += -(-len(rows[job.split]) // chunk)
+
+    def chunks(self, split: str, scope: str) -> Iterator[tuple[np.ndarray, list[Job], list[pa.Table]]]:
+        """(request rows, jobs, their answers), chunk by chunk."""
+        wanted = [(job, first) for job, first in zip(self.jobs, self.first, strict=True) if job.takes(split, scope)]
+        for number, part in enumerate(_chunks(self.rows[split], self.chunk)):
+            yield part, [job for job, _ in wanted], [self.file.read_row_group(first + number) for _, first in wanted]

@@ -1,0 +1,64 @@
+"""Checks that evaluation requests were not trained on. They run with every evaluation and stop it where they fail."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ospo.data.dataset import PreparedData
+from ospo.errors import OspoError
+
+HELD_OUT = ("validation", "test")
+
+
+class LeakError(OspoError):
+    """Held-out requests were seen in training: no figure computed from them would mean anything."""
+
+
+def _query_key(query: str) -> str:
+    return " ".join(query.casefold().split())
+
+
+def check_split(data: PreparedData) -> dict[str, int]:
+    """No request id, customer or (where requests have no customer) query on two sides of the split.
+
+    H&M's queries come from templates and repeat between customers by design: there the customer is what must not be
+    shared. Returns how many keys of each kind were compared. Raises LeakError with counts and one example.
+    """
+    seen: dict[str, dict[str, str]] = {"request id": {}, "customer": {}, "query": {}}
+    clashes: dict[str, list[str]] = {kind: [] for kind in seen}
+    for request in data.requests:
+        keys = {"request id": request.request_id}
+        if request.customer_id:
+            keys["customer"] = request.customer_id
+        else:
+            keys["query"] = _query_key(request.query)
+        for kind, key in keys.items():
+            twice = kind == "request id" and key in seen[kind]
+            if twice or seen[kind].setdefault(key, request.split) != request.split:
+                clashes[kind].append(key)
+    for kind, found in clashes.items():
+        if found:
+            raise LeakError(
+                f"leak in {data.directory}: {len(found)} {kind}(s) on two sides of the split, for example "
+                f"{found[0]!r:.80}. Fix: prepare the data again (ospo prepare) and train again"
+            )
+    return {kind: len(keys) for kind, keys in seen.items()}
+
+
+def check_training_log(data: PreparedData, rows: np.ndarray, policy: str, model_dir: Path) -> int:
+    """No request among ``rows`` was sampled in the policy's training: reads ``completions.parquet`` beside the model.
+
+    Returns how many distinct training requests were compared; 0 where the run kept no such log. Raises LeakError.
+    """
+    log = model_dir.parent / "completions.parquet"
+    if not log.is_file() or "request_id" not in pl.read_parquet_schema(log):
+        return 0
+    trained = set(pl.scan_parquet(log).select(pl.col("request_id").unique()).collect()["request_id"])
+    shared = sorted(trained & {data.requests[row].request_id for row in rows})
+    if shared:
+        raise LeakError(
+            f"leak: policy {policy!r} was trained on {len(shared)} of the evaluation's requests, for example "
+            f"{shared[0]!r:.80} ({log}). Fix: train it again on this preparation of the data"
+        )
+    return len(trained)

@@ -1,0 +1,109 @@
+"""Measures of answers under one retriever, with the retriever's contract checked."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ospo.data.dataset import PreparedData
+from ospo.errors import OspoError
+from ospo.evaluation.measures import MEASURES, full_catalogue, measure
+from ospo.retrieval.base import Retriever
+from ospo.reward import search_text
+
+TOP_K = 1000  # depth of a search over the whole catalogue
+
+
+def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
+    """``retriever.score`` with its contract checked: shape, a finite score per item, -inf for padding.
+
+    Raises OspoError naming the retriever: a retriever that forgets items or returns NaN must not become a figure.
+    """
+    scores_BP = np.asarray(retriever.score(texts, rows_BP))
+    if scores_BP.shape != rows_BP.shape:
+        raise OspoError(
+            f"retriever {retriever.name!r} returned scores of shape {scores_BP.shape} for {rows_BP.shape} items. "
+            "Fix: score() must return one score per text and item"
+        )
+    real_BP = rows_BP >= 0
+    if not np.isfinite(scores_BP[real_BP]).all():
+        bad = int((~np.isfinite(scores_BP[real_BP])).sum())
+        raise OspoError(
+            f"retriever {retriever.name!r} returned {bad} scores that are not finite numbers. "
+            "Fix: score every item of a pool; the least relevant may get 0"
+        )
+    return np.where(real_BP, scores_BP, -np.inf)
+
+
+def _checked_search(retriever: Retriever, texts: Sequence[str], items: int) -> tuple[np.ndarray, np.ndarray]:
+    """``retriever.search`` over the whole catalogue with its contract checked (OspoError)."""
+    rows_BK, scores_BK = retriever.search(texts, TOP_K)
+    expected = (len(texts), min(TOP_K, items))
+    if rows_BK.shape != expected or scores_BK.shape != expected:
+        raise OspoError(
+            f"retriever {retriever.name!r} returned {rows_BK.shape} items of a search for {expected}. "
+            "Fix: search() must return the best top_k, or the whole catalogue where it is smaller"
+        )
+    ordered = np.sort(rows_BK, axis=1)
+    if ordered.min() < 0 or ordered.max() >= items or (ordered[:, 1:] == ordered[:, :-1]).any():
+        raise OspoError(
+            f"retriever {retriever.name!r} returned unknown or repeated items from search(). "
+            f"Fix: each must be a distinct catalogue row, 0 to {items - 1}"
+        )
+    if not np.isfinite(scores_BK).all() or (np.diff(scores_BK, axis=1) > 0).any():
+        raise OspoError(
+            f"retriever {retriever.name!r} returned scores from search() that are not finite or not in order"
+        )
+    return rows_BK, scores_BK
+
+
+def score_texts(
+    retriever: Retriever,
+    texts: Sequence[str],
+    pools_BP: np.ndarray,
+    gains_BP: np.ndarray,
+    scope: str = "pool",
+    items: int = 0,
+) -> dict[str, np.ndarray]:
+    """All measures of answers (B,): name → (B,) float64. An empty answer scores 0, as in training.
+
+    ``scope`` is ``pool`` (rank the pool's items only) or ``catalogue`` (search all ``items`` of it).
+    """
+    cleaned = [search_text(text) for text in texts]
+    filled = np.array([bool(text) for text in cleaned], dtype=bool)
+    values = {name: np.zeros(len(cleaned)) for name in MEASURES}
+    if filled.any():
+        kept = [text for text in cleaned if text]
+        if scope == "pool":
+            scores, gains = checked_scores(retriever, kept, pools_BP[filled]), gains_BP[filled]
+        else:
+            found = _checked_search(retriever, kept, items)
+            scores, gains = full_catalogue(*found, pools_BP[filled], gains_BP[filled], items)
+        for name, value in measure(scores, gains).items():
+            values[name][filled] = value
+    return values
+
+
+def score_chunk(
+    retriever: Retriever, data: PreparedData, part: np.ndarray, tables: Sequence[pa.Table], scope: str
+) -> dict[str, np.ndarray]:
+    """Measures of a chunk's answers, job-major: name → (jobs * requests,). Equal texts of a request are scored once.
+
+    Texts go to the retriever request by request, so that all texts of a request share one lookup of its pool.
+    """
+    columns = [table["answer"].to_pylist() for table in tables]
+    unique: dict[tuple[int, str], int] = {}
+    slots_JR = np.empty((len(columns), len(part)), dtype=np.int64)
+    for r in range(len(part)):
+        for j, column in enumerate(columns):
+            slots_JR[j, r] = unique.setdefault((r, search_text(column[r])), len(unique))
+    owners = part[np.array([r for r, _ in unique], dtype=np.int64)]
+    values = score_texts(
+        retriever,
+        [text for _, text in unique],
+        data.pools_RP[owners],
+        data.gains_RP[owners],
+        scope,
+        len(data.item_ids),
+    )
+    return {name: value[slots_JR].ravel() for name, value in values.items()}
