@@ -1,0 +1,213 @@
+"""Beginning and ending tracked runs, and finishing what dead ones left behind."""
+
+import logging
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from ospo.config import Config
+from ospo.tracking.delivery import KEY_TAG, PENDING, deliver, find_by_key
+from ospo.tracking.facts import standard_tags
+from ospo.tracking.journal import Journal, JournalBusy, journal_keys
+from ospo.tracking.runs import Run, now_ms
+from ospo.tracking.store import (
+    TrackingError,
+    Unreachable,
+    artifact_location,
+    client_for,
+    describe,
+    experiment_id,
+    tracking_uri,
+    without_password,
+)
+
+LOGGER = logging.getLogger("ospo.tracking")
+
+
+class Terminated(SystemExit):
+    """SIGTERM arrived. Leaves like SystemExit(143), so that ``finally`` blocks run and the run is marked KILLED."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into Terminated while inside, unless someone else (Prefect, a server) already handles it."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated(143)
+
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, SystemExit) and error.code in (0, None):
+        return "FINISHED"
+    # KeyboardInterrupt, SystemExit, a flow's cancellation: someone stopped the run. Anything else went wrong in it.
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
+
+
+def setup(config: Config, root: str | Path = ".") -> str:
+    """Make the store and the experiment where they do not exist; returns the store's address.
+
+    The address comes from MLFLOW_TRACKING_URI or ``tracking.uri``; a relative sqlite file and its artifacts
+    (``mlartifacts/``) lie under ``root``. Raises TrackingError where the store does not answer.
+    """
+    uri = tracking_uri(config, Path(root))
+    try:
+        experiment_id(client_for(uri), config.tracking.experiment, artifact_location(uri, Path(root)))
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"MLflow at {without_password(uri)} does not answer ({describe(error)}). "
+            "Fix: start the server (`make up`) or correct tracking.uri in params.yaml"
+        ) from error
+    return uri
+
+
+def _open(
+    client: MlflowClient, directory: Path, run_id: str | None, create: dict[str, Any], resume: dict[str, Any]
+) -> Journal:
+    """The journal of a new run, or of the run to resume, with its first new event."""
+    if run_id is None:
+        key = uuid.uuid4().hex
+        journal = Journal(directory, key)
+        create["tags"] = {**create["tags"], KEY_TAG: key}
+        journal.append(create)
+        return journal
+    for folder, key in journal_keys(directory):
+        try:
+            journal = Journal(folder, key)
+        except JournalBusy:
+            continue
+        if run_id in (journal.run_id, f"{PENDING}{key}"):
+            journal.append(resume)
+            return journal
+        journal.close()
+    if run_id.startswith(PENDING):
+        experiment = experiment_id(client, create["experiment"], create["artifact_location"])
+        found = find_by_key(client, experiment, run_id.removeprefix(PENDING))
+        if found is None:
+            raise TrackingError(f"run {run_id} is neither in MLflow nor in {directory}. Fix: start a new run")
+        run_id = found
+    journal = Journal(directory, uuid.uuid4().hex)
+    journal.set_state(run_id=run_id)
+    journal.append(resume)
+    return journal
+
+
+@contextmanager
+def run(
+    config: Config,
+    name: str,
+    *,
+    kind: str,
+    directory: str | Path,
+    root: str | Path = ".",
+    parent_id: str | None = None,
+    run_id: str | None = None,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, Any] | None = None,
+    data_md5: Mapping[str, str] | None = None,
+    prefect_flow_run_id: str | None = None,
+) -> Iterator[Run]:
+    """A tracked run for the body of a ``with`` statement.
+
+    ``kind``: pipeline, sft, grpo, ospo, evaluate, … (tag ``ospo.kind``). ``directory``: the step's own folder, where
+    records wait while MLflow is away. ``parent_id`` and ``run_id`` (to resume) take what ``Run.id`` gave. ``params``:
+    the resolved configuration of this step only, nested or flat. ``data_md5``: data set → md5 from dvc.lock.
+
+    The run ends FINISHED; FAILED on an exception; KILLED on Ctrl-C, SIGTERM or a cancelled flow. A server that does
+    not answer stops nothing. Raises TrackingError where MLflow refuses the run or the local database cannot be used.
+    """
+    directory, root = Path(directory), Path(root)
+    uri = tracking_uri(config, root)
+    client = client_for(uri)
+    flow_run = prefect_flow_run_id or os.environ.get("PREFECT__FLOW_RUN_ID")
+    all_tags = {
+        **standard_tags(root),
+        "ospo.kind": kind,
+        **({"prefect.flow_run_id": flow_run} if flow_run else {}),
+        **{f"data.{dataset}.md5": md5 for dataset, md5 in (data_md5 or {}).items()},
+        **{key: str(value) for key, value in (tags or {}).items() if value not in (None, "")},
+    }
+    create = {
+        "op": "create",
+        "time": now_ms(),
+        "name": name,
+        "experiment": config.tracking.experiment,
+        "artifact_location": artifact_location(uri, root),
+        "parent": parent_id,
+        "tags": all_tags,
+    }
+    journal = _open(client, directory, run_id, create, {"op": "resume", "time": now_ms()})
+    tracked = Run(client, journal, name, uri)
+    try:
+        tracked.begin()
+    except BaseException:
+        journal.close()
+        raise
+    if run_id is None:
+        tracked.log_params(params or {})
+    else:
+        tracked.set_tags(all_tags)
+    with _terminable():
+        try:
+            yield tracked
+        except BaseException as error:
+            tracked.end(_status(error), patience=5)
+            raise
+        tracked.end("FINISHED", patience=60)
+
+
+def sync(config: Config, directory: str | Path, root: str | Path = ".") -> int:
+    """Send what dead runs below ``directory`` left behind, and mark as KILLED those that did not end themselves.
+
+    Live runs are left alone. Returns how many runs were completed in MLflow. Raises TrackingError where the server
+    still does not answer.
+    """
+    client = client_for(tracking_uri(config, Path(root)))
+    waiting: list[Journal] = []
+    for folder, key in journal_keys(Path(directory)):
+        try:
+            waiting.append(Journal(folder, key))
+        except JournalBusy:
+            continue
+    for journal in waiting:
+        if len(journal) and not journal.ended:
+            journal.append({"op": "end", "time": now_ms(), "status": "KILLED"})
+    count, problem = len(waiting), ""
+    try:
+        for allow_orphan in (False, True):  # a child waits for its parent; where that is lost, it goes without
+            left = []
+            for journal in waiting:
+                try:
+                    for line in deliver(client, journal, allow_orphan):
+                        LOGGER.error("MLflow refused a record: %s", line)
+                    journal.close()
+                except Unreachable as error:
+                    problem = str(error)
+                    left.append(journal)
+            waiting = left
+    finally:
+        for journal in waiting:
+            journal.close()
+    if waiting:
+        raise TrackingError(
+            f"records of {len(waiting)} run(s) below {directory} still wait for MLflow ({problem}). "
+            "Fix: start the server (`make up`), then `ospo sync`"
+        )
+    return count
