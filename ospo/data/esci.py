@@ -1,0 +1,220 @@
+"""ESCI (Amazon's Shopping Queries Dataset, Reddy et al., arXiv 2206.06588): raw parquet files → prepared tables."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ospo.config import Config, EsciData
+from ospo.data.hashing import hash_strings
+from ospo.data.pools import build_pools, tier_by_key
+from ospo.data.schemas import (
+    ESCI_EXAMPLES,
+    ESCI_EXAMPLES_NEEDED,
+    ESCI_EXAMPLES_SCHEMA,
+    ESCI_PRODUCTS,
+    ESCI_PRODUCTS_NEEDED,
+    ESCI_PRODUCTS_SCHEMA,
+    HISTORY,
+    collect,
+    raw_folder,
+    scan_parquet,
+)
+from ospo.data.stats import Stats
+from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html
+from ospo.data.writer import Prepared, finish
+from ospo.errors import InputError
+
+LABELS = ("E", "S", "C", "I")
+
+
+def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
+    """Read the raw files in ``raw`` and build the prepared tables. Raises InputError."""
+    raw = raw_folder(raw, "data.esci.raw", [ESCI_EXAMPLES, ESCI_PRODUCTS])
+    options = config.data.esci
+    judgements = _read_judgements(raw / ESCI_EXAMPLES, options, stats)
+    catalogue = _read_catalogue(raw / ESCI_PRODUCTS, options, stats)
+    judged = _known_products(judgements, catalogue, stats)
+    judged = _filter_queries(judged, catalogue, options, config.seed, stats)
+    if judged.is_empty():
+        fix = "loosen data.esci (labels, min_exact, max_exact, title_overlap, locale)"
+        raise InputError(raw / ESCI_EXAMPLES, "query", "no query with relevant products is left", fix)
+    catalogue = catalogue.with_columns(group=_groups(catalogue, judged))
+    return _assemble(judged, catalogue, config, stats)
+
+
+def _read_judgements(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
+    """Judgements of the chosen locale: query_id, query, item_id, label; one row a (query, product)."""
+    frame = collect(file, scan_parquet(file, ESCI_EXAMPLES_NEEDED, ESCI_EXAMPLES_SCHEMA))
+    stats.read["judgements"] = len(frame)
+    unknown = frame.filter(~pl.col("esci_label").is_in(LABELS) | pl.col("esci_label").is_null())
+    if len(unknown):
+        problem = f"unknown label {unknown['esci_label'][0]!r} ({len(unknown)} rows)"
+        raise InputError(file, "esci_label", problem, "labels are E, S, C and I, as in the official file")
+    frame = stats.keep(frame, "judgement_other_locale", pl.col("product_locale") == options.locale)
+    if options.small_version:
+        frame = stats.keep(frame, "judgement_not_in_small_version", pl.col("small_version") == 1)
+    frame = stats.keep(frame, "judgement_label_not_chosen", pl.col("esci_label").is_in(options.labels))
+    frame = frame.select(
+        query_id="query_id",
+        query=clean_space(pl.col("query").fill_null("")),
+        item_id=pl.col("product_id").fill_null(""),
+        label="esci_label",
+    )
+    frame = stats.keep(frame, "judgement_empty_query", (pl.col("query") != "") & pl.col("query_id").is_not_null())
+    gains = pl.col("label").replace_strict(options.gains, return_dtype=pl.Float32)
+    # A pair judged twice keeps its better label.
+    frame = frame.with_columns(gain=gains).sort(["query_id", "item_id", "gain"], descending=[False, False, True])
+    unique = frame.unique(["query_id", "item_id"], keep="first", maintain_order=True)
+    stats.drop("judgement_duplicate", len(frame) - len(unique))
+    return unique
+
+
+def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
+    """Products of the chosen locale as catalogue rows, sorted by item_id; group is filled in later."""
+    products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA)
+    frame = collect(file, products.filter(pl.col("product_locale") == options.locale))
+    stats.read["products"] = int(collect(file, products.select(pl.len())).item())
+    stats.drop("product_other_locale", stats.read["products"] - len(frame))
+    if frame.is_empty():
+        problem = f"no product of locale {options.locale!r}"
+        raise InputError(file, "product_locale", problem, "set data.esci.locale to a locale that the file holds")
+    frame = stats.keep(frame, "product_without_id", pl.col("product_id").fill_null("").str.strip_chars() != "")
+    if frame["product_id"].n_unique() < len(frame):
+        twice = frame.filter(pl.col("product_id").is_duplicated())["product_id"].sort()[0]
+        problem = f"product {twice!r} appears twice in locale {options.locale!r}"
+        raise InputError(file, "product_id", problem, "keep one row for each product and locale")
+
+    def part(column: str) -> pl.Expr:
+        return strip_html(known(pl.col(column)))
+
+    parts = frame.lazy().select(
+        item_id="product_id",
+        title=part("product_title"),
+        brand=part("product_brand"),
+        colour=part("product_color"),
+        bullets=part("product_bullet_point"),
+        description=part("product_description"),
+    )
+    texts = [pl.col(name) for name in ("title", "brand", "colour", "bullets", "description")]
+    catalogue = parts.select(
+        "item_id",
+        "title",
+        text=join_parts(texts),
+        category=head_noun(pl.col("title")),
+        group=pl.lit(""),
+        brand="brand",
+        colour="colour",
+        description="description",
+    ).sort("item_id")
+    frame = catalogue.collect()
+    return stats.keep(frame, "product_without_text", pl.col("text") != "")
+
+
+def _known_products(judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats) -> pl.DataFrame:
+    """Judgements whose product is in the catalogue, with its row as ``item``."""
+    items = catalogue.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
+    judged = judgements.join(items, on="item_id", how="left", maintain_order="left")
+    return stats.keep(judged, "judgement_unknown_product", pl.col("item").is_not_null())
+
+
+def _filter_queries(
+    judged: pl.DataFrame, catalogue: pl.DataFrame, options: EsciData, seed: int, stats: Stats
+) -> pl.DataFrame:
+    """Apply the query filters, counting queries dropped by each."""
+    exact = pl.col("label") == "E"
+    judged = judged.with_columns(exact=exact.sum().over("query_id"), best=pl.col("gain").max().over("query_id"))
+    judged = _keep_queries(judged, stats, "query_too_few_exact", pl.col("exact") >= options.min_exact)
+    judged = _keep_queries(judged, stats, "query_too_many_exact", pl.col("exact") <= options.max_exact)
+    judged = _keep_queries(judged, stats, "query_without_relevant", pl.col("best") > 0)
+    if options.title_overlap > 0:
+        judged = judged.with_columns(overlap=_enough_overlap(judged, catalogue, options.title_overlap))
+        judged = _keep_queries(judged, stats, "query_little_title_overlap", pl.col("overlap"))
+    if options.max_requests:
+        queries = judged.select("query_id", "query").unique("query_id", maintain_order=True)
+        order = np.argsort(hash_strings(queries["query"], seed + 1), kind="stable")[: options.max_requests]
+        chosen = pl.col("query_id").is_in(queries["query_id"].gather(order.tolist()).implode())
+        judged = _keep_queries(judged, stats, "query_beyond_max_requests", chosen)
+    return judged.select("query_id", "query", "item_id", "item", "label", "gain")
+
+
+def _keep_queries(judged: pl.DataFrame, stats: Stats, reason: str, condition: pl.Expr) -> pl.DataFrame:
+    kept = judged.filter(condition)
+    stats.drop(reason, judged["query_id"].n_unique() - kept["query_id"].n_unique())
+    return kept
+
+
+def _enough_overlap(judged: pl.DataFrame, catalogue: pl.DataFrame, share: float) -> pl.Series:
+    """Whether one of the query's Exact titles holds at least max(2, share) of the query's tokens (the paper)."""
+
+    def tokens(text: pl.Expr) -> pl.Expr:
+        return text.str.to_lowercase().str.extract_all(r"[\p{L}\p{N}]+").list.unique()
+
+    frame = judged.select(
+        "query_id",
+        "label",
+        query=tokens(pl.col("query")),
+        title=tokens(pl.lit(catalogue["title"].gather(judged["item"]))),
+    )
+    common = pl.col("query").list.set_intersection("title").list.len()
+    needed = pl.max_horizontal(2, (pl.col("query").list.len() * share).ceil())
+    enough = (pl.col("label") == "E") & (common >= needed)
+    return frame.select(enough.any().over("query_id").alias("overlap")).to_series()
+
+
+def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
+    """Group of each product: its category's most co-judged more frequent category, else the category itself.
+
+    ESCI has no taxonomy; shoppers' queries relate "charger" to "phone", and annotators judged both.
+    """
+    heads = judged.select("query_id", category=catalogue["category"].gather(judged["item"]))
+    heads = heads.filter(pl.col("category") != "").unique()
+    sizes = heads.group_by("category").agg(size=pl.len())
+    heads = heads.join(sizes, on="category")
+    pairs = (
+        heads.join(heads, on="query_id", suffix="_other")
+        .filter(pl.col("size_other") > pl.col("size"))
+        .group_by("category", group="category_other")
+        .agg(together=pl.len())
+        .sort(["category", "together", "group"], descending=[False, True, False])
+        .unique("category", keep="first", maintain_order=True)
+    )
+    parents = catalogue.select("category").join(pairs, on="category", how="left", maintain_order="left")
+    return parents.select(pl.coalesce("group", "category").alias("group")).to_series()
+
+
+def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, stats: Stats) -> Prepared:
+    """Requests, qrels and pools of the filtered judgements."""
+    size = config.data.pool.size
+    judged = judged.with_columns(request_id=pl.col("query_id").cast(pl.String))
+    judged = judged.sort(["request_id", "gain", "item_id"], descending=[False, True, False])
+    place = pl.int_range(pl.len()).over("request_id")
+    judged = stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
+    requests = judged.group_by("request_id", maintain_order=True).first().rename({"item_id": "target_id"})
+    row = judged["request_id"].rle_id().to_numpy()
+    relevant = judged["gain"].to_numpy() > 0
+    item = judged["item"].to_numpy()
+
+    codes = {name: catalogue[name].rank("dense").to_numpy().astype(np.int64) for name in ("category", "group")}
+    hashes_I = hash_strings(catalogue["item_id"], config.seed)
+    target = requests["item"].to_numpy()
+    pool = config.data.pool
+    tiers = [
+        tier_by_key(codes["category"], hashes_I, codes["category"][target], pool.hard),
+        tier_by_key(codes["group"], hashes_I, codes["group"][target], pool.related),
+        tier_by_key(np.zeros(len(catalogue), np.int64), hashes_I, np.zeros(len(requests), np.int64), pool.random),
+    ]
+    hashes_R = hash_strings(requests["request_id"], config.seed + 2)
+    pools_RP = build_pools(
+        (row[relevant], item[relevant]), (row[~relevant], item[~relevant]), tiers, hashes_R, len(catalogue), size
+    )
+    requests = requests.select(
+        "request_id",
+        "query",
+        customer_id=pl.lit(""),
+        history=pl.lit([], dtype=HISTORY),
+        target_id="target_id",
+        split_key=pl.col("query").str.to_lowercase(),
+    )
+    qrels = judged.select("request_id", "item_id", "gain", "label").sort("request_id", "item_id")
+    return finish(catalogue, requests, qrels, pools_RP, config)

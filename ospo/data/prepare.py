@@ -1,0 +1,28 @@
+"""Preparation and the sample shops, as the command line and the DVC stages call them."""
+
+from pathlib import Path
+from typing import Any
+
+from ospo.config import DATASETS, Config
+from ospo.data.esci import prepare_esci
+from ospo.data.hm import prepare_hm
+from ospo.data.stats import Stats
+from ospo.data.writer import write_prepared
+from ospo.errors import InputError
+from ospo.files import atomic_directory
+
+_PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
+
+
+def prepare(dataset: str, raw_dir: str | Path, out_dir: str | Path, config: Config) -> dict[str, Any]:
+    """Raw files in ``raw_dir`` → prepared tables in ``out_dir``, which appears (or is replaced) as a whole.
+
+    Returns the content of stats.json. Raises InputError with nothing written.
+    """
+    if dataset not in _PREPARE:
+        raise InputError(str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}")
+    stats = Stats()
+    prepared = _PREPARE[dataset](Path(raw_dir), config, stats)
+    with atomic_directory(out_dir) as temporary:
+        write_prepared(prepared, temporary, stats)
+    return stats.as_dict()
