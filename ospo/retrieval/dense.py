@@ -1,0 +1,176 @@
+"""Dense retrievers: a text is a vector, an item's score the cosine of the two."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ospo.errors import InputError
+from ospo.files import sha256_file, sha256_json
+from ospo.retrieval.base import check_rows, pool_runs, top_rows
+from ospo.retrieval.linear import on_grid
+from ospo.retrieval.vectors import load_vectors, texts_digest
+
+# Vector entries are multiples of 2**-20: products of two are multiples of 2**-40 and their sums exact in float64, so
+# that a score does not depend on the order in which a matrix product adds (which changes with its shape).
+GRID_BITS = 20
+Progress = Callable[[int, int], None]  # texts done, texts in all
+
+
+class EmbeddingRetriever:
+    """Base of retrievers by cosine: sub-classes give ``encode`` and ``fingerprint``.
+
+    Vectors of texts are kept in a bounded least-recently-used memo of ``memo_texts``: a text that comes under two
+    requests, or again in a later training step, is encoded once.
+    """
+
+    linear = False
+
+    def __init__(self, name: str, memo_texts: int = 50_000) -> None:
+        self.name = name
+        self.items = 0
+        self.encoded = 0
+        self._memo_texts = memo_texts
+        self._memo: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._vectors_ID = np.zeros((0, 0), dtype=np.float32)
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """Unit vectors (B, D) of ``texts``, each independent of the texts beside it."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """What the vectors depend on besides the texts: weights, precision, pooling."""
+        raise NotImplementedError
+
+    def catalogue_fingerprint(self, item_ids: Sequence[str], item_texts: Sequence[str]) -> str:
+        """What identifies the vectors of a catalogue."""
+        return sha256_json({"encoder": self.fingerprint(), "texts": texts_digest(item_ids, item_texts)})
+
+    def item_vectors(self, item_texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """Vectors (I, D) float32 on the 2**-20 grid."""
+        return self._checked(self.encode(item_texts, progress), len(item_texts))
+
+    def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
+        vectors = np.asarray(vectors)
+        if vectors.ndim != 2 or len(vectors) != count:
+            raise ValueError(f"retriever {self.name}: {count} texts gave vectors of shape {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            raise ValueError(f"retriever {self.name}: a text's vector holds NaN or infinity")
+        return on_grid(vectors, GRID_BITS).astype(np.float32)
+
+    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+        """Encode the catalogue, or take its vectors from ``cache`` where the fingerprint is the same."""
+        vectors = None
+        if cache is not None and cache.exists():
+            vectors = load_vectors(cache, self.catalogue_fingerprint(item_ids, item_texts), len(item_ids))
+        self._vectors_ID = self.item_vectors(item_texts) if vectors is None else vectors
+        self.items = len(item_ids)
+
+    def vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors (B, D) float32 of search texts, memoised; blank texts have the zero vector."""
+        memo = self._memo
+        distinct = dict.fromkeys(texts)
+        new = [text for text in distinct if text not in memo]
+        encoded = [text for text in new if text.strip()]
+        if encoded:
+            self.encoded += len(encoded)
+            memo.update(zip(encoded, self._checked(self.encode(encoded), len(encoded)), strict=True))
+        blank = np.zeros(self._vectors_ID.shape[1], dtype=np.float32)
+        out = np.stack([memo.get(text, blank) for text in texts]) if len(texts) else blank[None][:0]
+        for text in distinct:
+            if text in memo:
+                memo.move_to_end(text)
+        while len(memo) > self._memo_texts:
+            memo.popitem(last=False)
+        return out
+
+    def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
+        """Cosines (B, P) float32; see ``Retriever``."""
+        rows_BP = check_rows(self.name, texts, rows_BP, self.items)
+        vectors_BD = self.vectors(texts).astype(np.float64)
+        scores_BP = np.empty(rows_BP.shape, dtype=np.float32)
+        for start, stop in pool_runs(rows_BP):
+            pool_PD = self._vectors_ID[np.maximum(rows_BP[start], 0)].astype(np.float64)
+            scores_BP[start:stop] = vectors_BD[start:stop] @ pool_PD.T
+        scores_BP[rows_BP < 0] = -np.inf
+        return scores_BP
+
+    def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Best rows (B, K) and cosines (B, K) of the whole catalogue, exactly; see ``Retriever``."""
+        if not self.items:
+            raise ValueError(f"retriever {self.name}: search before index")
+        width = min(top_k, self.items)
+        rows_BK = np.zeros((len(texts), width), np.int64)
+        scores_BK = np.zeros((len(texts), width), np.float32)
+        vectors_BD = self.vectors(texts)
+        chunk = max(1, 4_000_000 // self.items)
+        for start in range(0, len(texts), chunk):
+            scores_BI = vectors_BD[start : start + chunk] @ self._vectors_ID.T
+            rows_BK[start : start + chunk], scores_BK[start : start + chunk] = top_rows(scores_BI, top_k)
+        return rows_BK, scores_BK
+
+
+def choose_dtype(setting: str):  # noqa: ANN201 - torch is imported lazily
+    """``retrievers.dtype`` as (torch dtype, device): auto takes bfloat16 where the hardware multiplies in it.
+
+    That is on a GPU, and on processors with AVX512-BF16, AMX or ARM's BF16 (three to four times float32's speed
+    there); elsewhere bfloat16 is emulated and slower than float32.
+    """
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if setting != "auto":
+        return getattr(torch, setting), device
+    able = torch.cpu.get_capabilities()
+    fast = device.type == "cuda" or any(able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return (torch.bfloat16 if fast else torch.float32), device
+
+
+class MiniLMRetriever(EmbeddingRetriever):
+    """all-MiniLM-L6-v2 (or another BERT with mean pooling in ``directory``), run packed.
+
+    Texts are cut at 256 tokens, as the model's own configuration says.
+    """
+
+    max_tokens = 256
+
+    def __init__(self, name: str, directory: Path, dtype: str = "auto", memo_texts: int = 50_000) -> None:
+        super().__init__(name, memo_texts)
+        from tokenizers import Tokenizer
+
+        from ospo.retrieval.packed import PackedBert
+
+        for file in ("config.json", "model.safetensors", "tokenizer.json"):
+            if not (directory / file).is_file():
+                raise InputError(directory / file, "", f"retriever {name}: file not found", "name a model's folder")
+        self._directory = directory
+        self._dtype, self._device = choose_dtype(dtype)
+        self._model = PackedBert(directory, self._dtype, self._device)
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(self.max_tokens)
+
+    def fingerprint(self) -> str:
+        """Weights, tokenizer, precision and length limit."""
+        files = [sha256_file(self._directory / file) for file in ("model.safetensors", "tokenizer.json")]
+        return sha256_json({"files": files, "dtype": str(self._dtype), "tokens": self.max_tokens, "code": 1})
+
+    def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """Unit vectors (B, D) float32."""
+        from ospo.retrieval.packed import CHUNK_TOKENS
+
+        ids_B = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        order = sorted(range(len(ids_B)), key=lambda i: len(ids_B[i]))
+        vectors_BD = np.empty((len(texts), self._model.width), dtype=np.float32)
+        start = 0
+        while start < len(order):
+            stop, tokens = start, 0
+            while stop < len(order) and (stop == start or tokens + len(ids_B[order[stop]]) <= CHUNK_TOKENS):
+                tokens += len(ids_B[order[stop]])
+                stop += 1
+            vectors_BD[order[start:stop]] = self._model.encode([ids_B[i] for i in order[start:stop]])
+            start = stop
+            if progress is not None:
+                progress(start, len(order))
+        return vectors_BD

@@ -1,0 +1,105 @@
+"""A BERT encoder run without padding: tokens of many texts lie in one row, attention goes by groups of equal length.
+
+Search texts are short (5–12 tokens), so padding and per-module overhead cost more than the arithmetic. The weights
+are the published ones, read from safetensors; the mathematics is that of Devlin et al., arXiv 1810.04805, with mean
+pooling and L2 normalisation (Reimers & Gurevych, arXiv 1908.10084).
+
+A text's vector must not depend on the texts beside it. Layer norm and GELU work token by token and attention text by
+text; a matrix product could sum in another order for another number of rows, as float32 products of fewer than 16
+rows do: calls are padded to ``MIN_TOKENS``. tests/test_retrieval.py checks bit-equality over batch compositions.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+MIN_TOKENS = 32
+CHUNK_TOKENS = 2048  # tokens in one pass: activations of 2048 × 1536 stay near the cache
+
+
+class PackedBert:
+    """BERT's encoder over packed tokens. ``directory`` holds config.json and model.safetensors."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+        from safetensors.torch import load_file
+
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(directory / "model.safetensors", device=str(device))
+
+        def get(name: str) -> torch.Tensor:
+            return weights[name].to(dtype)
+
+        def linear(*names: str) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.cat([get(f"{n}.weight") for n in names]), torch.cat([get(f"{n}.bias") for n in names])
+
+        self.dtype, self.device = dtype, device
+        self.heads, self.epsilon = config["num_attention_heads"], config["layer_norm_eps"]
+        self.width, self.positions = config["hidden_size"], config["max_position_embeddings"]
+        self.tokens = get("embeddings.word_embeddings.weight")
+        self.places = get("embeddings.position_embeddings.weight") + get("embeddings.token_type_embeddings.weight")[0]
+        self.norm = get("embeddings.LayerNorm.weight"), get("embeddings.LayerNorm.bias")
+        self.layers = []
+        for i in range(config["num_hidden_layers"]):
+            at = f"encoder.layer.{i}."
+            self_at = at + "attention.self."
+            self.layers.append(
+                (
+                    linear(self_at + "query", self_at + "key", self_at + "value"),
+                    linear(at + "attention.output.dense"),
+                    (get(at + "attention.output.LayerNorm.weight"), get(at + "attention.output.LayerNorm.bias")),
+                    linear(at + "intermediate.dense"),
+                    linear(at + "output.dense"),
+                    (get(at + "output.LayerNorm.weight"), get(at + "output.LayerNorm.bias")),
+                )
+            )
+
+    def _norm(self, x_TD: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return F.layer_norm(x_TD, (self.width,), *norm, self.epsilon)
+
+    def _attention(self, qkv_TE: torch.Tensor, groups: list[tuple[int, int, int]]) -> torch.Tensor:
+        """Attention of each text over itself. ``groups``: (first token, texts, length of each)."""
+        out_TD = torch.empty(len(qkv_TE), self.width, dtype=self.dtype, device=self.device)
+        scale = (self.width // self.heads) ** -0.5
+        for start, count, length in groups:
+            stop = start + count * length
+            parts = qkv_TE[start:stop].view(count, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            query, key, value = parts.reshape(3, count * self.heads, length, -1)
+            weights = torch.softmax(torch.bmm(query, key.transpose(1, 2)) * scale, dim=-1)
+            mixed = torch.bmm(weights, value).view(count, self.heads, length, -1).transpose(1, 2)
+            out_TD[start:stop] = mixed.reshape(count * length, self.width)
+        return out_TD
+
+    def _forward(self, ids_T: torch.Tensor, places_T: torch.Tensor, groups: list[tuple[int, int, int]]) -> torch.Tensor:
+        x_TD = self._norm(self.tokens[ids_T] + self.places[places_T], self.norm)
+        for qkv, out, norm_1, up, down, norm_2 in self.layers:
+            x_TD = self._norm(x_TD + F.linear(self._attention(F.linear(x_TD, *qkv), groups), *out), norm_1)
+            x_TD = self._norm(x_TD + F.linear(F.gelu(F.linear(x_TD, *up)), *down), norm_2)
+        return x_TD
+
+    @torch.inference_mode()
+    def encode(self, ids_B: Sequence[Sequence[int]]) -> np.ndarray:
+        """Unit vectors (B, D) float32 of token id sequences (each of at least one id, sorted by length is fastest)."""
+        lengths_B = np.array([len(ids) for ids in ids_B], dtype=np.int64)
+        flat_T = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in ids_B])
+        places_T = np.arange(len(flat_T)) - np.repeat(np.cumsum(lengths_B) - lengths_B, lengths_B)
+        groups: list[tuple[int, int, int]] = []
+        start = 0
+        for length in lengths_B.tolist():
+            if groups and groups[-1][2] == length:
+                first, count, _ = groups[-1]
+                groups[-1] = (first, count + 1, length)
+            else:
+                groups.append((start, 1, length))
+            start += length
+        real = list(groups)
+        if (missing := MIN_TOKENS - len(flat_T)) > 0:
+            flat_T, places_T = np.pad(flat_T, (0, missing)), np.pad(places_T, (0, missing))
+            groups.append((start, missing, 1))
+        ids_T, positions_T = (torch.from_numpy(x).to(self.device) for x in (flat_T, places_T))
+        x_TD = self._forward(ids_T, positions_T, groups)
+        pooled = [x_TD[at : at + n * size].view(n, size, -1).float().mean(dim=1) for at, n, size in real]
+        return F.normalize(torch.cat(pooled), dim=1).cpu().numpy()
