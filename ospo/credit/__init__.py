@@ -1,0 +1,30 @@
+"""Credit for the parts of a text: Shapley and Owen values of its segments, laid on a policy's own tokens.
+
+Usable alone: imports numpy, torch and, when phrases are first wanted, spaCy; nothing else of OSPO.
+"""
+
+from ospo.credit.advantages import redistribute, shaped_rewards
+from ospo.credit.alignment import token_credit, token_spans
+from ospo.credit.estimators import ESTIMATORS, Estimator, get_estimator
+from ospo.credit.game import Credit, CreditEngine, coalition_text
+from ospo.credit.owen import owen_values, shapley_values
+from ospo.credit.segments import Segmentation, merge_segments, segment, segment_many
+
+__all__ = [
+    "ESTIMATORS",
+    "Credit",
+    "CreditEngine",
+    "Estimator",
+    "Segmentation",
+    "coalition_text",
+    "get_estimator",
+    "merge_segments",
+    "owen_values",
+    "redistribute",
+    "segment",
+    "segment_many",
+    "shaped_rewards",
+    "shapley_values",
+    "token_credit",
+    "token_spans",
+]

@@ -1,0 +1,184 @@
+"""The game: coalition texts, and credit for all completions of a step from one batched evaluation."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ospo.credit.estimators import check_evaluations, get_estimator
+from ospo.credit.segments import Kind, Segmentation, Unions, merge_segments, segment_many
+
+Value = Callable[[Sequence[str], Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """The credit of one answer's segments.
+
+    ``phi_N``: (n,) float64, in units of the reward. ``total``: v(N), the reward. ``empty_value``: v(∅).
+    ``evaluations``: distinct coalitions used. ``skipped``: not evaluated; then the segmentation is one segment over
+    the whole answer, with credit zero.
+    """
+
+    segmentation: Segmentation
+    phi_N: np.ndarray
+    total: float
+    evaluations: int
+    empty_value: float
+    skipped: bool = False
+
+
+def coalition_text(segmentation: Segmentation, mask: np.ndarray) -> str:
+    """The text of a coalition, ``mask`` (n,) bool.
+
+    Of all segments: the text itself, verbatim, so that v(N) is the terminal reward to the last bit. Of some: their
+    texts, in order, stripped, joined by a space. Raises ValueError for a mask of the wrong length.
+    """
+    if len(mask) != len(segmentation):
+        raise ValueError(f"mask: wrong length {len(mask)}, the text has {len(segmentation)} segments")
+    if all(mask):
+        return segmentation.text
+    text = segmentation.text
+    return " ".join(text[a:b].strip() for (a, b), present in zip(segmentation.spans, mask, strict=True) if present)
+
+
+class CreditEngine:
+    """Credit for the segments of many answers.
+
+    value: ``value(texts, rows) -> (B,)`` rewards, the very function that gives the terminal reward (its row argument
+    names the request). It may memoise. Where it offers ``coalition_values(units, rows, masks) -> list of arrays``
+    (linear retrievers score coalitions from their parts), that is used for the coalitions between ∅ and N.
+    segments, unions, estimator, window, budget: see :mod:`ospo.credit.segments` and :mod:`ospo.credit.estimators`.
+    seed: with the answer's text and row it seeds the sample of coalitions, so an answer's credit does not depend on
+    what else is in the batch.
+    max_segments: longer answers have neighbours joined until this many are left; 0 means half the budget.
+    """
+
+    def __init__(
+        self,
+        value: Value,
+        *,
+        segments: Kind = "phrases",
+        unions: Unions = "none",
+        estimator: str = "auto",
+        window: int = 8,
+        budget: int = 32,
+        seed: int = 0,
+        max_segments: int = 0,
+    ):
+        if budget < 2:
+            raise ValueError(f"budget: {budget} coalitions, at least the empty and the full one are needed")
+        self.value, self.segments, self.unions, self.budget, self.seed = value, segments, unions, budget, seed
+        self.estimator = get_estimator(estimator, window)
+        self.max_segments = max_segments or max(1, min(16, budget // 2))
+
+    def credit(
+        self,
+        answers: Sequence[str],
+        rows: Sequence[int],
+        rewards: np.ndarray | None = None,
+        skip: np.ndarray | None = None,
+    ) -> list[Credit]:
+        """Credit of each answer (B,) for the request in ``rows`` (B,), with one call of the value function.
+
+        rewards: (B,) the terminal rewards, which must equal v(N) bit for bit. skip: (B,) bool, answers that need no
+        credit, for example groups with equal rewards.
+
+        Raises ValueError for wrong lengths, non-finite values (naming answer and coalition) and where a reward is
+        not v(N): then the game is not the one the rewards come from.
+        """
+        skipped = self._check(answers, rows, rewards, skip)
+        active = [b for b in range(len(answers)) if not skipped[b]]
+        segmentations = dict(
+            zip(active, segment_many([answers[b] for b in active], self.segments, self.unions), strict=True)
+        )
+        jobs: dict[tuple[str, int], _Job] = {}
+        for b in active:
+            key = (answers[b], int(rows[b]))
+            if key not in jobs:
+                jobs[key] = self._plan(merge_segments(segmentations[b], self.max_segments), int(rows[b]))
+        self._evaluate(list(jobs.values()))
+        solved = {key: self._fit(job) for key, job in jobs.items()}
+        results = []
+        for b, answer in enumerate(answers):
+            if skipped[b]:
+                spans = ((0, len(answer)),) if answer else ()
+                total = float(rewards[b]) if rewards is not None else float("nan")
+                results.append(Credit(Segmentation(answer, spans), np.zeros(len(spans)), total, 0, 0.0, True))
+                continue
+            credit = solved[answer, int(rows[b])]
+            if rewards is not None and credit.total != float(rewards[b]):
+                raise ValueError(
+                    f"rewards: answer {b} has reward {float(rewards[b])!r} but v(N) is {credit.total!r}; the credit's "
+                    "value function is not the one the rewards come from"
+                )
+            results.append(credit)
+        return results
+
+    def _check(self, answers, rows, rewards, skip) -> np.ndarray:
+        for name, given in (("rows", rows), ("rewards", rewards), ("skip", skip)):
+            if given is not None and len(given) != len(answers):
+                raise ValueError(f"{name}: wrong length {len(given)}, there are {len(answers)} answers")
+        if rewards is not None and not np.isfinite(np.asarray(rewards, dtype=np.float64)).all():
+            raise ValueError("rewards: non-finite value")
+        return np.zeros(len(answers), dtype=bool) if skip is None else np.asarray(skip, dtype=bool)
+
+    def _plan(self, segmentation: Segmentation, row: int) -> "_Job":
+        text = segmentation.text.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(text, digest_size=8, salt=b"ospo", person=str((self.seed, row)).encode()[:16])
+        rng = np.random.default_rng([self.seed, row, int.from_bytes(digest.digest(), "little")])
+        n = len(segmentation)
+        masks = self.estimator.plan(n, segmentation.unions, self.budget, rng)
+        return _Job(segmentation, row, masks)
+
+    def _evaluate(self, jobs: list["_Job"]) -> None:
+        """Fill in the jobs' values: one call for all distinct (text, row)."""
+        fast = getattr(self.value, "coalition_values", None)
+        wanted: dict[tuple[str, int], int] = {}
+        for job in jobs:
+            ends: list[bool] = [not mask.any() or bool(mask.all()) for mask in job.masks]
+            for mask, end in zip(job.masks, ends, strict=True):
+                # Where parts can be scored alone, only ∅ and N go through the text: v(N) must be the reward itself.
+                key = (coalition_text(job.segmentation, mask), job.row) if end or fast is None else None
+                job.keys.append(key)
+                if key is not None:
+                    wanted.setdefault(key, len(wanted))
+        if not wanted:
+            return
+        values = np.asarray(self.value([k[0] for k in wanted], [k[1] for k in wanted]), dtype=np.float64)
+        if values.shape != (len(wanted),):
+            raise ValueError(f"values: wrong length {values.shape}, {len(wanted)} texts were asked for")
+        parts: list[np.ndarray | None] = [None] * len(jobs)
+        if fast is not None:
+            units = [[unit.strip() for unit in job.segmentation.units] for job in jobs]
+            parts = list(fast(units, [job.row for job in jobs], [job.masks for job in jobs]))
+        for job, part in zip(jobs, parts, strict=True):
+            found = np.array([np.nan if key is None else values[wanted[key]] for key in job.keys])
+            if part is not None:
+                part = np.asarray(part, dtype=np.float64)
+                if part.shape != found.shape:
+                    raise ValueError(f"values: wrong length {part.shape}, {len(found)} coalitions were asked for")
+                found = np.where([key is None for key in job.keys], part, found)
+            try:
+                job.values = check_evaluations(job.masks, found)
+            except ValueError as error:
+                raise ValueError(f"{error} of {job.segmentation.text!r:.80} (request row {job.row})") from None
+
+    def _fit(self, job: "_Job") -> Credit:
+        segmentation, masks, values = job.segmentation, job.masks, job.values
+        n = len(segmentation)
+        sizes = masks.sum(axis=1)
+        total, empty = float(values[sizes == n][0]), float(values[sizes == 0][0])
+        phi = self.estimator.fit(n, segmentation.unions, masks, values)
+        distinct = len({mask.tobytes() for mask in masks})
+        return Credit(segmentation, phi, total, distinct, empty)
+
+
+class _Job:
+    """One game to play: its coalitions, and their values once evaluated."""
+
+    def __init__(self, segmentation: Segmentation, row: int, masks: np.ndarray):
+        self.segmentation, self.row, self.masks = segmentation, row, masks
+        self.keys: list[tuple[str, int] | None] = []
+        self.values = np.zeros(0)

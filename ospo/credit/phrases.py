@@ -1,0 +1,184 @@
+"""Which words begin a phrase: spaCy's tags and noun chunks, read for the clipped English of search texts."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from ospo.credit.words import Word
+
+LONGEST = 5  # words in a phrase
+
+# Words of closed classes. The tagger is asked only about the others: on texts such as "bottle 32 oz" it calls "oz"
+# a preposition, and a word it has never seen in that place must not be glued to its neighbour for that.
+CONNECTING = frozenset(
+    "a an the this that these those some any each every my your his her its our their i you he she it we they me "
+    "him us them who whom whose which what when where why how for with without in on of to by from at as into onto "
+    "over under about than per near via if because so up off out around between during after before through across "
+    "and or but nor yet plus while although though unless except not no is am are was were be been being have has "
+    "had having do does did doing will would can could should shall may might must there here then also just please "
+    "i'm it's that's i'd i've".split()  # noqa: SIM905 - a list of words reads as words
+)
+PREFERENCE = frozenset(
+    "look looking looks want wants wanted wanting need needs needed needing prefer prefers preferred preferring "
+    "like likes love loves loving search searching seek seeking find finding buy buying wear wearing get getting "
+    "shop shopping match matching go going suit suiting show showing give use using".split()  # noqa: SIM905 - a list of words reads as words
+)
+NOUN, ADJECTIVE, VERB, ADVERB, FUNCTION = "NAVRF"
+_TAG_CLASS = {"N": NOUN, "F": NOUN, "J": ADJECTIVE, "C": ADJECTIVE, "V": VERB, "R": ADVERB}
+
+
+def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
+    """One letter a word: noun, adjective (numbers and participles before a noun too), verb, adverb or function."""
+    tag_at: dict[int, str] = {}
+    for token in doc:
+        tag_at[token.idx] = token.tag_
+    ordered = sorted(tag_at)
+    classes = []
+    cursor = 0
+    for word in words:
+        tags = []
+        while cursor < len(ordered) and ordered[cursor] < word.end:
+            if ordered[cursor] >= word.start:
+                tags.append(tag_at[ordered[cursor]])
+            cursor += 1
+        form = text[word.start : word.end].lower().strip("\"'()[]{}*")
+        content = [tag for tag in tags if tag[:1].isalpha() and tag not in ("POS", "HYPH", "SP", "NFP")]
+        if form in CONNECTING or not any(c.isalnum() for c in form):
+            classes.append(FUNCTION)
+        elif form in PREFERENCE and content and content[-1][0] in "VI":
+            classes.append(VERB)
+        elif content and content[-1] != "CC" and content[-1] != "RP":
+            classes.append(_TAG_CLASS.get(content[-1][0], NOUN))
+        else:
+            classes.append(NOUN)
+    for i, kind in enumerate(classes[:-1]):
+        joined = not words[i].ends_clause and classes[i + 1] in (NOUN, ADJECTIVE)
+        form = text[words[i].start : words[i].end].lower()
+        # "running shoes", "very soft": what stands before a noun or adjective describes it, unless it asks for it.
+        if joined and (kind == ADVERB or (kind == VERB and form.endswith(("ing", "ed")) and form not in PREFERENCE)):
+            classes[i] = ADJECTIVE
+    return classes
+
+
+def _balanced(start: int, end: int) -> list[tuple[int, int]]:
+    """Cut [start, end) into the fewest parts of at most LONGEST words, as even as can be."""
+    parts = -(-(end - start) // LONGEST)
+    cuts = [start + (end - start) * p // parts for p in range(parts + 1)]
+    return list(pairwise(cuts))
+
+
+def _content_runs(classes: list[str], start: int, end: int) -> list[tuple[int, int]]:
+    """Runs of nouns and adjectives in [start, end), cut where a noun is followed by the adjective of the next pair."""
+    runs: list[tuple[int, int]] = []
+    i = start
+    while i < end:
+        if classes[i] not in (NOUN, ADJECTIVE):
+            i += 1
+            continue
+        j = first = i
+        while j < end and classes[j] in (NOUN, ADJECTIVE):
+            j += 1
+        i = j
+        for cut in range(first + 2, j - 1):
+            if classes[cut - 1] == NOUN and classes[cut] == ADJECTIVE and cut - first >= 2:
+                runs.append((first, cut))
+                first = cut
+        runs.append((first, j))
+    return [part for run in runs for part in _balanced(*run)]
+
+
+def _noun_chunks(words: Sequence[Word], doc: Any, classes: list[str]) -> list[tuple[int, int]]:
+    """spaCy's noun chunks as word ranges of 2–5 words, without connecting words at either end."""
+    word_at = {}
+    for number, word in enumerate(words):
+        for position in range(word.start, word.end):
+            word_at[position] = number
+    chunks = []
+    for chunk in doc.noun_chunks:
+        inside = [word_at[p] for p in range(chunk.start_char, chunk.end_char) if p in word_at]
+        if not inside:
+            continue
+        first, last = inside[0], inside[-1]
+        while first <= last and classes[first] == FUNCTION:
+            first += 1
+        while last >= first and classes[last] == FUNCTION:
+            last -= 1
+        if 2 <= last + 1 - first <= LONGEST and not any(words[i].ends_clause for i in range(first, last)):
+            chunks.append((first, last + 1))
+    return chunks
+
+
+def _verb_phrases(classes: list[str], runs: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """A verb, its connecting words and the phrase they lead to, where that makes at most 5 words."""
+    run_end = dict(runs)
+    phrases = []
+    for i in range(start, end):
+        if classes[i] != VERB:
+            continue
+        j = i + 1
+        while j < end and classes[j] == FUNCTION:
+            j += 1
+        stop = run_end.get(j, j)
+        if stop - i <= LONGEST and stop > i + 1 and stop > j:
+            phrases.append((i, stop))
+    return phrases
+
+
+def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """Non-overlapping phrases of the clause [start, end), in order, before connecting words are joined to them."""
+    runs = _content_runs(classes, start, end)
+    inside = [chunk for chunk in chunks if start <= chunk[0] and chunk[1] <= end]
+    candidates = sorted(
+        {*runs, *inside, *_verb_phrases(classes, runs, start, end)}, key=lambda span: (span[0] - span[1], span[0])
+    )
+    owner = [-1] * (end - start)
+    for number, (first, last) in enumerate(candidates):
+        if all(owner[i - start] < 0 for i in range(first, last)):
+            for i in range(first, last):
+                owner[i - start] = number
+    pieces: list[tuple[int, int]] = []
+    i = start
+    while i < end:
+        j = i + 1
+        if owner[i - start] >= 0:
+            while j < end and owner[j - start] == owner[i - start]:
+                j += 1
+            pieces.append((i, j))
+        elif classes[i] != FUNCTION:  # content that no phrase took: what is left of a run, a lone verb or adverb
+            while j < end and owner[j - start] < 0 and classes[j] != FUNCTION and j - i < LONGEST:
+                j += 1
+            pieces.append((i, j))
+        i = j
+    return pieces
+
+
+def phrase_starts(text: str, words: Sequence[Word], doc: Any) -> list[int]:
+    """Numbers of the words that begin a phrase, the first being 0. ``doc`` is the spaCy document of ``text``."""
+    classes = _classes(text, words, doc)
+    chunks = _noun_chunks(words, doc, classes)
+    starts: list[int] = []
+    start = 0
+    for end in (i + 1 for i in range(len(words)) if words[i].ends_clause or i + 1 == len(words)):
+        pieces = _clause_pieces(classes, chunks, start, end)
+        if pieces:
+            # Connecting words join the phrase they introduce; those at the end of a clause stay with the one before.
+            begins = [start, *(last for _, last in pieces[:-1])]
+            starts.extend(_join_single(begins, end))
+        elif not starts:
+            starts.append(start)  # connecting words alone, with nothing before them to join
+        start = end
+    return starts
+
+
+def _join_single(begins: list[int], end: int) -> list[int]:
+    """Join one-word phrases to the shorter neighbour in their clause while the two make at most 5 words."""
+    cuts = [*begins, end]
+    while True:
+        best: tuple[int, int] | None = None
+        for i in range(1, len(cuts) - 1):
+            left, right = cuts[i] - cuts[i - 1], cuts[i + 1] - cuts[i]
+            if min(left, right) == 1 and left + right <= LONGEST:
+                best = min(best or (left + right, i), (left + right, i))
+        if best is None:
+            return cuts[:-1]
+        del cuts[best[1]]
