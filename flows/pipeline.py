@@ -20,7 +20,9 @@ def register(config: Config, dataset: Dataset, parent_run_id: str | None) -> dic
 
 
 @flow(name="pipeline-dataset", flow_run_name="pipeline-{dataset}")
-def pipeline_dataset(dataset: Dataset, params: str = "params.yaml", overrides: list[str] | None = None) -> dict[str, Any]:
+def pipeline_dataset(
+    dataset: Dataset, params: str = "params.yaml", overrides: list[str] | None = None
+) -> dict[str, Any]:
     """The whole job for one dataset; returns its evaluation summary and what was registered."""
     config = flow_config(params, overrides)
     dvc_repro(dataset)

@@ -82,10 +82,19 @@ def data_md5(dataset: str) -> dict[str, str]:
     return outs
 
 
+def _digest(files: dict[str, str]) -> str:
+    """One md5 for a set of files, whatever their order."""
+    return hashlib.md5("\n".join(f"{path} {md5}" for path, md5 in sorted(files.items())).encode()).hexdigest()  # noqa: S324
+
+
 @lru_cache
 def _source_hash(parts: tuple[str, ...]) -> str:
     root = Path(__file__).parent
-    files = sorted(file for part in parts for file in ([root / part] if part.endswith(".py") else root.joinpath(part).rglob("*.py")))
+    files = sorted(
+        file
+        for part in parts
+        for file in ([root / part] if part.endswith(".py") else root.joinpath(part).rglob("*.py"))
+    )
     return sha256_json([(file.relative_to(root).as_posix(), sha256_file(file)) for file in files])
 
 
@@ -138,25 +147,31 @@ def _run_step(
         config,
         f"{name}-{dataset}",
         kind=kind,
+        directory=directory,
         parent_id=lineage.parent_run_id,
         run_id=run_id,
         params=params,
-        tags={"ospo.dataset": dataset, "ospo.fingerprint": fingerprint, "prefect.flow_run_id": lineage.prefect_run_id},
-        directory=directory,
+        tags={"ospo.dataset": dataset, "ospo.fingerprint": fingerprint},
+        data_md5={dataset: _digest(data_md5(dataset))},
+        prefect_flow_run_id=lineage.prefect_run_id or None,
     ) as run:
         write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": False})
-        run.log_dataset(dataset, PREPARED / dataset, data_md5(dataset))
+        run.log_dataset(PREPARED / dataset, _digest(data_md5(dataset)), name=dataset, context=kind)
         work(directory, run)
     seconds = round(time.monotonic() - started, 1)
     write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds})
     return StepResult(name, dataset, directory, fingerprint, run.id, False, seconds)
 
 
+def _logger(run: "tracking.Run") -> Callable[[int, dict[str, float]], None]:
+    return lambda step, metrics: run.log_metrics(metrics, step)
+
+
 def _training_inputs(dataset: str) -> dict[str, Any]:
     return {"data": data_md5(dataset), "source": _source_hash(_TRAINING_SOURCES), "libraries": _library_versions()}
 
 
-def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:  # noqa: B008 (frozen)
+def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:
     """Train the SFT policy every algorithm starts from."""
     preset = config.preset
     params = {
@@ -171,14 +186,14 @@ def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepR
         from ospo.data.dataset import load_prepared
         from ospo.training.sft import train_sft
 
-        train_sft(config, load_prepared(PREPARED / dataset), directory, run.log_metrics)
+        train_sft(config, load_prepared(PREPARED / dataset), directory, _logger(run))
 
     return _run_step(
         config, dataset, "sft", kind="sft", inputs=_training_inputs(dataset), params=params, lineage=lineage, work=work
     )
 
 
-def run_rl(config: Config, dataset: str, algorithm: str, lineage: Lineage = Lineage()) -> StepResult:  # noqa: B008
+def run_rl(config: Config, dataset: str, algorithm: str, lineage: Lineage = Lineage()) -> StepResult:
     """Train with one RL algorithm from the SFT checkpoint, which is trained first where it is missing or stale."""
     if algorithm not in ALGORITHMS:
         raise OspoError(f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}")
@@ -205,17 +220,15 @@ def run_rl(config: Config, dataset: str, algorithm: str, lineage: Lineage = Line
         data = load_prepared(PREPARED / dataset)
         retriever = build_retriever(config.retrievers.training, config, data)
         reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-        train_rl(config, data, algorithm, sft.model, reward, directory, run.log_metrics)
-        run.log_artifact(directory / "trainer_args.json")
-        run.log_artifact(directory / "completions.parquet")
+        train_rl(config, data, algorithm, sft.model, reward, directory, _logger(run))
+        run.log_artifacts(directory / "trainer_args.json")
+        run.log_artifacts(directory / "completions.parquet")
 
     inputs = _training_inputs(dataset) | {"sft": sft.fingerprint}
-    return _run_step(
-        config, dataset, algorithm, kind="rl", inputs=inputs, params=params, lineage=lineage, work=work
-    )
+    return _run_step(config, dataset, algorithm, kind="rl", inputs=inputs, params=params, lineage=lineage, work=work)
 
 
-def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:  # noqa: B008
+def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:
     """Score every policy's search texts under the training retriever and each unseen one, on held-out requests."""
     policies = {name: _finished(dataset, name) for name in config.evaluation.policies}
     params = {
@@ -231,10 +244,10 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
 
         models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
         summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
-        for policy, figures in summary["test"].items():
-            run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
+        for policy, figures in test_figures(summary).items():
+            run.log_metrics({f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
         for name in ("evaluation.parquet", "summary.json"):
-            run.log_artifact(directory / name)
+            run.log_artifacts(directory / name)
 
     inputs = {
         "data": data_md5(dataset),
@@ -244,6 +257,62 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
     return _run_step(
         config, dataset, "evaluation", kind="evaluation", inputs=inputs, params=params, lineage=lineage, work=work
     )
+
+
+def test_figures(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Policy → retriever → mean nDCG@10 on test requests, from an evaluation's summary."""
+    return {policy: figures for policy, figures in summary.items() if policy != "validation"}
+
+
+def summary_markdown(dataset: str, summary: dict[str, Any]) -> str:
+    """An evaluation's summary as a markdown table."""
+    figures = test_figures(summary)
+    retrievers = list(next(iter(figures.values())))
+    lines = [f"### {dataset}: nDCG@10 on held-out requests", "", f"| policy | {' | '.join(retrievers)} |"]
+    lines.append("|---" * (len(retrievers) + 1) + "|")
+    lines += [f"| {name} | {' | '.join(f'{row[r]:.3f}' for r in retrievers)} |" for name, row in figures.items()]
+    return "\n".join(lines) + "\n"
+
+
+def best_policy(config: Config, summary: dict[str, Any]) -> str:
+    """The RL policy with the highest validation nDCG@10 under the training retriever: test requests have no say."""
+    validation = {
+        name: figures[config.retrievers.training]
+        for name, figures in summary["validation"].items()
+        if name in ALGORITHMS
+    }
+    if not validation:
+        raise OspoError("evaluation.policies: no RL policy among them. Fix: add grpo or ospo in params.yaml")
+    return max(sorted(validation), key=lambda name: validation[name])
+
+
+@contextmanager
+def pipeline_run(config: Config, dataset: str, lineage: Lineage = Lineage()) -> Iterator[str]:
+    """The MLflow parent run of a dataset's whole job; yields its id.
+
+    A pipeline interrupted and started again with the same data and parameters goes on in the same parent run.
+    """
+    tracking.sync(config, RUNS / dataset)
+    directory = RUNS / dataset / "pipeline"
+    params = config.model_dump(include={"seed", "policy", "retrievers", "reward", "credit", "evaluation"})
+    inputs = {"data": data_md5(dataset), "source": _source_hash(("",)), "preset": config.preset.model_dump()}
+    fingerprint = sha256_json({"inputs": inputs, "params": params})
+    state_file = directory / "step.json"
+    state = read_json(state_file) if state_file.exists() else {}
+    run_id = state.get("run_id") if state.get("fingerprint") == fingerprint else None
+    with tracking.run(
+        config,
+        f"pipeline-{dataset}",
+        kind="pipeline",
+        directory=directory,
+        run_id=run_id,
+        params=params,
+        tags={"ospo.dataset": dataset},
+        data_md5={dataset: _digest(data_md5(dataset))},
+        prefect_flow_run_id=lineage.prefect_run_id or None,
+    ) as run:
+        write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id})
+        yield run.id
 
 
 def _finished(dataset: str, name: str) -> dict[str, Any]:
