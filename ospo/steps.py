@@ -244,7 +244,7 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
 
         models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
         summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
-        for policy, figures in test_figures(summary).items():
+        for policy, figures in summary["test"].items():
             run.log_metrics({f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
         for name in ("evaluation.parquet", "summary.json"):
             run.log_artifacts(directory / name)
@@ -259,31 +259,14 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
     )
 
 
-def test_figures(summary: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Policy → retriever → mean nDCG@10 on test requests, from an evaluation's summary."""
-    return {policy: figures for policy, figures in summary.items() if policy != "validation"}
-
-
 def summary_markdown(dataset: str, summary: dict[str, Any]) -> str:
     """An evaluation's summary as a markdown table."""
-    figures = test_figures(summary)
+    figures = summary["test"]
     retrievers = list(next(iter(figures.values())))
     lines = [f"### {dataset}: nDCG@10 on held-out requests", "", f"| policy | {' | '.join(retrievers)} |"]
     lines.append("|---" * (len(retrievers) + 1) + "|")
     lines += [f"| {name} | {' | '.join(f'{row[r]:.3f}' for r in retrievers)} |" for name, row in figures.items()]
     return "\n".join(lines) + "\n"
-
-
-def best_policy(config: Config, summary: dict[str, Any]) -> str:
-    """The RL policy with the highest validation nDCG@10 under the training retriever: test requests have no say."""
-    validation = {
-        name: figures[config.retrievers.training]
-        for name, figures in summary["validation"].items()
-        if name in ALGORITHMS
-    }
-    if not validation:
-        raise OspoError("evaluation.policies: no RL policy among them. Fix: add grpo or ospo in params.yaml")
-    return max(sorted(validation), key=lambda name: validation[name])
 
 
 @contextmanager
