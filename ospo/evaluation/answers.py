@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
+from ospo.evaluation.policies import Policy
 from ospo.evaluation.rollouts import Decoding, Rewriter, Rollout
 from ospo.files import atomic_file, sha256_json
 from ospo.reward import search_text
@@ -40,7 +41,6 @@ class Job:
     """A set of rollouts: one policy, one split, one decoding."""
 
     policy: str
-    model_dir: Path | None
     split: str
     decoding: Decoding
 
@@ -54,9 +54,10 @@ class Job:
         return self.split == split and (scope == "pool" or self.decoding_name == "greedy")
 
 
-def choose_requests(data: PreparedData, split: str, limit: int, seed: int) -> np.ndarray:
-    """Request rows of a split, at most ``limit`` (0: all), chosen by seeded hash of the id, in row order.
+def choose_requests(data: PreparedData, split: str, limit: int) -> np.ndarray:
+    """Request rows of a split, at most ``limit`` (0: all), chosen by hash of the id, in row order.
 
+    The choice knows no seed: runs with different seeds are evaluated on the same requests and can be paired.
     Raises InputError where the split is empty: a figure over no request is no figure.
     """
     rows = data.rows(split)
@@ -68,7 +69,7 @@ def choose_requests(data: PreparedData, split: str, limit: int, seed: int) -> np
             "prepare more data or raise data.split's share of it",
         )
     if limit and len(rows) > limit:
-        order = sorted(rows, key=lambda row: sha256_json([seed, split, data.requests[row].request_id]))
+        order = sorted(rows, key=lambda row: sha256_json([split, data.requests[row].request_id]))
         rows = np.sort(np.array(order[:limit]))
     return rows
 
@@ -78,45 +79,31 @@ def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
         yield rows[start : start + size]
 
 
-def _raw_rollout(query: str) -> Rollout:
-    return Rollout(query, query, 0, True)
-
-
 def write_answers(
-    config: Config,
+    policies: Mapping[str, Policy],
     data: PreparedData,
     jobs: Sequence[Job],
     rows: Mapping[str, np.ndarray],
     file: Path,
-    cache: Path | None,
     chunk: int,
 ) -> dict[str, dict[str, int]]:
     """Write what every policy answers into ``file``, one row group per (job, chunk); returns counts per policy."""
     counts: dict[str, dict[str, int]] = {}
-    rl = config.preset.rl
-    rewriters: dict[str, Rewriter] = {}
     bar = tqdm(total=sum(len(rows[job.split]) for job in jobs), desc="rewrite", unit="request")
     with bar, atomic_file(file) as temporary, pq.ParquetWriter(temporary, _ANSWERS) as writer:
-        for job in jobs:
+        for number, job in enumerate(jobs):
             count = counts.setdefault(job.policy, {"answers": 0, "empty": 0, "unfinished": 0, "prompt_cut": 0})
             for part in _chunks(rows[job.split], chunk):
                 requests = [data.requests[row] for row in part]
-                if job.model_dir is None:
-                    rollouts = [_raw_rollout(request.query) for request in requests]
-                else:
-                    if job.policy not in rewriters:
-                        rewriters = {  # one model in memory at a time
-                            job.policy: Rewriter(
-                                job.model_dir, config.evaluation.batch_size, rl.max_prompt_tokens, cache
-                            )
-                        }
-                    rollouts = rewriters[job.policy].rollouts(requests, job.decoding)
+                rollouts = policies[job.policy].rollouts(requests, job.decoding)
                 count["answers"] += len(rollouts)
                 count["empty"] += sum(not search_text(r.answer) for r in rollouts)
                 count["unfinished"] += sum(not r.finished for r in rollouts)
                 count["prompt_cut"] += sum(r.prompt_cut for r in rollouts)
                 writer.write_table(_answers_table(job, part, requests, rollouts))
                 bar.update(len(part))
+            if not any(later.policy == job.policy for later in jobs[number + 1 :]):
+                policies[job.policy].release()
     return counts
 
 
@@ -144,16 +131,18 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def plan(config: Config, policies: Mapping[str, Path | None]) -> list[Job]:
-    """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test split if asked for."""
+def plan(config: Config, policies: Mapping[str, Policy]) -> list[Job]:
+    """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test split if asked for.
+
+    A policy's jobs stand together, so that its model is in memory once.
+    """
     rl = config.preset.rl
-    greedy = Decoding(rl.max_completion_tokens)
-    jobs = [Job(name, model, split, greedy) for split in ("validation", "test") for name, model in policies.items()]
-    for name, model in policies.items():
-        if model is not None:
+    jobs = []
+    for name, policy in policies.items():
+        jobs += [Job(name, split, Decoding(rl.max_completion_tokens)) for split in ("validation", "test")]
+        if isinstance(policy, Rewriter):  # the others have one answer a request
             for sample in range(config.evaluation.samples):
-                decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)
-                jobs.append(Job(name, model, "test", decoding))
+                jobs.append(Job(name, "test", Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)))
     return jobs
 
 

@@ -24,8 +24,10 @@ from ospo.evaluation.answers import Answers, choose_requests, plan, write_answer
 from ospo.evaluation.examples import write_examples
 from ospo.evaluation.lineage import lineage
 from ospo.evaluation.measures import MEASURES
-from ospo.evaluation.rollouts import CACHE, policy_hash
+from ospo.evaluation.policies import open_policy
+from ospo.evaluation.rollouts import CACHE
 from ospo.evaluation.scoring import score_chunk
+from ospo.evaluation.slices import slice_table
 from ospo.files import atomic_file, write_json
 from ospo.retrieval import build_retriever
 from ospo.retrieval.base import Retriever
@@ -103,7 +105,9 @@ def evaluate(
     cache: Path | None = CACHE,
     chunk: int = CHUNK,
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Evaluate ``policies`` (name → model directory; None: the raw query) and write everything under ``out``.
+    """Evaluate ``policies`` and write everything under ``out``.
+
+    ``policies``: name → policy directory, file of answers (``policies.AnswerFile``) or None, the raw query.
 
     - ``answers.parquet``: one row a policy × request × sample: answer, completion, tokens, whether it ended by itself.
     - ``evaluation.parquet``: one row a policy × retriever × request × sample, all ``MEASURES``, ``scope`` pool or
@@ -111,6 +115,7 @@ def evaluate(
     - ``summary.json`` (also returned): mean nDCG@10 of greedy answers within pools, ``{"test": {policy: {retriever:
       value}}, "validation": the same for the training retriever only}``.
     - ``examples.json``: requests that improved and worsened most, with per-phrase credit.
+    - ``slices.parquet``: properties of each test request, and the shopper it comes from.
     - ``details.json``: counts (empty, unfinished answers), requests, policy hashes, leak checks, seconds.
 
     Raises InputError for an empty split or a directory without a policy, LeakError, OspoError for a retriever that
@@ -120,17 +125,17 @@ def evaluate(
     named |= {name: Path(model) if model is not None else None for name, model in policies.items()}
     started = time.perf_counter()
     limit = config.evaluation.max_requests
-    rows = {split: choose_requests(data, split, limit, config.seed) for split in ("validation", "test")}
+    rows = {split: choose_requests(data, split, limit) for split in ("validation", "test")}
     checked = leaks.check_split(data)
     logs = {
         name: leaks.check_training_log(data, np.concatenate(list(rows.values())), name, model)
         for name, model in named.items()
         if model is not None
     }
-    hashes = {name: policy_hash(model) if model is not None else "" for name, model in named.items()}
-    jobs = plan(config, named)
+    opened = {name: open_policy(model, config, cache) for name, model in named.items()}
+    jobs = plan(config, opened)
     out.mkdir(parents=True, exist_ok=True)
-    counts = write_answers(config, data, jobs, rows, out / "answers.parquet", cache, chunk)
+    counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk)
     seconds = {"rewrite": time.perf_counter() - started}
 
     answers = Answers(out / "answers.parquet", jobs, rows, chunk)
@@ -149,6 +154,8 @@ def evaluate(
             if name == config.retrievers.training:
                 training = retriever
             seconds[f"score {name}"] = time.perf_counter() - begun
+    with atomic_file(out / "slices.parquet") as temporary:
+        slice_table(data, rows["test"]).write_parquet(temporary)
     write_examples(config, data, training, out)
     summary = {split: means.table(split) for split in rows}
     write_json(
@@ -157,7 +164,7 @@ def evaluate(
             "dataset": data.name,
             "training_retriever": config.retrievers.training,
             "unseen_retrievers": list(config.retrievers.unseen),
-            "policies": {name: {"model": str(model or ""), "hash": hashes[name]} for name, model in named.items()},
+            "policies": {name: {"model": str(model or ""), "hash": opened[name].hash} for name, model in named.items()},
             "requests": {split: len(chosen) for split, chosen in rows.items()},
             "answers": counts,
             "leak_checks": {"compared": checked, "training_requests": logs},

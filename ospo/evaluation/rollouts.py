@@ -116,6 +116,10 @@ class Rewriter:
             known.update(part)
         return [replace(known[key], prompt_cut=cut) for key, (_, cut) in zip(keys, rendered, strict=True)]
 
+    def release(self) -> None:
+        """Drop the model; it is loaded again when needed."""
+        self._model = None
+
     def _generate(self, prompts: dict[str, str], decoding: Decoding) -> dict[str, Rollout]:
         if self._model is None:
             self._model, _ = load_policy(self.model_dir)

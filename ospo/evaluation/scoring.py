@@ -19,7 +19,10 @@ def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarr
 
     Raises OspoError naming the retriever: a retriever that forgets items or returns NaN must not become a figure.
     """
-    scores_BP = np.asarray(retriever.score(texts, rows_BP))
+    try:
+        scores_BP = np.asarray(retriever.score(texts, rows_BP))
+    except ValueError as error:  # the built-in ones check themselves, and name themselves
+        raise OspoError(f"{error}. Fix: repair the retriever, or take it out of params.yaml's retrievers") from error
     if scores_BP.shape != rows_BP.shape:
         raise OspoError(
             f"retriever {retriever.name!r} returned scores of shape {scores_BP.shape} for {rows_BP.shape} items. "

@@ -1,0 +1,278 @@
+"""From evaluation tables to the figures of a report: means, intervals, tests, robustness, slices."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ospo.errors import InputError
+from ospo.evaluation.demo_table import ordered
+from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.slices import SLICES
+from ospo.evaluation.statistics import (
+    Interval,
+    Robustness,
+    bootstrap_means,
+    holm,
+    percentile_interval,
+    randomisation_test,
+    robustness,
+)
+from ospo.files import read_json
+
+MEASURE = "ndcg@10"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean difference ``policy - reference`` under one retriever; ``p_holm`` is corrected over the whole table."""
+
+    policy: str
+    reference: str
+    retriever: str
+    difference: Interval
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One part of the requests: size, mean per policy, and the best policy's gain over the raw query."""
+
+    slice: str
+    value: str
+    requests: int
+    means: dict[str, float]
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything a report says about one dataset. Figures are means over requests (and seeds, where several)."""
+
+    policies: list[str]
+    retrievers: list[str]
+    requests: int
+    groups: int
+    seeds: int
+    means: dict[str, dict[str, Interval]]
+    seed_means: dict[str, dict[str, list[float]]]
+    measures: dict[str, dict[str, dict[str, dict[str, float]]]]
+    comparisons: list[Comparison]
+    robustness: dict[str, list[Robustness]]
+    slices: list[Slice]
+    best: str
+
+
+def read_table(directory: Path, file: str) -> Path:
+    """Path of an evaluation's file; raises InputError where it is missing or no parquet file."""
+    path = directory / file
+    if not path.is_file():
+        raise InputError(path, "", "file not found", "run the evaluation first (ospo evaluate)")
+    try:
+        pl.read_parquet_schema(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        problem = str(error).splitlines()[0][:120]
+        raise InputError(path, "", f"is not a readable parquet file ({problem})", "run the evaluation again") from None
+    return path
+
+
+def load_values(directories: Sequence[Path], measure: str = MEASURE) -> tuple[pl.DataFrame, list[str], list[str]]:
+    """Per-request values of greedy answers within pools on the test split.
+
+    Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for evaluation s, the
+    policies and the retrievers. Several evaluations (seeds) are paired on the requests they share.
+    Raises InputError where no request is left, or a policy or retriever is missing from one of them.
+    """
+    wide: pl.DataFrame | None = None
+    names: list[tuple[list[str], list[str]]] = []
+    for s, directory in enumerate(directories):
+        file = read_table(directory, "evaluation.parquet")
+        frame = (
+            pl.scan_parquet(file)
+            .filter((pl.col("split") == "test") & (pl.col("scope") == "pool") & (pl.col("decoding") == "greedy"))
+            .select("request_id", "policy", "retriever", measure)
+            .collect()
+        )
+        if frame.is_empty():
+            raise InputError(file, "split", "holds no test request", "evaluate at least one held-out request")
+        names.append(
+            (
+                frame["policy"].unique(maintain_order=True).to_list(),
+                frame["retriever"].unique(maintain_order=True).to_list(),
+            )
+        )
+        if set(names[0][0]) != set(names[-1][0]) or set(names[0][1]) != set(names[-1][1]):
+            raise InputError(file, "policy", "has other policies or retrievers than the first", "evaluate them alike")
+        part = frame.with_columns(column=pl.concat_str(pl.lit(str(s)), "policy", "retriever", separator="|")).pivot(
+            "column", index="request_id", values=measure, aggregate_function="first"
+        )
+        wide = part if wide is None else wide.join(part, on="request_id", how="inner")
+    assert wide is not None
+    if wide.is_empty():
+        raise InputError(directories[0], "request_id", "the evaluations share no request", "evaluate the same data")
+    if wide.null_count().sum_horizontal().item():
+        raise InputError(
+            directories[0], MEASURE, "some requests miss a policy or a retriever", "run the evaluation again"
+        )
+    return wide.sort("request_id"), ordered(names[0][0]), names[0][1]
+
+
+def analyse(
+    directories: Sequence[Path],
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    reference: str = "raw",
+    pairs: Sequence[tuple[str, str]] | None = None,
+) -> Analysis:
+    """Analyse evaluations of the same policies: one directory, or one a seed.
+
+    ``pairs`` are the comparisons tested, by default each policy against the raw query, the RL policies against SFT and
+    OSPO against GRPO. With several seeds a request's value is its mean over seeds. Raises InputError.
+    """
+    if not directories:
+        raise InputError("report", "evaluations", "none named", "name at least one evaluation directory")
+    directories = [Path(directory) for directory in directories]
+    wide, policies, retrievers = load_values(directories)
+    if reference not in policies:
+        raise InputError(
+            directories[0], "policy", f"{reference!r} was not evaluated", f"choose of {', '.join(policies)}"
+        )
+    details = read_json(directories[0] / "details.json")
+    training = details["training_retriever"]
+    retrievers = [training, *(name for name in retrievers if name != training)]
+    slices = _slice_rows(directories[0], wide)
+    groups_R = slices["group"].to_numpy() if slices["group"].n_unique() < len(slices) else None
+    seeds = len(directories)
+
+    values_SPER = np.stack(
+        [
+            [[wide[f"{s}|{policy}|{retriever}"].to_numpy() for retriever in retrievers] for policy in policies]
+            for s in range(seeds)
+        ]
+    )
+    values_PER = values_SPER.mean(axis=0)
+    P, E, R = values_PER.shape
+    flat_RC = values_PER.reshape(P * E, R).T
+    draws_BC = bootstrap_means(flat_RC, resamples, seed, groups_R)
+    draws_BPE = draws_BC.reshape(len(draws_BC), P, E)
+    means_PE = values_PER.mean(axis=2)
+
+    pairs = list(pairs) if pairs is not None else _default_pairs(policies, reference)
+    index = {policy: p for p, policy in enumerate(policies)}
+    differences_RC = np.stack([(values_PER[index[a]] - values_PER[index[b]]) for a, b in pairs]).reshape(-1, R).T
+    p_values = randomisation_test(differences_RC, resamples, seed, groups_R)
+    corrected = holm(p_values)
+    comparisons = []
+    for c, ((a, b), e) in enumerate((pair, e) for pair in pairs for e in range(E)):
+        draws = draws_BPE[:, index[a], e] - draws_BPE[:, index[b], e]
+        difference = percentile_interval(means_PE[index[a], e] - means_PE[index[b], e], draws)
+        comparisons.append(Comparison(a, b, retrievers[e], difference, float(p_values[c]), float(corrected[c])))
+
+    learned = [policy for policy in policies if policy != reference]
+    best = max(learned, key=lambda policy: _validation(directories[0], policy, training), default=reference)
+    return Analysis(
+        policies=policies,
+        retrievers=retrievers,
+        requests=R,
+        groups=R if groups_R is None else len(np.unique(groups_R)),
+        seeds=seeds,
+        means={
+            policy: {
+                retriever: percentile_interval(means_PE[p, e], draws_BPE[:, p, e])
+                for e, retriever in enumerate(retrievers)
+            }
+            for p, policy in enumerate(policies)
+        },
+        seed_means={
+            policy: {
+                retriever: [float(values_SPER[s, p, e].mean()) for s in range(seeds)]
+                for e, retriever in enumerate(retrievers)
+            }
+            for p, policy in enumerate(policies)
+        },
+        measures=_measure_means(directories),
+        comparisons=comparisons,
+        robustness={
+            policy: robustness(
+                (values_PER[index[policy]] - values_PER[index[reference]]).T, retrievers, resamples, seed, groups_R
+            )
+            for policy in learned
+        },
+        slices=_slices(slices, values_PER[:, 0], policies, index[best], index[reference], groups_R, resamples, seed),
+        best=best,
+    )
+
+
+def _default_pairs(policies: Sequence[str], reference: str) -> list[tuple[str, str]]:
+    learned = [policy for policy in policies if policy != reference]
+    pairs = [(policy, reference) for policy in learned]
+    if "sft" in learned:
+        pairs += [(policy, "sft") for policy in learned if policy != "sft"]
+    if {"ospo", "grpo"} <= set(learned):
+        pairs.append(("ospo", "grpo"))
+    return pairs
+
+
+def _validation(directory: Path, policy: str, training: str) -> float:
+    """Validation nDCG@10 on the training retriever: what a policy is chosen by."""
+    summary = read_json(directory / "summary.json")
+    return summary["validation"][policy][training]
+
+
+def _measure_means(directories: Sequence[Path]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """scope → policy → retriever → measure → mean, of greedy answers (scope ``sampled``: of sampled ones, in pools)."""
+    frames = []
+    for directory in directories:
+        scope = pl.when(pl.col("decoding") == "sampled").then(pl.lit("sampled")).otherwise(pl.col("scope"))
+        frames.append(
+            pl.scan_parquet(directory / "evaluation.parquet")
+            .filter(pl.col("split") == "test")
+            .group_by(scope.alias("scope"), "policy", "retriever")
+            .agg(pl.col(MEASURES).mean())
+            .collect(engine="streaming")
+        )
+    table = pl.concat(frames).group_by("scope", "policy", "retriever").agg(pl.col(MEASURES).mean())
+    out: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for row in table.sort("scope", "policy", "retriever").iter_rows(named=True):
+        place = out.setdefault(row["scope"], {}).setdefault(row["policy"], {})
+        place[row["retriever"]] = {name: row[name] for name in MEASURES}
+    return out
+
+
+def _slice_rows(directory: Path, wide: pl.DataFrame) -> pl.DataFrame:
+    frame = pl.read_parquet(read_table(directory, "slices.parquet"))
+    joined = wide.select("request_id").join(frame, on="request_id", how="left", maintain_order="left")
+    if joined["group"].null_count():
+        raise InputError(directory / "slices.parquet", "request_id", "misses evaluated requests", "evaluate again")
+    return joined
+
+
+def _slices(
+    rows: pl.DataFrame,
+    values_PR: np.ndarray,
+    policies: Sequence[str],
+    best: int,
+    reference: int,
+    groups_R: np.ndarray | None,
+    resamples: int,
+    seed: int,
+) -> list[Slice]:
+    """Training-retriever means by slice. A property that is the same for all requests says nothing and is left out."""
+    out = []
+    for name in SLICES:
+        column = rows[name].to_numpy()
+        found = sorted(set(column))
+        if len(found) < 2:
+            continue
+        for value in found:
+            here = column == value
+            gains_R1 = (values_PR[best] - values_PR[reference])[here][:, None]
+            draws = bootstrap_means(gains_R1, min(resamples, 2000), seed, None if groups_R is None else groups_R[here])
+            means = {policy: float(values_PR[p, here].mean()) for p, policy in enumerate(policies)}
+            gain = percentile_interval(float(gains_R1.mean()), draws[:, 0])
+            out.append(Slice(name, value, int(here.sum()), means, gain))
+    return out

@@ -1,0 +1,92 @@
+"""What can be evaluated: the raw query, a policy's directory, or a file of answers from any other system."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from ospo.config import Config
+from ospo.data.dataset import Request
+from ospo.errors import InputError
+from ospo.evaluation.rollouts import Decoding, Rewriter, Rollout
+from ospo.files import sha256_file
+
+
+class Policy(Protocol):
+    """Something that answers requests. ``hash`` identifies its content ("" for the raw query)."""
+
+    hash: str
+
+    def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
+        """One rollout per request, in order."""
+        ...
+
+    def release(self) -> None:
+        """Give back the memory of a loaded model."""
+        ...
+
+
+class RawQuery:
+    """The query itself: what any policy has to beat."""
+
+    hash = ""
+
+    def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
+        """The queries."""
+        return [Rollout(request.query, request.query, 0, True) for request in requests]
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+class AnswerFile:
+    """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one a request."""
+
+    def __init__(self, file: Path):
+        self.file, self.hash = file, sha256_file(file)[:20]
+        self.answers: dict[str, str] = {}
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                    request_id, answer = row["request_id"], row["answer"]
+                except (json.JSONDecodeError, KeyError, TypeError):
+                    request_id = answer = None
+                if not isinstance(request_id, str) or not isinstance(answer, str):
+                    raise InputError(
+                        file, f"line {number}", 'is not {"request_id": text, "answer": text}', "repair that line"
+                    )
+                if request_id in self.answers:
+                    raise InputError(file, f"line {number}", f"request {request_id!r} appears twice", "keep one answer")
+                self.answers[request_id] = answer
+
+    def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
+        """The file's answers. Raises InputError for a request without one (an empty answer is written as ``""``)."""
+        if missing := [request.request_id for request in requests if request.request_id not in self.answers]:
+            raise InputError(
+                self.file,
+                "request_id",
+                f"{len(missing)} requests have no answer, first {missing[0]!r}",
+                "answer them all",
+            )
+        found = [self.answers[request.request_id] for request in requests]
+        return [Rollout(answer, answer, 0, True) for answer in found]
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+def open_policy(source: Path | None, config: Config, cache: Path | None) -> Policy:
+    """The policy at ``source`` (None: the raw query; a ``.jsonl`` file: its answers; else a policy directory).
+
+    Raises InputError where there is none. A directory's model is loaded when it first has to answer.
+    """
+    if source is None:
+        return RawQuery()
+    if source.suffix == ".jsonl":
+        if not source.is_file():
+            raise InputError(source, "", "file not found", "name a policy directory or a file of answers")
+        return AnswerFile(source)
+    return Rewriter(source, config.evaluation.batch_size, config.preset.rl.max_prompt_tokens, cache)

@@ -1,0 +1,152 @@
+"""Is a difference between two policies more than luck? Paired bootstrap, paired randomisation, Holm's correction.
+
+The unit of resampling is the request or, where several requests come from one shopper, the shopper: requests of a
+shopper are not independent, and an interval that took them so would be too narrow. All comparisons of a table share
+the same resamples, so ratios of gains (robustness) get intervals too. Everything is seeded and vectorised.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_BLOCK = 4_000_000  # resampled units held in memory at once
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with a confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def cluster_sums(values_RC: np.ndarray, groups_R: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Sums per group (G, C) and group sizes (G,); without groups every request is its own."""
+    if groups_R is None:
+        return values_RC, np.ones(len(values_RC))
+    _, inverse_R, sizes_G = np.unique(groups_R, return_inverse=True, return_counts=True)
+    columns = [np.bincount(inverse_R, weights=column, minlength=len(sizes_G)) for column in values_RC.T]
+    sums_GC = np.stack(columns, axis=1)
+    return sums_GC, sizes_G.astype(np.float64)
+
+
+def _blocks(resamples: int, units: int) -> list[int]:
+    step = max(1, _BLOCK // max(units, 1))
+    return [min(step, resamples - start) for start in range(0, resamples, step)]
+
+
+def _check(values_RC: np.ndarray) -> np.ndarray:
+    values_RC = np.asarray(values_RC, dtype=np.float64)
+    if values_RC.ndim != 2 or len(values_RC) == 0:
+        raise ValueError(
+            f"need values of shape (requests, comparisons) with at least one request, got {values_RC.shape}"
+        )
+    if not np.isfinite(values_RC).all():
+        raise ValueError("values hold NaN or infinity")
+    return values_RC
+
+
+def bootstrap_means(values_RC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None) -> np.ndarray:
+    """Bootstrap means (B, C) of each column: units drawn with replacement, the same draw for every column.
+
+    Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; over clusters: their section 8.
+    """
+    sums_GC, sizes_G = cluster_sums(_check(values_RC), groups_R)
+    generator = np.random.default_rng(seed)
+    units = len(sums_GC)
+    means = []
+    for block in _blocks(resamples, units):
+        draws = generator.integers(0, units, size=(block, units))
+        # Counts instead of gathers: one matrix product per block serves all columns.
+        flat = (draws + np.arange(block)[:, None] * units).ravel()
+        counts_BG = np.bincount(flat, minlength=block * units).reshape(block, units).astype(np.float64)
+        means.append((counts_BG @ sums_GC) / (counts_BG @ sizes_G)[:, None])
+    return np.concatenate(means)
+
+
+def percentile_interval(estimate: float, draws_B: np.ndarray, level: float = 0.95) -> Interval:
+    """The percentile interval of bootstrap draws."""
+    low, high = np.quantile(draws_B, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(estimate), float(low), float(high))
+
+
+def randomisation_test(
+    differences_RC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None
+) -> np.ndarray:
+    """Two-sided p-values (C,) of paired differences: how often random signs give a mean at least as far from 0.
+
+    Under the null hypothesis that two policies are exchangeable a request's (a shopper's) difference has either sign
+    with equal probability. Fisher 1935; for retrieval: Smucker, Allan & Carterette, CIKM 2007. The observed assignment
+    counts as one of the draws, so p is never 0 (Phipson & Smyth 2010). With 2**units <= resamples all assignments are
+    enumerated and p is exact.
+    """
+    sums_GC, _ = cluster_sums(_check(differences_RC), groups_R)
+    units = len(sums_GC)
+    observed_C = np.abs(sums_GC.sum(axis=0))
+    # Equality up to rounding: the same sum in another order must count as "at least as far".
+    threshold_C = observed_C - 1e-12 * np.maximum(1.0, np.abs(sums_GC).sum(axis=0))
+    if units < 63 and 2**units <= resamples:
+        masks = np.arange(2**units, dtype=np.int64)[:, None] >> np.arange(units) & 1
+        extreme_C = (np.abs((2.0 * masks - 1) @ sums_GC) >= threshold_C).sum(axis=0)
+        return extreme_C / 2**units
+    generator = np.random.default_rng(seed)
+    extreme_C = np.zeros(sums_GC.shape[1])
+    for block in _blocks(resamples, units):
+        bits = np.unpackbits(generator.integers(0, 256, size=(block, -(-units // 8)), dtype=np.uint8), axis=1)
+        signs_BG = bits[:, :units].astype(np.float64) * 2 - 1
+        extreme_C += (np.abs(signs_BG @ sums_GC) >= threshold_C).sum(axis=0)
+    return (extreme_C + 1) / (resamples + 1)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """Holm's step-down correction of a family of p-values (any shape), NaN left out of the family.
+
+    Holm, "A simple sequentially rejective multiple test procedure", 1979: the i-th smallest of m is multiplied by
+    m - i + 1, made monotone and capped at 1. Controls the chance of any false claim in the whole table.
+    """
+    p_values = np.asarray(p_values, dtype=np.float64)
+    flat = p_values.ravel()
+    known = np.flatnonzero(~np.isnan(flat))
+    order = known[np.argsort(flat[known], kind="stable")]
+    m = len(order)
+    adjusted = np.full(len(flat), np.nan)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(flat[order] * (m - np.arange(m))))
+    return adjusted.reshape(p_values.shape)
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Share of the training retriever's gain kept under an unseen one.
+
+    ``kept`` is None where the gain on the training retriever is not clearly above 0 (its 95 % interval holds 0): a
+    share of nothing is no number.
+    """
+
+    retriever: str
+    gain: Interval
+    kept: Interval | None
+
+
+def robustness(
+    gains_RC: np.ndarray, retrievers: list[str], resamples: int, seed: int, groups_R: np.ndarray | None = None
+) -> list[Robustness]:
+    """Gains over the raw query per request and retriever (R, C), the training retriever first → one entry each.
+
+    kept = mean gain under the retriever / mean gain under the training retriever. Its interval comes from resampling
+    both at once, so that what they share (the requests drawn) cancels.
+    """
+    gains_RC = _check(gains_RC)
+    draws_BC = bootstrap_means(gains_RC, resamples, seed, groups_R)
+    means_C = gains_RC.mean(axis=0)
+    training = percentile_interval(means_C[0], draws_BC[:, 0])
+    out = []
+    for c, name in enumerate(retrievers):
+        gain = percentile_interval(means_C[c], draws_BC[:, c])
+        kept = None
+        if training.low > 0:
+            # Fewer than 2.5 % of the denominators are <= 0 here; they are left at their sign, far in the tails.
+            ratio_B = draws_BC[:, c] / np.where(draws_BC[:, 0] == 0, np.finfo(float).tiny, draws_BC[:, 0])
+            kept = percentile_interval(means_C[c] / means_C[0], ratio_B)
+        out.append(Robustness(name, gain, kept))
+    return out
