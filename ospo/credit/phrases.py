@@ -10,25 +10,30 @@ LONGEST = 5  # words in a phrase
 
 # Words of closed classes. The tagger is asked only about the others: on texts such as "bottle 32 oz" it calls "oz"
 # a preposition, and a word it has never seen in that place must not be glued to its neighbour for that.
-CONNECTING = frozenset(
+_CONNECTING = (
     "a an the this that these those some any each every my your his her its our their i you he she it we they me "
     "him us them who whom whose which what when where why how for with without in on of to by from at as into onto "
     "over under about than per near via if because so up off out around between during after before through across "
     "and or but nor yet plus while although though unless except not no is am are was were be been being have has "
     "had having do does did doing will would can could should shall may might must there here then also just please "
-    "i'm it's that's i'd i've".split()  # noqa: SIM905 - a list of words reads as words
+    "i'm it's that's i'd i've"
 )
-PREFERENCE = frozenset(
+CONNECTING = frozenset(_CONNECTING.split())
+_PREFERENCE = (
     "look looking looks want wants wanted wanting need needs needed needing prefer prefers preferred preferring "
     "like likes love loves loving search searching seek seeking find finding buy buying wear wearing get getting "
-    "shop shopping match matching go going suit suiting show showing give use using".split()  # noqa: SIM905 - a list of words reads as words
+    "shop shopping match matching go going suit suiting show showing give use using"
 )
-NOUN, ADJECTIVE, VERB, ADVERB, FUNCTION = "NAVRF"
+PREFERENCE = frozenset(_PREFERENCE.split())
+NOUN, ADJECTIVE, VERB, ADVERB, FUNCTION, GLUED = "NAVRFG"
 _TAG_CLASS = {"N": NOUN, "F": NOUN, "J": ADJECTIVE, "C": ADJECTIVE, "V": VERB, "R": ADVERB}
 
 
 def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
-    """One letter a word: noun, adjective (numbers and participles before a noun too), verb, adverb or function."""
+    """One letter a word: noun, adjective (numbers and participles before a noun too), verb, adverb or function.
+
+    GLUED: a word that touches its neighbour without a space, as in Chinese and Japanese; a phrase of its own.
+    """
     tag_at: dict[int, str] = {}
     for token in doc:
         tag_at[token.idx] = token.tag_
@@ -57,6 +62,9 @@ def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
         # "running shoes", "very soft": what stands before a noun or adjective describes it, unless it asks for it.
         if joined and (kind == ADVERB or (kind == VERB and form.endswith(("ing", "ed")) and form not in PREFERENCE)):
             classes[i] = ADJECTIVE
+    for i in range(len(words) - 1):
+        if words[i].end == words[i + 1].start:
+            classes[i] = classes[i + 1] = GLUED
     return classes
 
 
@@ -146,6 +154,8 @@ def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]], start: int
             pieces.append((i, j))
         elif classes[i] != FUNCTION:  # content that no phrase took: what is left of a run, a lone verb or adverb
             while j < end and owner[j - start] < 0 and classes[j] != FUNCTION and j - i < LONGEST:
+                if GLUED in (classes[i], classes[j]):
+                    break
                 j += 1
             pieces.append((i, j))
         i = j
@@ -163,21 +173,22 @@ def phrase_starts(text: str, words: Sequence[Word], doc: Any) -> list[int]:
         if pieces:
             # Connecting words join the phrase they introduce; those at the end of a clause stay with the one before.
             begins = [start, *(last for _, last in pieces[:-1])]
-            starts.extend(_join_single(begins, end))
+            starts.extend(_join_single(begins, end, classes))
         elif not starts:
             starts.append(start)  # connecting words alone, with nothing before them to join
         start = end
     return starts
 
 
-def _join_single(begins: list[int], end: int) -> list[int]:
+def _join_single(begins: list[int], end: int, classes: list[str]) -> list[int]:
     """Join one-word phrases to the shorter neighbour in their clause while the two make at most 5 words."""
     cuts = [*begins, end]
     while True:
         best: tuple[int, int] | None = None
         for i in range(1, len(cuts) - 1):
             left, right = cuts[i] - cuts[i - 1], cuts[i + 1] - cuts[i]
-            if min(left, right) == 1 and left + right <= LONGEST:
+            glued = GLUED in classes[cuts[i - 1] : cuts[i + 1]]
+            if not glued and min(left, right) == 1 and left + right <= LONGEST:
                 best = min(best or (left + right, i), (left + right, i))
         if best is None:
             return cuts[:-1]

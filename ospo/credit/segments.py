@@ -18,9 +18,8 @@ from ospo.credit.words import Word, split_words
 Kind = Literal["phrases", "delimiters", "sentences", "tokens"]
 Unions = Literal["none", "sentences", "clauses"]
 CACHE_TEXTS = 1 << 16
-CONJUNCTIONS = frozenset(
-    "and or but nor yet so plus while because although though unless except & y o et ou und oder".split()  # noqa: SIM905
-)
+_CONJUNCTIONS = "and or but nor yet so plus while because although though unless except & y o et ou und oder"
+CONJUNCTIONS = frozenset(_CONJUNCTIONS.split())
 
 
 @dataclass(frozen=True, slots=True)
