@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 # Weights come from packages or from where the user says; nothing is fetched from a hub behind the user's back.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +11,9 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import typer
+
+if TYPE_CHECKING:
+    from ospo import steps
 
 from ospo.config import Config, Dataset, edit_params, load_config
 from ospo.errors import OspoError
@@ -73,7 +76,7 @@ def prepare(
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Turn raw ESCI or H&M files into catalogue, requests, pools and qrels."""
-    from ospo.data import prepare as prepare_data
+    from ospo.data.prepare import prepare as prepare_data
 
     config = _config(params, overrides)
     section = config.data.esci if dataset == "esci" else config.data.hm
@@ -95,6 +98,52 @@ def vectors(
     config = _config(params, overrides)
     written = write_vectors(config, Path("data/prepared") / dataset, out)
     typer.echo("\n".join(f"wrote {path}" for path in written))
+
+
+@app.command()
+def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
+    """Train the SFT policy that every algorithm starts from."""
+    from ospo import steps
+
+    config = _config(params, overrides)
+    with steps.dataset_lock(dataset):
+        _tell(steps.run_sft(config, dataset))
+
+
+@app.command()
+def train(
+    dataset: DatasetOption,
+    algorithm: Annotated[str, typer.Option(help="grpo or ospo")] = "ospo",
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Train with one RL algorithm from the SFT policy."""
+    from ospo import steps
+
+    config = _config(params, overrides)
+    with steps.dataset_lock(dataset):
+        _tell(steps.run_rl(config, dataset, algorithm))
+
+
+@app.command()
+def evaluate(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
+    """Score the trained policies under the training retriever and those never seen in training."""
+    from rich.console import Console
+
+    from ospo import steps
+    from ospo.evaluation.demo_table import demo_table
+    from ospo.files import read_json
+
+    config = _config(params, overrides)
+    with steps.dataset_lock(dataset):
+        result = steps.run_evaluation(config, dataset)
+    Console().print(demo_table({dataset: read_json(result.directory / "summary.json")}, config.retrievers.training))
+    _tell(result)
+
+
+def _tell(result: "steps.StepResult") -> None:
+    what = "unchanged since the last run" if result.skipped else f"finished in {result.seconds:.0f} s"
+    typer.echo(f"{result.name} on {result.dataset}: {what}; files in {result.directory}, MLflow run {result.run_id}")
 
 
 def main() -> None:
