@@ -82,6 +82,9 @@ def full_catalogue(
     match_BK = sorted_keys[place_BK] == found_BK
     retrieved_gains_BK = np.where(match_BK, gains_BP.ravel()[order][place_BK], 0)
     missing_BP = (keys_BP >= 0) & ~np.isin(keys_BP, found_BK)
-    scores = np.concatenate([scores_BK, np.full(pools_BP.shape, -np.inf, dtype=scores_BK.dtype)], axis=1)
-    gains = np.concatenate([retrieved_gains_BK, np.where(missing_BP, gains_BP, 0)], axis=1)
+    # Unretrieved items must lie beyond every nDCG's cut-off, however little was searched.
+    gap = max(0, max(NDCG_CUTS) - rows_BK.shape[1])
+    unranked = np.full((count, gap + pools_BP.shape[1]), -np.inf, dtype=scores_BK.dtype)
+    scores = np.concatenate([scores_BK, unranked], axis=1)
+    gains = np.concatenate([retrieved_gains_BK, np.zeros((count, gap)), np.where(missing_BP, gains_BP, 0)], axis=1)
     return scores, gains
