@@ -1,6 +1,6 @@
 """``make demo``: the whole job for both datasets, then the table and ``reports/demo.json``.
 
-    python -m flows.demo [--dataset esci] [--dataset hm]
+python -m flows.demo [--dataset esci] [--dataset hm]
 """
 
 import argparse
@@ -39,7 +39,8 @@ def run(datasets: list[str]) -> None:
     console.print()
     console.print(demo_table(summaries, config.retrievers.training))
     for dataset, version in registered.items():
-        console.print(f"{dataset}: registered {version['name']} version {version['version']} ({version['policy']})")
+        aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
+        console.print(f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, {aliases}")
     console.print(
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
         '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'

@@ -14,9 +14,9 @@ from ospo.config import Config
 
 
 @task(name="register", task_run_name="register {dataset}", cache_policy=NO_CACHE)
-def register(config: Config, dataset: Dataset, parent_run_id: str | None) -> dict[str, Any]:
+def register(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Register the better policy, unless that very policy is registered already."""
-    return steps.run_registration(config, dataset, lineage(parent_run_id))
+    return steps.run_registration(config, dataset)
 
 
 @flow(name="pipeline-dataset", flow_run_name="pipeline-{dataset}")
@@ -32,7 +32,7 @@ def pipeline_dataset(
             train_policy(dataset, algorithm, params, overrides, parent_run_id)
         summary = evaluate(dataset, params, overrides, parent_run_id)
         with steps.dataset_lock(dataset):
-            registered = register(config, dataset, parent_run_id)
+            registered = register(config, dataset)
     return {"summary": summary, "registered": registered}
 
 

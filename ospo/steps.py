@@ -259,6 +259,33 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
     )
 
 
+def run_registration(config: Config, dataset: str) -> dict[str, Any]:
+    """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns name, version and aliases.
+
+    The better one is chosen on validation requests. The first version becomes the champion; a later one the
+    challenger, which `ospo promote` makes the champion. A policy that is registered already is not registered again.
+    """
+    from ospo import registry
+    from ospo.evaluation.robustness import best_policy
+
+    _finished(dataset, "evaluation")
+    summary = read_json(RUNS / dataset / "evaluation" / "summary.json")
+    trained = [name for name in config.evaluation.policies if name in ALGORITHMS]
+    policy = best_policy(summary, config.retrievers.training, trained)
+    state = _finished(dataset, policy)
+    version = registry.register(
+        config,
+        dataset,
+        policy=policy,
+        model_dir=RUNS / dataset / policy / "model",
+        run_id=state["run_id"],
+        summary=summary["test"],
+        data_md5=_digest(data_md5(dataset)),
+        tags={"fingerprint": state["fingerprint"]},
+    )
+    return {"name": version.name, "version": version.version, "policy": policy, "aliases": list(version.aliases)}
+
+
 def summary_markdown(dataset: str, summary: dict[str, Any]) -> str:
     """An evaluation's summary as a markdown table."""
     figures = summary["test"]
