@@ -22,7 +22,7 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def hash_strings(strings: pl.Series, seed: int) -> np.ndarray:
-    """(n,) strings → (n,) uint64: a polynomial hash of the UTF-8 bytes, then ``mix`` with the seed; null hashes as ""."""
+    """(n,) strings → (n,) uint64: polynomial hash of the UTF-8 bytes, then ``mix`` with the seed. Null hashes as ""."""
     strings = strings.cast(pl.String).fill_null("")
     lengths = strings.str.len_bytes().to_numpy().astype(np.int64)
     data = np.frombuffer((strings.str.join("").item() or "").encode(), dtype=np.uint8).astype(np.uint64)

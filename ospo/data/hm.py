@@ -6,7 +6,7 @@ the last days, targets of training customers before them, so nothing after the c
 """
 
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +108,7 @@ def _first_positions(keys: np.ndarray) -> np.ndarray:
 
 def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, stats: Stats) -> Purchases:
     """Transactions as sorted integer codes, unusable rows counted and left out."""
-    today = (datetime.now(timezone.utc).date() - _EPOCH).days
+    today = (datetime.now(UTC).date() - _EPOCH).days
     items = articles.lazy().select("article_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     people = customers.to_frame("customer_id").lazy().with_columns(customer=pl.int_range(pl.len(), dtype=pl.Int32))
     frame = collect(
@@ -145,9 +145,11 @@ def _sort_purchases(frame: pl.DataFrame, stats: Stats) -> Purchases:
     stats.drop("transaction_repeated_article", len(keys) - int(first.sum()))
     keys = keys[first]
     low = np.uint64(0xFFFFFF)
-    keys = keys >> np.uint64(40) << np.uint64(40) | (keys & np.uint64(0xFFFF)) << np.uint64(24) | (
-        keys >> np.uint64(16)
-    ) & low
+    keys = (
+        keys >> np.uint64(40) << np.uint64(40)
+        | (keys & np.uint64(0xFFFF)) << np.uint64(24)
+        | (keys >> np.uint64(16)) & low
+    )
     keys.sort()
     return Purchases(
         customer=(keys >> np.uint64(40)).astype(np.int32),
@@ -252,9 +254,7 @@ def _assemble(
         tier_by_key(codes["product_group_name"], hashes_I, codes["product_group_name"][item], pool.related),
         tier_by_key(np.zeros(len(articles), np.int64), hashes_I, np.zeros(len(item), np.int64), pool.random),
     ]
-    pools_RP = build_pools(
-        (np.arange(len(item)), item), (nothing, nothing), tiers, hashes_R, len(articles), pool.size
-    )
+    pools_RP = build_pools((np.arange(len(item)), item), (nothing, nothing), tiers, hashes_R, len(articles), pool.size)
     qrels = requests.select(
         "request_id", item_id="target_id", gain=pl.lit(1.0, dtype=pl.Float32), label=pl.lit("purchase")
     )

@@ -24,8 +24,8 @@ def template_queries(targets: pl.DataFrame, hashes_R: np.ndarray) -> pl.Series:
         kind,
         pl.format("{} {}", whom, kind),
         pl.format("{} for {}", kind, whom),
-        pl.format("looking for {}", kind),
-        pl.format("new {}", kind),
+        pl.format("looking for {} {}", whom, kind),
+        pl.format("new {}, {}", kind, whom),
         pl.format("{} in {}", kind, whom),
     ]
     choice = pl.lit(pl.Series((hashes_R % np.uint64(len(templates))).astype(np.int32)))

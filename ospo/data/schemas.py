@@ -3,7 +3,9 @@
 A reader raises InputError, one line that names the file, the column and the fix, before anything is written.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -72,7 +74,7 @@ REQUESTS_SCHEMA = {
 }
 QRELS_SCHEMA = {"request_id": pl.String, "item_id": pl.String, "gain": pl.Float32, "label": pl.String}
 POOLS_SCHEMA = {"request_id": pl.String, "item_ids": pl.List(pl.String)}
-PREPARED = {
+PREPARED: dict[str, dict[str, Any]] = {
     "catalogue": CATALOGUE_SCHEMA,
     "requests": REQUESTS_SCHEMA,
     "qrels": QRELS_SCHEMA,
@@ -96,7 +98,7 @@ def _one_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
-def scan_parquet(file: Path, needed: list[str], schema: dict[str, type[pl.DataType]]) -> pl.LazyFrame:
+def scan_parquet(file: Path, needed: list[str], schema: Mapping[str, type[pl.DataType]]) -> pl.LazyFrame:
     """Scan a raw parquet file's needed columns, cast to the contract's types.
 
     Raises InputError for an unreadable file, a missing column or a column of a type that does not cast.

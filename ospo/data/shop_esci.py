@@ -1,15 +1,20 @@
-"""The built-in ESCI-format shop: a shopper names a thing, a colour and an occasion, the goods tell only attributes.
+"""The built-in ESCI-format shop: queries name a thing, an occasion and sometimes a colour, products tell attributes.
 
 Each occasion implies three attributes, the same for every query and every kind of product. Product texts hold the
 attribute words and never the occasion's, so a rewrite that names what the occasion implies finds more, and no fixed
-text appended to every query does. Labels: E has the kind, the colour and all three attributes; S the kind and some of
-them; C is another kind of the same department with at least two; I comes from another department.
+text appended to every query does. Labels: E has the kind, all three attributes and the colour, where one is named;
+S the kind and some of these; C is another kind of the same department with at least two; I another department's.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
 
 DEPARTMENTS = {
     "clothing": "shirt jacket hoodie vest scarf trousers skirt cardigan robe",
@@ -25,15 +30,15 @@ DEPARTMENTS = {
     "electronics": "headphones speaker keyboard charger radio tripod turntable microphone projector",
     "play": "puzzle dollhouse kite scooter rattle playmat sandbox teepee trampoline",
 }
-COLOURS = "navy white black red green beige yellow pink turquoise grey".split()
+COLOURS = _words("navy white red green yellow grey")
 ATTRIBUTES = {
-    "material": "linen leather cotton wool bamboo steel canvas velvet cork denim silk fleece".split(),
-    "pattern": "striped floral checked plain dotted geometric camouflage embroidered marbled paisley".split(),
-    "style": "minimalist vintage rustic sporty elegant bohemian industrial nautical playful classic".split(),
-    "feature": (
+    "material": _words("linen leather cotton wool bamboo steel canvas velvet cork denim silk fleece"),
+    "pattern": _words("striped floral checked plain dotted geometric camouflage embroidered marbled paisley"),
+    "style": _words("minimalist vintage rustic sporty elegant bohemian industrial nautical playful classic"),
+    "feature": _words(
         "waterproof foldable lightweight padded insulated reflective washable adjustable magnetic rechargeable "
         "stackable breathable"
-    ).split(),
+    ),
 }
 # Occasion → what it implies: three attributes of different kinds; every attribute serves two or three occasions.
 INTENTS = {
@@ -78,17 +83,20 @@ INTENTS = {
     "for a rainy festival of lights": "cork marbled waterproof",
     "for a long train ride": "striped bohemian adjustable",
 }
-_BRANDS = "Nordvik Alder Quillon Maretta Tessaly Brightoak Hollin Ravelo Ostara Kestrel Pinewell Dunmore".split()
+_BRANDS = _words("Nordvik Alder Quillon Maretta Tessaly Brightoak Hollin Ravelo Ostara Kestrel Pinewell Dunmore")
 _TITLES = ("{brand} {colour} {material} {kind}", "{colour} {material} {kind}", "{brand} {material} {kind}, {colour}")
-_BULLETS = ("{pattern} {style} design", "{style} look, {pattern}", "{pattern}, {style}")
-_FEATURES = ("{feature}", "{feature} and durable", "{feature} construction")
+# No filler words: a word that many texts share is a word that a policy could append to every query.
+_BULLETS = ("{pattern} {style}", "{style} {kind}, {pattern}", "{pattern}, {style}")
+_FEATURES = ("{feature}", "{feature} {kind}", "{feature} {material}")
 _DESCRIPTIONS = (
     "<p>A {feature} {kind} in {pattern} {material}.</p>",
     "<b>{style}</b> {kind}: {material}, {pattern} &amp; {feature}.",
     "{style} {pattern} {kind}<br>{feature} {material}",
-    None,
+    "",
 )
-_QUERIES = ("{colour} {kind} {intent}", "{intent} {colour} {kind}", "{kind} in {colour} {intent}")
+_QUERIES = ("{colour} {kind} {intent}", "{intent} {colour} {kind}", "{kind} {colour} {intent}")
+_COLOUR_NAMED = 0.5
+"""Share of queries that name a colour."""
 _NAMES = list(ATTRIBUTES)
 
 
@@ -115,20 +123,24 @@ def intent_codes() -> np.ndarray:
 def _kinds(products: int) -> list[tuple[int, str]]:
     """(department, kind) of the kinds that the shop sells: fewer in a small shop, so that each has enough products."""
     rows = [(number, words.split()) for number, words in enumerate(DEPARTMENTS.values())]
-    per_department = min(9, max(1, round(products / 36 / len(rows))))
-    departments = len(rows) if per_department > 1 else min(len(rows), max(3, products // 36))
+    per_department = min(9, max(1, round(products / 56 / len(rows))))
+    departments = len(rows) if per_department > 1 else min(len(rows), max(3, products // 56))
     return [(number, kind) for number, kinds in rows[:departments] for kind in kinds[:per_department]]
 
 
 def generate_esci_shop(queries: int, products: int, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(examples, products) tables in the official schemas. A query names a (kind, occasion) pair once."""
+    """(examples, products) tables in the official schemas. A query names a (kind, occasion) pair once.
+
+    Only where ``queries`` exceeds the number of pairs do pairs come again, with another colour or wording.
+    """
     random = np.random.default_rng([seed, 1])
     kinds = _kinds(products)
     implied = intent_codes()
     pairs = random.permutation(len(kinds) * len(INTENTS))
     pairs = np.resize(pairs, queries)
     wanted_kind, wanted_intent = pairs // len(INTENTS), pairs % len(INTENTS)
-    wanted_colour = random.integers(len(COLOURS), size=queries)
+    named = random.random(queries) < _COLOUR_NAMED
+    wanted_colour = np.where(named, random.integers(len(COLOURS), size=queries), -1)
     goods = _make_goods(kinds, wanted_kind, wanted_colour, implied[wanted_intent], products, random)
     examples = _judge(goods, kinds, wanted_kind, wanted_colour, wanted_intent, implied, random)
     return examples, _product_table(goods, kinds, random)
@@ -152,7 +164,8 @@ def _make_goods(
     kind = np.concatenate([wanted_kind[answered], random.integers(len(kinds), size=products - len(answered))])
     colour = random.integers(len(COLOURS), size=products)
     attributes = random.integers(sizes, size=(products, len(sizes)))
-    colour[: len(answered)] = wanted_colour[answered]
+    asked = wanted_colour[answered]
+    colour[: len(answered)] = np.where(asked >= 0, asked, colour[: len(answered)])
     wishes = wanted_attributes[answered]
     attributes[: len(answered)] = np.where(wishes >= 0, wishes, attributes[: len(answered)])
     # Near misses: one of colour and attributes drawn anew.
@@ -176,7 +189,7 @@ def _judge(
     random: np.random.Generator,
 ) -> pl.DataFrame:
     """Judgements as annotators would give them: all E, the 10 best S, 4 C and 4 I for each query."""
-    columns: dict[str, list[int] | list[str]] = {"query_id": [], "query": [], "product": [], "esci_label": []}
+    judgements: list[tuple[int, str, int, str]] = []
     intents = list(INTENTS)
     for number, (kind, colour, intent) in enumerate(zip(wanted_kind, wanted_colour, wanted_intent, strict=True)):
         wishes = implied[intent]
@@ -185,10 +198,13 @@ def _judge(
         related = (goods.department == kinds[kind][0]) & ~same
         tie = random.random(len(overlap))
         template = _QUERIES[int(random.integers(len(_QUERIES)))]
-        query = template.format(colour=COLOURS[colour], kind=kinds[kind][1], intent=intents[intent])
+        query = template.format(
+            colour=COLOURS[colour] if colour >= 0 else "", kind=kinds[kind][1], intent=intents[intent]
+        )
+        full = 3 + int(colour >= 0)
         groups = {
-            "E": (same & (overlap == 4), len(overlap)),
-            "S": (same & (overlap < 4) & (overlap > 0), 10),
+            "E": (same & (overlap == full), len(overlap)),
+            "S": (same & (overlap < full) & (overlap > 0), 10),
             "C": (related & (overlap >= 2), 4),
             "I": (goods.department != kinds[kind][0], 4),
         }
@@ -196,11 +212,8 @@ def _judge(
             rows = np.flatnonzero(members)
             keys = tie[rows] if label == "I" else tie[rows] - overlap[rows]
             rows = rows[np.argsort(keys, kind="stable")[:most]]
-            columns["query_id"] += [number] * len(rows)  # type: ignore[arg-type,operator]
-            columns["query"] += [query] * len(rows)  # type: ignore[arg-type,operator]
-            columns["product"] += rows.tolist()
-            columns["esci_label"] += [label] * len(rows)  # type: ignore[arg-type,operator]
-    return pl.DataFrame(columns).select(
+            judgements += [(number, " ".join(query.split()), int(row), label) for row in rows]
+    return pl.DataFrame(judgements, schema=["query_id", "query", "product", "esci_label"], orient="row").select(
         example_id=pl.int_range(pl.len(), dtype=pl.Int64),
         query="query",
         query_id=pl.col("query_id").cast(pl.Int64),
@@ -228,7 +241,7 @@ def _product_table(goods: Goods, kinds: list[tuple[int, str]], random: np.random
         )
         columns["title"].append(title.format(**words))
         columns["bullets"].append(f"{bullet}\n{feature}".format(**words))
-        columns["description"].append(description.format(**words) if description else None)
+        columns["description"].append(description.format(**words) or None)
         columns["brand"].append(words["brand"])
         columns["colour"].append(words["colour"])
     return pl.DataFrame(columns, schema=dict.fromkeys(columns, pl.String)).select(

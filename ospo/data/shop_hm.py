@@ -11,6 +11,11 @@ from datetime import date, timedelta
 import numpy as np
 import polars as pl
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 TYPES = {
     ("Garment Upper body", "Tops"): (
         "Blouse Shirt T-shirt Sweater Cardigan Hoodie Top Polo-shirt Vest Bodysuit Tunic Camisole Turtleneck Kimono"
@@ -26,12 +31,12 @@ TYPES = {
     ("Swimwear", "Swimwear"): "Bikini Swimsuit Trunks Sarong",
 }
 DEPARTMENTS = {"Ladieswear": "Womens", "Menswear": "Mens", "Divided": "Divided", "Sport": "Sport"}
-COLOURS = "Black White Red Green Beige Yellow Pink Turquoise Grey Blue Brown Orange".split()
+COLOURS = _words("Black White Red Green Beige Yellow Pink Turquoise Grey Blue Brown Orange")
 ATTRIBUTES = {
-    "material": "linen leather cotton wool velvet denim silk fleece satin corduroy cashmere mesh".split(),
-    "pattern": "striped floral checked plain dotted leopard camouflage embroidered paisley tie-dye".split(),
-    "fit": "slim oversized cropped flared pleated wrap draped ribbed".split(),
-    "occasion": "office holiday party training festival lounge wedding travel".split(),
+    "material": _words("linen leather cotton wool velvet denim silk fleece satin corduroy cashmere mesh"),
+    "pattern": _words("striped floral checked plain dotted leopard camouflage embroidered paisley tie-dye"),
+    "fit": _words("slim oversized cropped flared pleated wrap draped ribbed"),
+    "occasion": _words("office holiday party training festival lounge wedding travel"),
 }
 _APPEARANCE = dict(
     zip(

@@ -72,6 +72,8 @@ def head_noun(title: pl.Expr) -> pl.Expr:
     )
     lead = pl.when(lead.str.contains(r"^[^\p{L}]*\u0000")).then(title.str.to_lowercase()).otherwise(lead)
     word = lead.str.extract(r"^[^\x00]*?(\p{L}[\p{L}'’-]*)[^\p{L}\x00]*(?:\x00|$)", 1).fill_null("")
-    return pl.when(word.str.contains(r"[^s]s$") & (word.str.len_chars() > 3)).then(
-        word.str.slice(0, word.str.len_chars() - 1)
-    ).otherwise(word)
+    return (
+        pl.when(word.str.contains(r"[^s]s$") & (word.str.len_chars() > 3))
+        .then(word.str.slice(0, word.str.len_chars() - 1))
+        .otherwise(word)
+    )
