@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ospo.errors import InputError
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
@@ -70,3 +72,47 @@ def sha256_file(path: str | Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+MANIFEST = "manifest.json"
+
+
+def _listed(directory: Path) -> list[str]:
+    files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in files if path.name != MANIFEST and not path.name.startswith("."))
+
+
+def write_manifest(directory: str | Path) -> str:
+    """Write ``manifest.json`` with the sha256 of every file at or below ``directory``; returns the manifest's sha256.
+
+    Hidden files are left out. Call it last: a file that comes later does not belong.
+    """
+    directory = Path(directory)
+    write_json(directory / MANIFEST, {name: sha256_file(directory / name) for name in _listed(directory)})
+    return sha256_file(directory / MANIFEST)
+
+
+def verify_manifest(directory: str | Path) -> str:
+    """Check every file of ``directory`` against its manifest; returns the manifest's sha256.
+
+    Raises InputError naming the first file that is missing, changed or not listed, or that there is no manifest.
+    """
+    directory = Path(directory)
+    file = directory / MANIFEST
+    fix = "restore the directory from its origin, or train or register it again"
+    try:
+        wanted = read_json(file)
+    except (OSError, ValueError) as error:
+        raise InputError(file, "", f"is missing or unreadable ({type(error).__name__})", fix) from None
+    if not isinstance(wanted, dict) or not wanted:
+        raise InputError(file, "", "lists no files", fix)
+    for name in sorted(set(wanted) | set(_listed(directory))):
+        if name not in wanted:
+            raise InputError(directory / name, "manifest", "is not listed, so it did not come with the rest", fix)
+        if not (directory / name).is_file():
+            raise InputError(directory / name, "manifest", "is listed but missing", fix)
+        if sha256_file(directory / name) != wanted[name]:
+            raise InputError(
+                directory / name, "sha256", "differs from the manifest: the file is damaged or altered", fix
+            )
+    return sha256_file(file)

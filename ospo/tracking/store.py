@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -20,10 +21,8 @@ from ospo.config import Config
 from ospo.errors import OspoError
 
 ARTIFACTS = "mlartifacts"
-for _name in ("mlflow.store.db.utils", "alembic"):
-    logging.getLogger(_name).setLevel(
-        logging.WARNING
-    )  # thirty lines about making tables, in the middle of a progress bar
+for _name in ("mlflow.store.db.utils", "mlflow.models.signature", "alembic"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # lines about tables, in the middle of a progress bar
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 # Codes that say "not like this", as against "not now": sending the same again cannot succeed.
 _PERMANENT = {
@@ -102,7 +101,7 @@ def client_for(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
     except Exception as error:  # SQLAlchemy and driver errors have no common base; all mean the same here
         raise TrackingError(
             f"tracking.uri: the MLflow store {without_password(uri)} cannot be opened ({describe(error)}). "
