@@ -111,6 +111,11 @@ def _noun_chunks(words: Sequence[Word], doc: Any, classes: list[str]) -> list[tu
             first += 1
         while last >= first and classes[last] == FUNCTION:
             last -= 1
+        # "black and white coat" is one phrase, "slim fit and cheap price" two: a connecting word may stand in a phrase
+        # only where it leaves a single word on one side.
+        joins = [i for i in range(first, last) if classes[i] == FUNCTION]
+        if any(i - first >= 2 and last - i >= 2 for i in joins):
+            continue
         if 2 <= last + 1 - first <= LONGEST and not any(words[i].ends_clause for i in range(first, last)):
             chunks.append((first, last + 1))
     return chunks
