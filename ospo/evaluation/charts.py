@@ -17,12 +17,13 @@ _DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
 
 @dataclass(frozen=True)
 class Line:
-    """A series of points, with the faint raw points behind the smoothed ones."""
+    """A series of points, with the faint raw points behind the smoothed ones; ``series`` picks colour and dash."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     raw: Sequence[float] = ()
+    series: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,11 @@ def marker(series: int, x: float, y: float) -> Markup:
     return shapes[series % len(shapes)].format(x=x, y=y, a=x - 3.5, b=y - 3.5, c=y - 5, s=series % 6)
 
 
-def _legend(names: Sequence[str], y: float, lines: bool) -> tuple[list[Markup], float]:
+def _legend(names: Sequence[tuple[str, int]], y: float, lines: bool) -> tuple[list[Markup], float]:
     """A legend from height ``y`` on, wrapped to the width; returns it and the height below it."""
     parts, x = [], 4.0
-    for s, name in enumerate(names):
-        width = 26 + 6.3 * len(name)
+    for name, s in names:
+        width = 32 + 7.2 * len(name)
         if x > 4 and x + width > WIDTH:
             x, y = 4.0, y + 16
         if lines:
@@ -106,8 +107,8 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x_name: str,
     steps = [value for line in lines for value in line.x]
     if not points:
         raise ValueError("no points to draw")
-    parts, top = _legend([line.name for line in lines], 14, lines=True)
-    left, right, top, bottom = 42.0, WIDTH - 8.0, top + 12, top + 172
+    parts, top = _legend([(line.name, line.series) for line in lines], 14, lines=True)
+    left, right, top, bottom = 42.0, WIDTH - 8.0, top + 26, top + 186
     ys, xs = ticks(min(points), max(points)), ticks(min(steps), max(steps))
 
     def place_x(value: float) -> float:
@@ -116,7 +117,7 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x_name: str,
     def place_y(value: float) -> float:
         return bottom - (bottom - top) * (value - ys[0]) / (ys[-1] - ys[0])
 
-    parts.append(_text(4, top - 6, y_name, kind="axis"))
+    parts.append(_text(4, top - 12, y_name, kind="axis"))
     for tick in ys:
         parts += [_rule(left, place_y(tick), right, place_y(tick), "grid")]
         parts += [_text(left - 5, place_y(tick) + 4, _number(tick), "end")]
@@ -125,7 +126,8 @@ def line_chart(title: str, description: str, lines: Sequence[Line], x_name: str,
             parts.append(_text(place_x(tick), bottom + 14, _number(tick), "middle"))
     parts.append(_text(right, bottom + 28, x_name, "end", "axis"))
     curve = Markup('<polyline points="{}" class="{} s{}" stroke-dasharray="{}"/>')
-    for s, line in enumerate(lines):
+    for line in lines:
+        s = line.series
         for values, kind in ((line.raw, "faint"), (line.y, "curve")):
             path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in zip(line.x, values, strict=False))
             if path:
@@ -140,7 +142,9 @@ def dot_chart(
     values = [bound for _, dots in rows for dot in dots for bound in (dot.low, dot.high)]
     if not values:
         raise ValueError("no values to draw")
-    parts, top = _legend(series, 14, lines=False) if len(series) > 1 else ([], 4.0)
+    parts, top = (
+        _legend(list(zip(series, range(len(series)), strict=True)), 14, lines=False) if len(series) > 1 else ([], 4.0)
+    )
     left, right = 12.0, WIDTH - 12.0
     xs = ticks(min(0.0, *values), max(0.0, *values))
 
@@ -155,7 +159,7 @@ def dot_chart(
         parts.append(_text(place(tick), bottom + 14, _number(tick), anchor))
     y = top
     for (name, dots), height in zip(rows, heights, strict=True):
-        parts.append(_text(left, y + 14, name, kind="row"))
+        parts.append(_text(left + 4, y + 14, name, kind="row"))
         for i, dot in enumerate(dots):
             line = y + 24 + 13 * i
             parts.append(_rule(place(dot.low), line, place(dot.high), line, f"range s{dot.series % 6}"))

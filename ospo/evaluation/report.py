@@ -61,9 +61,9 @@ def _cards(analysis: Analysis) -> list[dict[str, str]]:
 def _curves(details: Mapping[str, Any], directory: Path) -> tuple[Markup | None, list[dict[str, Any]]]:
     """Learning curves of the policies that kept a log beside their model: chart and a table of a few points."""
     lines, table = [], []
-    for name, policy in details["policies"].items():
-        if not policy["model"]:
-            continue
+    order = [name for name in ordered(details["policies"]) if details["policies"][name]["model"]]
+    for name in order:
+        policy = details["policies"][name]
         run = directory.parent / name
         log = read_log((run if run.is_dir() else Path(policy["model"]).parent) / "metrics.jsonl")
         points = [(row["step"], row["ndcg"]) for row in log if _finite(row.get("ndcg"))]
@@ -71,7 +71,7 @@ def _curves(details: Mapping[str, Any], directory: Path) -> tuple[Markup | None,
             x, y = zip(*points, strict=True)
             window = max(1, len(y) // 10)
             smoothed = smooth(y, window)
-            lines.append(Line(label(name), x, smoothed, y))
+            lines.append(Line(label(name), x, smoothed, y, order.index(name)))
             picks = sorted({round(i * (len(x) - 1) / 4) for i in range(5)})
             table.append({"policy": label(name), "points": [(x[i], f"{smoothed[i]:.3f}") for i in picks]})
     if not lines:
