@@ -1,12 +1,15 @@
 """Candidate pools and the hashes they rest on."""
 
+import math
+
 import numpy as np
 import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ospo.config import Pool
 from ospo.data.hashing import assign_split, hash_strings, mix, unit_interval
-from ospo.data.pools import build_pools, tier_by_key
+from ospo.data.pools import Judged, build_pools, item_ranges
 
 
 def _inputs(items: int, requests: int, categories: int, seed: int):
@@ -27,13 +30,10 @@ def _inputs(items: int, requests: int, categories: int, seed: int):
 
 
 def _build(codes, groups, hashes_I, hashes_R, pairs, first, size, quotas=(50, 30, 20)):
-    everything = np.zeros(len(codes), dtype=np.int64)
-    tiers = [
-        tier_by_key(codes, hashes_I, codes[first], quotas[0]),
-        tier_by_key(groups, hashes_I, groups[first], quotas[1]),
-        tier_by_key(everything, hashes_I, np.zeros(len(first), np.int64), quotas[2]),
-    ]
-    return build_pools(*pairs, tiers, hashes_R, len(codes), size)
+    pool = Pool(size=size, hard=quotas[0], related=quotas[1], random=quotas[2])
+    return build_pools(
+        Judged(*pairs[0]), Judged(*pairs[1]), first, item_ranges(codes, groups, hashes_I), hashes_R, pool
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -55,11 +55,34 @@ def test_tiers_fill_their_quotas():
     codes, groups, hashes_I, hashes_R, pairs, first = _inputs(3000, 40, 9, 3)
     pools = _build(codes, groups, hashes_I, hashes_R, pairs, first, 100)
     for request, pool in enumerate(pools):
-        negatives = np.setdiff1d(pool, pairs[0][1][pairs[0][0] == request])
-        sampled = np.setdiff1d(negatives, pairs[1][1][pairs[1][0] == request])
-        hard = 50 - (len(negatives) - len(sampled))
-        assert (codes[sampled] == codes[first[request]]).sum() >= hard
-        assert (groups[sampled] == groups[first[request]]).sum() >= hard + 30
+        relevant, judged = (pair[1][pair[0] == request] for pair in pairs)
+        drawn = np.setdiff1d(pool, np.concatenate([relevant, judged]))
+        hard = codes[drawn] == codes[first[request]]
+        related = (groups[drawn] == groups[first[request]]) & ~hard
+        room = 100 - len(relevant)
+        assert hard.sum() + len(judged) == math.ceil(room * 0.5), "judged negatives use the hard share"
+        assert related.sum() == math.ceil(room * 0.3)
+        assert len(drawn) == 100 - len(relevant) - len(judged)
+
+
+def test_each_share_changes_the_pools():
+    inputs = _inputs(3000, 40, 9, 3)
+    usual = _build(*inputs, 100)
+    for quotas in ((40, 30, 20), (50, 20, 20), (50, 30, 10)):
+        assert (_build(*inputs, 100, quotas) != usual).any()
+
+
+def test_short_category_leaves_its_places_to_the_group():
+    items = 300
+    codes = np.where(np.arange(items) < 5, 0, np.where(np.arange(items) < 200, 1, 2))
+    groups = np.where(np.arange(items) < 200, 0, 1)
+    hashes_I = hash_strings(pl.Series([f"i{n}" for n in range(items)]), 0)
+    none = np.zeros(0, np.int64)
+    pairs = (np.zeros(1, np.int64), np.array([2])), (none, none)
+    pool = _build(codes, groups, hashes_I, np.array([9], np.uint64), pairs, np.array([2]), 100)[0]
+    assert (codes[pool] == 0).sum() == 5
+    assert (codes[pool] == 1).sum() == 30 + 46
+    assert (codes[pool] == 2).sum() == 19
 
 
 def test_pool_is_the_same_whatever_the_other_requests():

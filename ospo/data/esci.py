@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from ospo.config import Config, EsciData
-from ospo.data.hashing import hash_strings
-from ospo.data.pools import build_pools, tier_by_key
+from ospo.data.hashing import assign_split, hash_strings
+from ospo.data.pools import Judged, item_ranges, pool_chunks
 from ospo.data.schemas import (
     ESCI_EXAMPLES,
     ESCI_EXAMPLES_NEEDED,
@@ -22,7 +22,7 @@ from ospo.data.schemas import (
 )
 from ospo.data.stats import Stats
 from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html
-from ospo.data.writer import Prepared, finish
+from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
 LABELS = ("E", "S", "C", "I")
@@ -77,8 +77,10 @@ def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame
     stats.read["products"] = int(collect(file, products.select(pl.len())).item())
     stats.drop("product_other_locale", stats.read["products"] - len(frame))
     if frame.is_empty():
+        found = collect(file, products.select(pl.col("product_locale").unique()))["product_locale"].drop_nulls().sort()
         problem = f"no product of locale {options.locale!r}"
-        raise InputError(file, "product_locale", problem, "set data.esci.locale to a locale that the file holds")
+        fix = f"set data.esci.locale to one that the file holds ({', '.join(found[:10]) or 'it is empty'})"
+        raise InputError(file, "product_locale", problem, fix)
     frame = stats.keep(frame, "product_without_id", pl.col("product_id").fill_null("").str.strip_chars() != "")
     if frame["product_id"].n_unique() < len(frame):
         twice = frame.filter(pl.col("product_id").is_duplicated())["product_id"].sort()[0]
@@ -108,7 +110,10 @@ def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame
         description="description",
     ).sort("item_id")
     frame = catalogue.collect()
-    return stats.keep(frame, "product_without_text", pl.col("text") != "")
+    frame = stats.keep(frame, "product_without_text", pl.col("text") != "")
+    if frame.is_empty():
+        raise InputError(file, "product_title", "no product has any text", "use the official file")
+    return frame
 
 
 def _known_products(judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats) -> pl.DataFrame:
@@ -191,30 +196,26 @@ def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, sta
     place = pl.int_range(pl.len()).over("request_id")
     judged = stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
     requests = judged.group_by("request_id", maintain_order=True).first().rename({"item_id": "target_id"})
-    row = judged["request_id"].rle_id().to_numpy()
-    relevant = judged["gain"].to_numpy() > 0
+    row = judged["request_id"].rle_id().to_numpy().astype(np.int64)
     item = judged["item"].to_numpy()
-
-    codes = {name: catalogue[name].rank("dense").to_numpy().astype(np.int64) for name in ("category", "group")}
-    hashes_I = hash_strings(catalogue["item_id"], config.seed)
-    target = requests["item"].to_numpy()
-    pool = config.data.pool
-    tiers = [
-        tier_by_key(codes["category"], hashes_I, codes["category"][target], pool.hard),
-        tier_by_key(codes["group"], hashes_I, codes["group"][target], pool.related),
-        tier_by_key(np.zeros(len(catalogue), np.int64), hashes_I, np.zeros(len(requests), np.int64), pool.random),
-    ]
-    hashes_R = hash_strings(requests["request_id"], config.seed + 2)
-    pools_RP = build_pools(
-        (row[relevant], item[relevant]), (row[~relevant], item[~relevant]), tiers, hashes_R, len(catalogue), size
+    relevant = judged["gain"].to_numpy() > 0
+    category, group = (catalogue[name].rank("dense").to_numpy() for name in ("category", "group"))
+    pools = pool_chunks(
+        relevant=Judged(row[relevant], item[relevant]),
+        irrelevant=Judged(row[~relevant], item[~relevant]),
+        target_R=requests["item"].to_numpy(),
+        ranges=item_ranges(category, group, hash_strings(catalogue["item_id"], config.seed)),
+        hashes_R=hash_strings(requests["request_id"], config.seed + 2),
+        pool=config.data.pool,
     )
+    shares = config.data.split
     requests = requests.select(
         "request_id",
+        assign_split(requests["query"].str.to_lowercase(), shares.validation, shares.test, config.seed),
         "query",
         customer_id=pl.lit(""),
         history=pl.lit([], dtype=HISTORY),
         target_id="target_id",
-        split_key=pl.col("query").str.to_lowercase(),
     )
     qrels = judged.select("request_id", "item_id", "gain", "label").sort("request_id", "item_id")
-    return finish(catalogue, requests, qrels, pools_RP, config)
+    return Prepared(catalogue, requests["request_id"], [requests], qrels, pools)

@@ -8,6 +8,7 @@ import polars as pl
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BASE = 0x100000001B3
+_CHUNK = 1 << 17
 
 
 def mix(values: np.ndarray) -> np.ndarray:
@@ -24,6 +25,11 @@ def mix(values: np.ndarray) -> np.ndarray:
 def hash_strings(strings: pl.Series, seed: int) -> np.ndarray:
     """(n,) strings → (n,) uint64: polynomial hash of the UTF-8 bytes, then ``mix`` with the seed. Null hashes as ""."""
     strings = strings.cast(pl.String).fill_null("")
+    parts = [_hash_chunk(strings[begin : begin + _CHUNK], seed) for begin in range(0, len(strings), _CHUNK)]
+    return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+
+
+def _hash_chunk(strings: pl.Series, seed: int) -> np.ndarray:
     lengths = strings.str.len_bytes().to_numpy().astype(np.int64)
     data = np.frombuffer((strings.str.join("").item() or "").encode(), dtype=np.uint8).astype(np.uint64)
     ends = np.cumsum(lengths)

@@ -5,6 +5,7 @@ attributes out. Customers are split by seeded hash, and time is cut: targets of 
 the last days, targets of training customers before them, so nothing after the cut is seen in training.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -14,8 +15,8 @@ import polars as pl
 
 from ospo.config import Config, HmData
 from ospo.data.hashing import assign_split, hash_strings, mix
-from ospo.data.pools import build_pools, tier_by_key
-from ospo.data.queries import template_queries, with_supplied_queries
+from ospo.data.pools import Judged, item_ranges, pool_chunks
+from ospo.data.queries import read_queries, template_queries, with_supplied_queries
 from ospo.data.schemas import (
     HISTORY,
     HM_ARTICLES,
@@ -30,10 +31,11 @@ from ospo.data.schemas import (
 )
 from ospo.data.stats import Stats
 from ospo.data.text import join_parts, known, strip_html
-from ospo.data.writer import Prepared, finish
+from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
 _EPOCH = date(1990, 1, 1)
+_CHUNK = 1 << 16
 _MIN_HELD_OUT = 20
 """The holdout window doubles until validation and test hold this many requests each (small samples only)."""
 
@@ -127,6 +129,8 @@ def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, st
     stats.read["transactions"] = len(frame)
     frame = stats.keep(frame, "transaction_bad_date", pl.col("day").is_between(0, 2**15).fill_null(False))
     frame = stats.keep(frame, "transaction_future_date", pl.col("day") <= today)
+    if stats.read["transactions"] and frame.is_empty():
+        raise InputError(file, "t_dat", "no date reads YYYY-MM-DD, up to today", "write dates as 2020-09-22")
     frame = stats.keep(frame, "transaction_malformed_article_id", ~pl.col("malformed"))
     frame = stats.keep(frame, "transaction_unknown_article", pl.col("item").is_not_null())
     frame = stats.keep(frame, "transaction_unknown_customer", pl.col("customer").is_not_null())
@@ -221,44 +225,51 @@ def _assemble(
     config: Config,
     stats: Stats,
 ) -> Prepared:
+    options = config.data.hm
     hashes_I = hash_strings(articles["article_id"], config.seed)
     hashes_U = hash_strings(customers, config.seed)
     hashes_R = mix(hashes_U[purchases.customer[targets]] ^ mix(hashes_I[purchases.item[targets]]))
-    most = config.data.hm.max_requests
-    if most and len(targets) > most:
-        stats.drop("request_beyond_max_requests", len(targets) - most)
-        chosen = np.sort(np.argsort(hashes_R, kind="stable")[:most])
+    if options.max_requests and len(targets) > options.max_requests:
+        stats.drop("request_beyond_max_requests", len(targets) - options.max_requests)
+        chosen = np.sort(np.argsort(hashes_R, kind="stable")[: options.max_requests])
         targets, hashes_R = targets[chosen], hashes_R[chosen]
     # Targets are in (customer, day) order; request ids sort by (customer, article).
     order = np.lexsort((purchases.item[targets], purchases.customer[targets]))
     targets, hashes_R = targets[order], hashes_R[order]
     item, customer = purchases.item[targets], purchases.customer[targets]
+    ids = pl.DataFrame({"customer_id": customers[customer], "target_id": articles["article_id"][item]})
+    request_ids = ids.select(pl.concat_str("customer_id", "target_id", separator="-").alias("request_id")).to_series()
+    ids = ids.with_columns(
+        request_ids, split=pl.Series(splits[customer]), query=template_queries(articles, item, mix(hashes_R))
+    )
+    if options.queries_file:
+        file = Path(options.queries_file)
+        ids = with_supplied_queries(ids, read_queries(file, article_id), stats)
 
-    requests = pl.DataFrame({"customer_id": customers[customer], "target_id": articles["article_id"][item]})
-    requests = requests.with_columns(
-        request_id=pl.concat_str("customer_id", "target_id", separator="-"),
-        split=pl.Series(splits[customer]),
-        query=template_queries(articles[item], mix(hashes_R)),
-        history=_history_lists(purchases, targets, articles, config.data.hm.history),
-    )
-    if config.data.hm.queries_file:
-        requests = with_supplied_queries(requests, Path(config.data.hm.queries_file), article_id, stats)
-    codes = {
-        name: articles[name].rank("dense").to_numpy().astype(np.int64)
-        for name in ("product_type_name", "product_group_name")
-    }
-    pool = config.data.pool
+    def request_chunks() -> Iterator[pl.DataFrame]:
+        for begin in range(0, len(targets), _CHUNK):
+            chunk = targets[begin : begin + _CHUNK]
+            yield ids[begin : begin + _CHUNK].with_columns(
+                history=_history_lists(purchases, chunk, articles, options.history)
+            )
+
     nothing = np.zeros(0, dtype=np.int64)
-    tiers = [
-        tier_by_key(codes["product_type_name"], hashes_I, codes["product_type_name"][item], pool.hard),
-        tier_by_key(codes["product_group_name"], hashes_I, codes["product_group_name"][item], pool.related),
-        tier_by_key(np.zeros(len(articles), np.int64), hashes_I, np.zeros(len(item), np.int64), pool.random),
-    ]
-    pools_RP = build_pools((np.arange(len(item)), item), (nothing, nothing), tiers, hashes_R, len(articles), pool.size)
-    qrels = requests.select(
-        "request_id", item_id="target_id", gain=pl.lit(1.0, dtype=pl.Float32), label=pl.lit("purchase")
+    category, group = (articles[name].rank("dense").to_numpy() for name in ("product_type_name", "product_group_name"))
+    pools = pool_chunks(
+        relevant=Judged(np.arange(len(item)), item),
+        irrelevant=Judged(nothing, nothing),
+        target_R=item,
+        ranges=item_ranges(category, group, hashes_I),
+        hashes_R=hashes_R,
+        pool=config.data.pool,
     )
-    return finish(_catalogue(articles), requests, qrels, pools_RP, config)
+    qrels = pl.select(
+        request_ids,
+        item_id=ids["target_id"],
+        gain=pl.repeat(1.0, len(ids), dtype=pl.Float32),
+        label=pl.repeat("purchase", len(ids), dtype=pl.String),
+    )
+    return Prepared(_catalogue(articles), request_ids, request_chunks(), qrels, pools)
 
 
 def _catalogue(articles: pl.DataFrame) -> pl.DataFrame:

@@ -1,119 +1,190 @@
 """Candidate pools: every relevant item, then hard, related and random negatives, sampled without a loop over rows.
 
-Each tier of negatives is the catalogue sorted by a key (category, group, nothing), in seeded-hash order inside a key.
-A request walks its key's range by an affine map j → (a·j + b) mod m with gcd(a, m) = 1, a and b from the request's
-hash: a sample without replacement that depends on the request and the seed alone, not on row order or threads.
+The catalogue is ordered by (group, category, seeded hash). A request's target then names three nested ranges: hard
+negatives come from its category, related ones from the rest of its group, random ones from outside the group. A
+request walks a range by an affine map j → (a·j + b) mod m with gcd(a, m) = 1, a and b from the request's hash: a
+sample without replacement that depends on the request and the seed alone, not on row order, threads or other requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from ospo.config import Pool
 from ospo.data.hashing import mix
 
-_CHUNK = 16_384
+_CHUNK = 4096
+_PADDING = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True)
-class Tier:
-    """Where a request draws negatives: ``order_I[start_R : start_R + length_R]``, up to ``quota`` of them."""
+class Ranges:
+    """The catalogue in sampling order, and where the category and the group of each item lie in it.
+
+    order_I: catalogue rows by (group, category, hash); place_I: its inverse. category_I2, group_I2: (I, 2) begin and
+    end, in that order, of the category and the group of each catalogue row.
+    """
 
     order_I: np.ndarray
-    start_R: np.ndarray
-    length_R: np.ndarray
-    quota: int
+    place_I: np.ndarray
+    category_I2: np.ndarray
+    group_I2: np.ndarray
 
 
-def tier_by_key(codes_I: np.ndarray, hashes_I: np.ndarray, codes_R: np.ndarray, quota: int) -> Tier:
-    """Tier of the items that share the request's key.
+def item_ranges(category_I: np.ndarray, group_I: np.ndarray, hashes_I: np.ndarray) -> Ranges:
+    """Ranges of a catalogue. category_I, group_I: (I,) codes; hashes_I: (I,) uint64.
 
-    codes_I: (I,) key of each catalogue row; hashes_I: (I,) uint64; codes_R: (R,) key of each request (-1: no items).
+    A category that occurs in two groups counts as two.
     """
-    order = np.lexsort((hashes_I, codes_I)).astype(np.int32)
-    ordered = codes_I[order]
-    start = np.searchsorted(ordered, codes_R, side="left")
-    end = np.searchsorted(ordered, codes_R, side="right")
-    return Tier(order, start, np.where(codes_R < 0, 0, end - start), quota)
+    order = np.lexsort((hashes_I, category_I, group_I)).astype(np.int32)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    new_group = np.concatenate(([True], np.diff(group_I[order]) != 0))
+    new_category = new_group | np.concatenate(([True], np.diff(category_I[order]) != 0))
+
+    def bounds(new: np.ndarray) -> np.ndarray:
+        begins = np.flatnonzero(new)
+        run = (np.cumsum(new) - 1)[place]
+        return np.stack([begins[run], np.append(begins[1:], len(order))[run]], axis=1).astype(np.int32)
+
+    return Ranges(order, place, bounds(new_category), bounds(new_group))
 
 
-def _draw(tier: Tier, rows: slice, hashes_C: np.ndarray, width: int) -> np.ndarray:
-    """(C, width) catalogue rows drawn without replacement from each request's range; -1 where the range is used up."""
-    length = tier.length_R[rows].astype(np.int64)
-    size = np.maximum(length, 1)
-    step = (hashes_C % size.astype(np.uint64)).astype(np.int64) + 1
-    while (shared := np.gcd(step, size) > 1).any():
-        step[shared] = step[shared] % size[shared] + 1
-    offset = (mix(hashes_C) % size.astype(np.uint64)).astype(np.int64)
-    j = np.arange(width, dtype=np.int64)
-    positions = (step[:, None] * j + offset[:, None]) % size[:, None] + tier.start_R[rows].astype(np.int64)[:, None]
-    return np.where(j < length[:, None], tier.order_I[np.minimum(positions, len(tier.order_I) - 1)], -1)
+@dataclass(frozen=True)
+class Judged:
+    """(request row, catalogue row) pairs, sorted by request."""
+
+    request: np.ndarray
+    item: np.ndarray
+
+    def of(self, begin: int, end: int) -> "Judged":
+        """The pairs of requests ``begin`` … ``end − 1``, renumbered from 0."""
+        low, high = np.searchsorted(self.request, [begin, end])
+        return Judged(self.request[low:high] - begin, self.item[low:high])
+
+    def first(self, most_C: np.ndarray) -> "Judged":
+        """The first ``most_C[request]`` pairs of each request."""
+        rank = np.arange(len(self.request)) - np.searchsorted(self.request, self.request, side="left")
+        keep = rank < most_C[self.request]
+        return Judged(self.request[keep], self.item[keep])
 
 
-def _place_fixed(pool: np.ndarray, count: np.ndarray, requests: np.ndarray, items: np.ndarray, cap: np.ndarray) -> None:
-    """Append (request, item) pairs, sorted by request, to the pools, in order, up to ``cap`` items a request."""
-    if not len(requests):
-        return
-    first = np.searchsorted(requests, requests, side="left")
-    position = count[requests] + np.arange(len(requests)) - first
-    keep = position < cap[requests]
-    pool[requests[keep], position[keep]] = items[keep]
-    np.add.at(count, requests[keep], 1)
+def pool_chunks(
+    relevant: Judged,
+    irrelevant: Judged,
+    target_R: np.ndarray,
+    ranges: Ranges,
+    hashes_R: np.ndarray,
+    pool: Pool,
+) -> Iterator[np.ndarray]:
+    """Candidate pools in chunks of requests: (C, pool.size) int32 catalogue rows, -1 padding at the end.
 
-
-def _fill(pool: np.ndarray, count: np.ndarray, candidates: np.ndarray, cap: np.ndarray, items: int) -> None:
-    """Append candidates that a pool does not hold yet, in order, until it holds ``cap`` items."""
-    base = np.arange(len(pool), dtype=np.int64)[:, None] * (items + 1)
-    held = (np.sort(np.where(pool < 0, items, pool), axis=1) + base).ravel()
-    keys = (np.where(candidates < 0, items, candidates) + base).ravel()
-    found = np.minimum(np.searchsorted(held, keys), len(held) - 1)
-    fresh = (held[found] != keys).reshape(candidates.shape) & (candidates >= 0)
-    rank = np.cumsum(fresh, axis=1)
-    take = fresh & (rank <= (cap - count)[:, None])
-    row, column = np.nonzero(take)
-    pool[row, count[row] + rank[row, column] - 1] = candidates[row, column]
-    count += take.sum(axis=1)
+    A request's relevant items (at most ``pool.size``) all enter its pool. The places left are shared out as
+    ``pool.hard : pool.related : pool.random``; items judged irrelevant for the request come first among the hard ones.
+    A range that runs short leaves its places to the next. The order inside a pool is a seeded shuffle.
+    target_R: (R,) the catalogue row that names the ranges; hashes_R: (R,) uint64.
+    """
+    for begin in range(0, len(hashes_R), _CHUNK):
+        rows = slice(begin, begin + _CHUNK)
+        end = begin + _CHUNK
+        yield _chunk(relevant.of(begin, end), irrelevant.of(begin, end), target_R[rows], ranges, hashes_R[rows], pool)
 
 
 def build_pools(
-    relevant: tuple[np.ndarray, np.ndarray],
-    judged: tuple[np.ndarray, np.ndarray],
-    tiers: Sequence[Tier],
+    relevant: Judged,
+    irrelevant: Judged,
+    target_R: np.ndarray,
+    ranges: Ranges,
     hashes_R: np.ndarray,
-    items: int,
-    size: int,
+    pool: Pool,
 ) -> np.ndarray:
-    """Candidate pools, (R, size) int32 catalogue rows, padded at the end with -1 where the catalogue is too small.
-
-    relevant, judged: (request rows, catalogue rows), sorted by request; a request's relevant items (at most ``size``)
-    all enter its pool, its judged irrelevant ones fill the first tier's quota first. A tier that runs short leaves
-    its places to the next; the last tier fills the pool. The order inside a pool is a seeded shuffle.
-    """
-    requests = len(hashes_R)
-    pools = np.full((requests, size), -1, dtype=np.int32)
-    for begin in range(0, requests, _CHUNK):
-        rows = slice(begin, min(begin + _CHUNK, requests))
-        pool = pools[rows]
-        hashes_C = hashes_R[rows]
-        count = np.zeros(len(pool), dtype=np.int64)
-        full = np.full(len(pool), size)
-        spans = [slice(*np.searchsorted(pair[0], [rows.start, rows.stop])) for pair in (relevant, judged)]
-        _place_fixed(pool, count, relevant[0][spans[0]] - begin, relevant[1][spans[0]], full)
-        cap = count.copy()
-        for number, tier in enumerate(tiers):
-            cap = np.minimum(cap + tier.quota, size) if number + 1 < len(tiers) else full
-            if number == 0:
-                _place_fixed(pool, count, judged[0][spans[1]] - begin, judged[1][spans[1]], cap)
-            # Wide enough that what the pool already holds cannot leave it short.
-            width = int((cap - count).max(initial=0) + count.max(initial=0))
-            drawn = _draw(tier, rows, mix(hashes_C + np.uint64(number + 1)), width)
-            _fill(pool, count, drawn, cap, items)
-        _shuffle(pool, hashes_C)
-    return pools
+    """All of ``pool_chunks`` as one (R, pool.size) array."""
+    chunks = list(pool_chunks(relevant, irrelevant, target_R, ranges, hashes_R, pool))
+    return np.concatenate([np.empty((0, pool.size), dtype=np.int32), *chunks])
 
 
-def _shuffle(pool: np.ndarray, hashes_C: np.ndarray) -> None:
-    """Order each pool by a hash of (request, item), padding last, in place."""
-    keys = mix(pool.astype(np.int64).astype(np.uint64) ^ hashes_C[:, None]) >> np.uint64(1)
-    keys[pool < 0] = np.uint64(2**64 - 1)
-    pool[:] = np.take_along_axis(pool, np.argsort(keys, axis=1, kind="stable"), axis=1)
+def _chunk(
+    relevant: Judged, irrelevant: Judged, target: np.ndarray, ranges: Ranges, hashes: np.ndarray, pool: Pool
+) -> np.ndarray:
+    requests, items = len(hashes), len(ranges.order_I)
+    relevant_count = np.bincount(relevant.request, minlength=requests)
+    room = np.maximum(pool.size - relevant_count, 0)
+    shares = max(pool.hard + pool.related + pool.random, 1)
+    hard, related = -(-room * pool.hard // shares), -(-room * pool.related // shares)
+    irrelevant = irrelevant.first(hard)
+    irrelevant_count = np.bincount(irrelevant.request, minlength=requests)
+    fixed_request = np.concatenate([relevant.request, irrelevant.request])
+    fixed_item = np.concatenate([relevant.item, irrelevant.item])
+
+    (c0, c1), (g0, g1) = ranges.category_I2[target].T.astype(np.int64), ranges.group_I2[target].T.astype(np.int64)
+    place = ranges.place_I[fixed_item]
+    in_category = (place >= c0[fixed_request]) & (place < c1[fixed_request])
+    in_group = (place >= g0[fixed_request]) & (place < g1[fixed_request]) & ~in_category
+    lengths = [c1 - c0, (g1 - g0) - (c1 - c0), items - (g1 - g0)]
+    held = [in_category, in_group, ~in_category & ~in_group]
+    free = [
+        length - np.bincount(fixed_request[mask], minlength=requests)
+        for length, mask in zip(lengths, held, strict=True)
+    ]
+    takes = _share_out(room - irrelevant_count, hard - irrelevant_count, related, free)
+
+    most_fixed = int(np.bincount(fixed_request, minlength=requests).max(initial=0))
+    fixed = np.full((requests, most_fixed), -1, dtype=np.int64)
+    order = np.argsort(fixed_request, kind="stable")
+    row = fixed_request[order]
+    fixed[row, np.arange(len(row)) - np.searchsorted(row, row, side="left")] = fixed_item[order]
+    columns = [fixed]
+    for tier, (length, take) in enumerate(zip(lengths, takes, strict=True)):
+        walk = _walk(length, mix(hashes + np.uint64(tier + 1)), int(take.max(initial=0)) + most_fixed)
+        if tier == 0:
+            walk += c0[:, None]
+        elif tier == 1:  # positions in the group with the category cut out
+            walk += np.where(walk + g0[:, None] >= c0[:, None], (g0 + c1 - c0)[:, None], g0[:, None])
+        else:  # positions in the catalogue with the group cut out
+            walk += np.where(walk >= g0[:, None], (g1 - g0)[:, None], 0)
+        drawn = ranges.order_I[np.minimum(walk, items - 1)].astype(np.int64)
+        fresh = (np.arange(walk.shape[1]) < length[:, None]) & _not_among(drawn, fixed)
+        fresh &= np.cumsum(fresh, axis=1, dtype=np.int32) <= take[:, None]
+        columns.append(np.where(fresh, drawn, -1))
+    return _shuffled(np.concatenate(columns, axis=1), hashes, pool.size)
+
+
+def _share_out(room: np.ndarray, hard: np.ndarray, related: np.ndarray, free: list[np.ndarray]) -> list[np.ndarray]:
+    """How many negatives to draw from category, group and the rest: (C,) each; ``room`` places are left."""
+    wanted = hard + related
+    hard = np.minimum(np.minimum(hard, room), free[0])
+    related = np.minimum(np.minimum(wanted - hard, room - hard), free[1])
+    rest = np.minimum(room - hard - related, free[2])
+    # A small catalogue: what is still missing comes from wherever items are left.
+    more_related = np.minimum(room - hard - related - rest, free[1] - related)
+    more_hard = np.minimum(room - hard - related - rest - more_related, free[0] - hard)
+    return [hard + more_hard, related + more_related, rest]
+
+
+def _walk(length: np.ndarray, hashes: np.ndarray, width: int) -> np.ndarray:
+    """(C, width) distinct positions in [0, length); columns from ``length`` on repeat and are to be ignored."""
+    size = np.maximum(length, 1)
+    step = (hashes % size.astype(np.uint64)).astype(np.int64) + 1
+    while (shared := np.gcd(step, size) > 1).any():
+        step[shared] = step[shared] % size[shared] + 1
+    offset = (mix(hashes) % size.astype(np.uint64)).astype(np.int64)
+    return (step[:, None] * np.arange(width, dtype=np.int64) + offset[:, None]) % size[:, None]
+
+
+def _not_among(drawn: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    """Whether each drawn item is none of the fixed items of its row (-1: padding)."""
+    fresh = np.ones(drawn.shape, dtype=bool)
+    for column in range(fixed.shape[1]):
+        fresh &= drawn != fixed[:, column, None]
+    return fresh
+
+
+def _shuffled(items: np.ndarray, hashes: np.ndarray, size: int) -> np.ndarray:
+    """The items of each row (-1: none) in the order of a hash of (request, item), as (C, size) int32."""
+    keys = mix(items.astype(np.uint64) ^ hashes[:, None]) >> np.uint64(32) << np.uint64(32) | items.astype(np.uint64)
+    keys[items < 0] = _PADDING
+    keys.sort(axis=1)
+    if keys.shape[1] < size:
+        keys = np.pad(keys, ((0, 0), (0, size - keys.shape[1])), constant_values=_PADDING)
+    return (keys[:, :size] & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)

@@ -15,8 +15,11 @@ QUERY_LIMIT = 400
 _FIX = 'write one JSON object a line: {"customer_id": "...", "article_id": "...", "query": "..."}'
 
 
-def template_queries(targets: pl.DataFrame, hashes_R: np.ndarray) -> pl.Series:
-    """(R,) queries from the targets' article rows: the type and the department, never the name, colour or pattern."""
+def template_queries(articles: pl.DataFrame, item_R: np.ndarray, hashes_R: np.ndarray) -> pl.Series:
+    """(R,) queries for the articles in rows ``item_R``: type and department, never name, colour or pattern.
+
+    hashes_R: (R,) uint64, choose the template.
+    """
     kind = pl.col("product_type_name").str.to_lowercase()
     kind = pl.when(kind.is_in(["unknown", ""])).then(pl.col("product_group_name").str.to_lowercase()).otherwise(kind)
     whom = pl.col("index_group_name").str.to_lowercase()
@@ -28,26 +31,13 @@ def template_queries(targets: pl.DataFrame, hashes_R: np.ndarray) -> pl.Series:
         pl.format("new {}, {}", kind, whom),
         pl.format("{} in {}", kind, whom),
     ]
-    choice = pl.lit(pl.Series((hashes_R % np.uint64(len(templates))).astype(np.int32)))
-    query = templates[0]
-    for number, template in enumerate(templates[1:], start=1):
-        query = pl.when(choice == number).then(template).otherwise(query)
-    return targets.select(query=clean_space(query)).to_series()
+    written = pl.concat([articles.select(query=clean_space(template)).to_series() for template in templates])
+    choice = (hashes_R % np.uint64(len(templates))).astype(np.int64)
+    return written[choice * len(articles) + item_R]
 
 
-def with_supplied_queries(
-    requests: pl.DataFrame, file: Path, article_id: Callable[[pl.Expr], pl.Expr], stats: Stats
-) -> pl.DataFrame:
-    """Replace the queries of the requests that ``file`` names. Lines that name no request are counted.
-
-    Raises InputError with the line number for a line that is not such an object, an empty query, one of more than
-    400 characters, or two queries for one purchase.
-    """
-    supplied = _read_queries(file).with_columns(target_id=article_id(pl.col("target_id")))
-    if supplied["target_id"].null_count():
-        raise InputError(file, "article_id", "is not a number of at most ten digits", _FIX)
-    if supplied.select("customer_id", "target_id").is_duplicated().any():
-        raise InputError(file, "article_id", "two queries for one purchase", "keep one line for each purchase")
+def with_supplied_queries(requests: pl.DataFrame, supplied: pl.DataFrame, stats: Stats) -> pl.DataFrame:
+    """Put the supplied queries in place of the templates'. Lines that name no request are counted."""
     joined = requests.join(supplied, on=["customer_id", "target_id"], how="left", maintain_order="left")
     used = len(joined) - joined["supplied"].null_count()
     stats.used["queries_supplied"] = used
@@ -55,7 +45,21 @@ def with_supplied_queries(
     return joined.with_columns(query=pl.coalesce("supplied", "query")).drop("supplied")
 
 
-def _read_queries(file: Path) -> pl.DataFrame:
+def read_queries(file: Path, article_id: Callable[[pl.Expr], pl.Expr]) -> pl.DataFrame:
+    """Supplied queries: customer_id, target_id (canonical, by ``article_id``), supplied.
+
+    Raises InputError with the line number for a line that is not such an object, an empty query, one of more than
+    400 characters, or two queries for one purchase.
+    """
+    supplied = _read_lines(file).with_columns(target_id=article_id(pl.col("target_id")))
+    if supplied["target_id"].null_count():
+        raise InputError(file, "article_id", "is not a number of at most ten digits", _FIX)
+    if supplied.select("customer_id", "target_id").is_duplicated().any():
+        raise InputError(file, "article_id", "two queries for one purchase", "keep one line for each purchase")
+    return supplied
+
+
+def _read_lines(file: Path) -> pl.DataFrame:
     rows: list[tuple[str, str, str]] = []
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

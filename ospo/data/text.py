@@ -17,7 +17,8 @@ _HIDDEN = r"(?is)<!--.*?(?:-->|$)|<script\b.*?(?:</script\s*>|$)|<style\b.*?(?:<
 # A tag starts with a letter, "/" or "!" right after "<": "a < b" and "<3" are text. Quoted attributes may hold ">".
 _TAG = r"""(?s)<[/!]?[a-zA-Z](?:[^<>"']|"[^"]*"|'[^']*')*>"""
 _BROKEN_TAG = r"(?s)<[/!]?[a-zA-Z][^<>]*(?:>|$)"
-_SPACE = r"[\s\p{Cc}\p{Cf}\p{Co}\p{Cn}]+"
+# White space other than the plain space, and characters that show nothing.
+_ODD_SPACE = r"[\s\p{Cc}\p{Cf}\p{Co}\p{Cn}&&[^ ]]"
 
 
 @cache
@@ -32,7 +33,7 @@ def _entities() -> tuple[list[str], list[str]]:
 
 def clean_space(text: pl.Expr) -> pl.Expr:
     """Runs of white space and control characters become one space; ends are trimmed."""
-    return text.str.replace_all(_SPACE, " ").str.strip_chars()
+    return text.str.replace_all(_ODD_SPACE, " ").str.replace_all(" {2,}", " ").str.strip_chars(" ")
 
 
 def _strip_tags(text: pl.Expr) -> pl.Expr:

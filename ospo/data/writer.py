@@ -1,76 +1,106 @@
-"""The last step of preparation, the same for both datasets: splits, ordered tables, files."""
+"""The last step of preparation, the same for both datasets: tables held to their contracts, written in row groups."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ospo.config import Config
-from ospo.data.hashing import assign_split
 from ospo.data.schemas import PREPARED, SPLITS, check_prepared
 from ospo.data.stats import Stats
 from ospo.files import write_json
 
-_COMPRESSION_LEVEL = 3
+_LEVEL = 3
+_POOL_CHUNKS = 16
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared tables, each sorted by its ids. pools_RP: (R, P) catalogue rows, -1 padding at the end."""
+    """The prepared tables, each sorted by its ids; requests and pools come in chunks, in the order of request_ids.
+
+    pool_chunks: (C, P) int32 catalogue rows, -1 padding at the end.
+    """
 
     catalogue: pl.DataFrame
-    requests: pl.DataFrame
+    request_ids: pl.Series
+    request_chunks: Iterable[pl.DataFrame]
     qrels: pl.DataFrame
-    pools_RP: np.ndarray
-
-
-def finish(
-    catalogue: pl.DataFrame, requests: pl.DataFrame, qrels: pl.DataFrame, pools_RP: np.ndarray, config: Config
-) -> Prepared:
-    """Turn ``split_key`` (where there is no ``split`` yet) into splits and put columns in the contract's order."""
-    if "split" not in requests.columns:
-        shares = config.data.split
-        split = assign_split(requests["split_key"], shares.validation, shares.test, config.seed)
-        requests = requests.with_columns(split)
-    return Prepared(
-        catalogue=catalogue.select(list(PREPARED["catalogue"])),
-        requests=requests.select(list(PREPARED["requests"])),
-        qrels=qrels.select(list(PREPARED["qrels"])),
-        pools_RP=pools_RP,
-    )
-
-
-def pools_table(prepared: Prepared) -> pl.DataFrame:
-    """pools.parquet's table: item ids in place of catalogue rows, padding left out."""
-    pools = prepared.pools_RP
-    lengths = (pools >= 0).sum(axis=1)
-    items = prepared.catalogue["item_id"].gather(pools[pools >= 0])
-    row = np.repeat(np.arange(len(pools)), lengths)
-    long = pl.DataFrame({"row": row, "item_ids": items})
-    lists = long.group_by("row", maintain_order=True).agg("item_ids")
-    return pl.DataFrame({"request_id": prepared.requests["request_id"], "item_ids": lists["item_ids"]})
+    pool_chunks: Iterator[np.ndarray]
 
 
 def write_prepared(prepared: Prepared, directory: Path, stats: Stats) -> None:
-    """Write the four tables and stats.json into ``directory``, each held to its contract first."""
-    tables = {
-        "catalogue": prepared.catalogue,
-        "requests": prepared.requests,
-        "qrels": prepared.qrels,
-        "pools": pools_table(prepared),
-    }
-    for name, table in tables.items():
+    """Write the four tables and stats.json into ``directory``; requests and pools never stand in memory as a whole."""
+    for name, table in (("catalogue", prepared.catalogue), ("qrels", prepared.qrels)):
         file = directory / f"{name}.parquet"
+        table = table.select(list(PREPARED[name]))
         check_prepared(file, table, name)
-        table.write_parquet(file, compression="zstd", compression_level=_COMPRESSION_LEVEL)
-    counts = dict(prepared.requests["split"].value_counts().iter_rows())
+        table.write_parquet(file, compression="zstd", compression_level=_LEVEL, row_group_size=1 << 16)
+    splits = _write_requests(prepared.request_chunks, directory / "requests.parquet")
+    places = _write_pools(prepared, directory / "pools.parquet")
     stats.kept |= {
         "items": len(prepared.catalogue),
-        "requests": len(prepared.requests),
-        **{split: counts.get(split, 0) for split in SPLITS},
+        "requests": len(prepared.request_ids),
+        **{split: splits.get(split, 0) for split in SPLITS},
         "judgements": len(prepared.qrels),
         "relevant": int((prepared.qrels["gain"] > 0).sum()),
-        "pool_places": int((prepared.pools_RP >= 0).sum()),
+        "pool_places": places,
     }
     write_json(directory / "stats.json", stats.as_dict())
+
+
+def _write_requests(chunks: Iterable[pl.DataFrame], file: Path) -> dict[str, int]:
+    """Write requests.parquet, a row group a chunk; the number of requests of each split."""
+    splits: dict[str, int] = {}
+    writer: pq.ParquetWriter | None = None
+    try:
+        for chunk in chunks:
+            chunk = chunk.select(list(PREPARED["requests"]))
+            check_prepared(file, chunk, "requests")
+            table = chunk.to_arrow()
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=_LEVEL)
+            writer.write_table(table)
+            for split, count in chunk["split"].value_counts().iter_rows():
+                splits[split] = splits.get(split, 0) + count
+    finally:
+        if writer:
+            writer.close()
+    return splits
+
+
+def _write_pools(prepared: Prepared, file: Path) -> int:
+    """Write pools.parquet: item ids in place of catalogue rows, padding left out. The number of places filled."""
+    ids = prepared.catalogue["item_id"].to_arrow().cast(pa.string())
+    requests = prepared.request_ids.to_arrow()
+    strings = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([("request_id", requests.type), ("item_ids", pa.list_(strings))])
+    begin = places = 0
+    # The schema of Arrow is left out of the file: it would make readers see categories instead of strings.
+    with pq.ParquetWriter(
+        file,
+        schema,
+        compression="zstd",
+        compression_level=_LEVEL,
+        store_schema=False,
+        dictionary_pagesize_limit=1 << 25,
+    ) as writer:
+        while chunks := list(islice(prepared.pool_chunks, _POOL_CHUNKS)):
+            pools = np.concatenate(chunks)
+            filled = pools >= 0
+            offsets = np.concatenate(([0], np.cumsum(filled.sum(axis=1)))).astype(np.int32)
+            items = pools[filled]
+            dictionary = ids
+            if len(ids) > len(items):  # a large catalogue: only the items of this row group
+                used, items = np.unique(items, return_inverse=True)
+                dictionary = ids.take(pa.array(used))
+            values = pa.DictionaryArray.from_arrays(pa.array(items.astype(np.int32)), dictionary)
+            lists = pa.ListArray.from_arrays(pa.array(offsets), values)
+            writer.write_table(
+                pa.table({"request_id": requests.slice(begin, len(pools)), "item_ids": lists}, schema=schema)
+            )
+            begin += len(pools)
+            places += len(items)
+    return places
