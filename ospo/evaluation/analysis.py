@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from ospo.errors import InputError
-from ospo.evaluation.demo_table import ordered
+from ospo.evaluation.demo_table import best_policy, ordered
 from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.slices import SLICES
 from ospo.evaluation.statistics import (
@@ -173,7 +173,7 @@ def analyse(
         comparisons.append(Comparison(a, b, retrievers[e], difference, float(p_values[c]), float(corrected[c])))
 
     learned = [policy for policy in policies if policy != reference]
-    best = max(learned, key=lambda policy: _validation(directories[0], policy, training), default=reference)
+    best = _best(directories[0], learned, training) if learned else reference
     return Analysis(
         policies=policies,
         retrievers=retrievers,
@@ -217,10 +217,11 @@ def _default_pairs(policies: Sequence[str], reference: str) -> list[tuple[str, s
     return pairs
 
 
-def _validation(directory: Path, policy: str, training: str) -> float:
-    """Validation nDCG@10 on the training retriever: what a policy is chosen by."""
+def _best(directory: Path, learned: Sequence[str], training: str) -> str:
+    """The policy that registration would take, by validation requests; without RL policies the best of the others."""
     summary = read_json(directory / "summary.json")
-    return summary["validation"][policy][training]
+    trained = [policy for policy in ("grpo", "ospo") if policy in learned]
+    return best_policy(summary, training, trained or learned)
 
 
 def _measure_means(directories: Sequence[Path]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:

@@ -1,6 +1,6 @@
 """The table that ``make demo`` ends with, and the same figures as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,18 @@ def ordered(policies: Any) -> list[str]:
     """Policies in the tables' order: raw query, SFT, GRPO, OSPO, then any other in the given order."""
     names = list(policies)
     return [name for name in LABELS if name in names] + [name for name in names if name not in LABELS]
+
+
+def best_policy(summary: Summary, training_retriever: str, policies: Sequence[str] = ("grpo", "ospo")) -> str:
+    """The policy to register: the one of ``policies`` with the highest validation nDCG@10 on the training retriever.
+
+    Ties go to the one named first. Raises ValueError where none of them was evaluated.
+    """
+    table = summary["validation"]
+    known = [policy for policy in policies if policy in table]
+    if not known:
+        raise ValueError(f"none of {', '.join(policies)} was evaluated")
+    return max(known, key=lambda policy: table[policy][training_retriever])
 
 
 def dataset_table(dataset: str, summary: Summary, training: str) -> Table:

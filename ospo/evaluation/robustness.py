@@ -7,7 +7,7 @@ retrievers have a say in the choice.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.evaluation import leaks
 from ospo.evaluation.answers import Answers, choose_requests, plan, write_answers
+from ospo.evaluation.demo_table import best_policy
 from ospo.evaluation.examples import write_examples
 from ospo.evaluation.lineage import lineage
 from ospo.evaluation.measures import MEASURES
@@ -31,6 +32,8 @@ from ospo.evaluation.slices import slice_table
 from ospo.files import atomic_file, write_json
 from ospo.retrieval import build_retriever
 from ospo.retrieval.base import Retriever
+
+__all__ = ["best_policy", "evaluate"]
 
 RAW = "raw"
 CHUNK = 2048  # requests scored at once: (chunk x policies) texts and their pools are all that is in memory
@@ -174,15 +177,3 @@ def evaluate(
     )
     write_json(out / "summary.json", summary)
     return summary
-
-
-def best_policy(summary: Mapping[str, Any], training_retriever: str, policies: Sequence[str] = ("grpo", "ospo")) -> str:
-    """The policy to register: the one of ``policies`` with the highest validation nDCG@10 on the training retriever.
-
-    Ties go to the one named first. Raises ValueError where none of them was evaluated.
-    """
-    table = summary["validation"]
-    known = [policy for policy in policies if policy in table]
-    if not known:
-        raise ValueError(f"none of {', '.join(policies)} was evaluated")
-    return max(known, key=lambda policy: table[policy][training_retriever])
