@@ -1,0 +1,325 @@
+"""The evaluation as a whole: one table, derived figures, leak checks, broken retrievers and policies, comparisons."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import evaluation_shop as shop
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+
+from ospo.data.dataset import PreparedData
+from ospo.errors import InputError, OspoError
+from ospo.evaluation import best_policy, evaluate
+from ospo.evaluation.analysis import analyse
+from ospo.evaluation.answers import choose_requests
+from ospo.evaluation.compare import Named, compare, comparison_table, resolve
+from ospo.evaluation.demo_table import demo_table, write_demo_report
+from ospo.evaluation.leaks import LeakError, check_split
+from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.scoring import score_texts
+from ospo.evaluation.slices import slice_table
+from ospo.retrieval import build_retriever
+from ospo.reward import SearchReward
+
+KEYS = ["policy", "retriever", "split", "scope", "decoding", "sample", "request_id"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> PreparedData:
+    """The small shop."""
+    return shop.write_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory, data) -> dict[str, Path]:
+    """A policy that guesses half of the time, one that is always right, one that is silent for every fourth request."""
+    root = tmp_path_factory.mktemp("answers")
+
+    def half(request, colour: str) -> str:
+        return f"{colour if int(request.request_id[1:]) % 4 < 2 else 'pink'} {request.query}"
+
+    def silent(request, colour: str) -> str:
+        return " ,,, " if int(request.request_id[1:]) % 4 == 0 else shop.oracle(request, colour)
+
+    written = {"sft": half, "grpo": silent, "ospo": shop.oracle}
+    return {name: shop.write_answers(root / f"{name}.jsonl", data, answer) for name, answer in written.items()}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory, data, policies) -> tuple[Path, dict]:
+    """One evaluation: its directory and its summary."""
+    out = tmp_path_factory.mktemp("out")
+    return out, evaluate(shop.config(), data, policies, out, cache=None)
+
+
+def test_one_row_each(result, data) -> None:
+    table = pl.read_parquet(result[0] / "evaluation.parquet")
+    tests, validations = len(data.rows("test")), len(data.rows("validation"))
+    assert len(table) == 4 * (tests * 2 * 2 + validations)  # policies x requests x retrievers x scopes
+    assert not table.select(KEYS).is_duplicated().any()
+    assert table.null_count().sum_horizontal().item() == 0
+    assert set(table.filter(pl.col("split") == "validation")["retriever"]) == {"bm25"}
+    values = table.select(MEASURES).to_numpy()
+    assert values.min() >= 0
+    assert values.max() <= 1 + 1e-12
+
+
+def test_rows_equal_the_training_reward(result, data) -> None:
+    """The table's nDCG@10 is SearchReward's, to the last bit: evaluation and training rank alike."""
+    config = shop.config()
+    table = pl.read_parquet(result[0] / "evaluation.parquet").filter(
+        (pl.col("scope") == "pool") & (pl.col("split") == "test")
+    )
+    for name in ("bm25", "static"):
+        rows = table.filter(pl.col("retriever") == name)
+        reward = SearchReward(build_retriever(name, config, data), data, 10, 1000)
+        expected = reward(rows["answer"].to_list(), [data.row_of(r) for r in rows["request_id"]])
+        assert np.array_equal(rows["ndcg@10"].to_numpy(), expected)
+
+
+def test_summary_is_the_mean_of_the_table(result) -> None:
+    out, summary = result
+    assert json.loads((out / "summary.json").read_text()) == summary
+    table = pl.read_parquet(out / "evaluation.parquet").filter(pl.col("scope") == "pool")
+    for split, figures in summary.items():
+        for policy, row in figures.items():
+            for retriever, value in row.items():
+                here = (pl.col("split") == split) & (pl.col("policy") == policy) & (pl.col("retriever") == retriever)
+                assert value == pytest.approx(table.filter(here)["ndcg@10"].mean())
+    assert summary["test"]["ospo"]["bm25"] > summary["test"]["sft"]["bm25"]
+    assert summary["test"]["ospo"]["static"] > summary["test"]["raw"]["static"]
+
+
+def test_chunks_do_not_change_the_table(result, data, policies, tmp_path) -> None:
+    evaluate(shop.config(), data, policies, tmp_path, cache=None, chunk=7)
+    whole = pl.read_parquet(result[0] / "evaluation.parquet").sort(KEYS)
+    chunked = pl.read_parquet(tmp_path / "evaluation.parquet").sort(KEYS)
+    assert whole.equals(chunked)
+
+
+def test_empty_answers_score_zero_and_are_counted(result, data) -> None:
+    details = json.loads((result[0] / "details.json").read_text())
+    asked = [data.requests[r] for split in ("validation", "test") for r in data.rows(split)]
+    silent = sum(int(request.request_id[1:]) % 4 == 0 for request in asked)
+    assert details["answers"]["grpo"]["empty"] == silent > 0
+    assert details["answers"]["ospo"]["empty"] == 0
+    table = pl.read_parquet(result[0] / "evaluation.parquet").filter(
+        (pl.col("policy") == "grpo") & (pl.col("request_id").str.slice(1).cast(pl.Int32) % 4 == 0)
+    )
+    assert len(table)
+    assert table.select(pl.max_horizontal(pl.col(MEASURES).max())).item() == 0
+
+
+def test_policy_is_chosen_on_validation(result) -> None:
+    assert best_policy(result[1], "bm25") == "ospo"
+    figures = {"validation": {"grpo": {"bm25": 0.5}, "ospo": {"bm25": 0.5}, "sft": {"bm25": 0.9}}, "test": {}}
+    assert best_policy(figures, "bm25") == "grpo"
+    with pytest.raises(ValueError, match="none of"):
+        best_policy({"validation": {}}, "bm25")
+
+
+def test_request_choice(data) -> None:
+    chosen = choose_requests(data, "test", 10)
+    assert len(chosen) == 10
+    assert set(chosen) <= set(data.rows("test"))
+    assert not np.array_equal(chosen, data.rows("test")[:10])
+    assert set(chosen) <= set(choose_requests(data, "test", 20))  # more requests extend, never exchange
+    nothing = replace(data, requests=[replace(request, split="train") for request in data.requests])
+    with pytest.raises(InputError, match="no request in split 'test'"):
+        choose_requests(nothing, "test", 0)
+
+
+def test_leaks_stop_the_evaluation(data, policies, tmp_path) -> None:
+    check_split(data)
+    test = int(data.rows("test")[0])
+    requests = list(data.requests)
+    requests[test] = replace(requests[test], split="train")  # its shopper's other request stays in the test split
+    with pytest.raises(LeakError, match=r"1 customer\(s\) on two sides"):
+        evaluate(shop.config(), replace(data, requests=requests), policies, tmp_path / "a", cache=None)
+    anonymous = [replace(r, customer_id="", query=f"q{n}") for n, r in enumerate(data.requests)]
+    check_split(replace(data, requests=anonymous))
+    train = int(data.rows("train")[0])
+    anonymous[test] = replace(anonymous[test], query=f" {anonymous[train].query.upper()} ")
+    with pytest.raises(LeakError, match=r"1 query\(s\) on two sides"):
+        check_split(replace(data, requests=anonymous))
+    assert not (tmp_path / "a" / "evaluation.parquet").exists()
+
+
+def test_training_log_is_checked(data, policies, tmp_path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    policy = run / "model.jsonl"
+    policy.write_bytes(policies["ospo"].read_bytes())
+    train, test = (data.requests[int(data.rows(split)[0])].request_id for split in ("train", "test"))
+    pl.DataFrame({"request_id": [train]}).write_parquet(run / "completions.parquet")
+    evaluate(shop.config(), data, {"ospo": policy}, tmp_path / "out", cache=None)
+    assert json.loads((tmp_path / "out" / "details.json").read_text())["leak_checks"]["training_requests"]["ospo"] == 1
+    pl.DataFrame({"request_id": [train, test]}).write_parquet(run / "completions.parquet")
+    with pytest.raises(LeakError, match="was trained on 1 of"):
+        evaluate(shop.config(), data, {"ospo": policy}, tmp_path / "out", cache=None)
+
+
+class Broken:
+    """A retriever that breaks its contract in a chosen way."""
+
+    name, linear = "broken", False
+
+    def __init__(self, how: str):
+        self.how = how
+
+    def index(self, item_ids, item_texts, cache=None):
+        self.items = len(item_ids)
+
+    def score(self, texts, rows_BP):
+        scores = np.zeros(rows_BP.shape, dtype=np.float32)
+        if self.how == "few":
+            return scores[:, :-1]
+        if self.how == "nan":
+            scores[0, 0] = np.nan
+        if self.how == "infinite":
+            scores[0, 0] = -np.inf
+        if self.how == "raises":
+            raise ValueError("retriever broken: returned NaN for text 0 of the batch")
+        return scores
+
+    def search(self, texts, top_k):
+        rows = np.tile(np.arange(self.items), (len(texts), 1))
+        scores = -rows.astype(np.float32)
+        if self.how == "few":
+            return rows[:, :3], scores[:, :3]
+        if self.how == "unknown":
+            rows[0, 0] = self.items
+        if self.how == "twice":
+            rows[0, 0] = 1
+        if self.how == "order":
+            scores = -scores
+        return rows, scores
+
+
+@pytest.mark.parametrize("how", ["few", "nan", "infinite", "raises"])
+def test_broken_scores_are_told(data, how: str) -> None:
+    rows = data.rows("test")[:3]
+    with pytest.raises(OspoError, match=r"retriever .?broken"):
+        score_texts(Broken(how), ["a"] * 3, data.pools_RP[rows], data.gains_RP[rows])
+
+
+@pytest.mark.parametrize("how", ["few", "unknown", "twice", "order"])
+def test_broken_search_is_told(data, how: str) -> None:
+    rows = data.rows("test")[:3]
+    retriever = Broken(how)
+    retriever.index(data.item_ids, data.item_texts)
+    with pytest.raises(OspoError, match="retriever 'broken'"):
+        score_texts(retriever, ["a"] * 3, data.pools_RP[rows], data.gains_RP[rows], "catalogue", len(data.item_ids))
+
+
+def test_nothing_is_left_half_written(data, policies, tmp_path) -> None:
+    with pytest.raises(OspoError, match="nonesuch"):
+        evaluate(shop.config("retrievers.unseen=[nonesuch]"), data, policies, tmp_path, cache=None)
+    assert [p.name for p in tmp_path.iterdir()] == ["answers.parquet"]
+
+
+def test_slices(data) -> None:
+    table = slice_table(data, data.rows("test"))
+    assert table.null_count().sum_horizontal().item() == 0
+    assert set(table["words"]) == {"0–1", "2"}
+    assert set(table["grades"]) == {"E", "E+S"}
+    assert set(table["history"]) == {"0", "1–2", "3–4"}
+    assert table["group"].n_unique() == len(table) / 2
+
+
+def test_analysis(result, data) -> None:
+    analysis = analyse([result[0]], resamples=400)
+    assert analysis.policies == ["raw", "sft", "grpo", "ospo"]
+    assert analysis.retrievers == ["bm25", "static"]
+    assert analysis.requests == len(data.rows("test"))
+    assert analysis.groups == analysis.requests / 2  # two requests a shopper are one unit
+    assert analysis.best == "ospo"
+    asked = {(c.policy, c.reference) for c in analysis.comparisons}
+    assert asked == {
+        ("sft", "raw"),
+        ("grpo", "raw"),
+        ("ospo", "raw"),
+        ("grpo", "sft"),
+        ("ospo", "sft"),
+        ("ospo", "grpo"),
+    }
+    for c in analysis.comparisons:
+        expected = analysis.means[c.policy][c.retriever].value - analysis.means[c.reference][c.retriever].value
+        assert c.difference.value == pytest.approx(expected)
+        assert c.p <= c.p_holm <= 1
+    for row in analysis.slices:
+        assert row.requests > 0
+    for name in {row.slice for row in analysis.slices}:
+        assert sum(row.requests for row in analysis.slices if row.slice == name) == analysis.requests
+
+
+def test_several_seeds(result, data, policies, tmp_path) -> None:
+    one = analyse([result[0]], resamples=400)
+    twice = analyse([result[0], result[0]], resamples=400)
+    assert twice.seeds == 2
+    assert twice.means["ospo"]["bm25"] == one.means["ospo"]["bm25"]
+    assert len(twice.seed_means["ospo"]["bm25"]) == 2
+    evaluate(shop.config(), data, {"other": policies["sft"]}, tmp_path, cache=None)
+    with pytest.raises(InputError, match="other policies or retrievers"):
+        analyse([result[0], tmp_path], resamples=400)
+
+
+def test_examples_show_the_credit(result) -> None:
+    examples = json.loads((result[0] / "examples.json").read_text())
+    assert {example["kind"] for example in examples} == {"improved", "worse"}
+    for example in examples:
+        assert "".join(phrase["text"] for phrase in example["phrases"]) == example["answer"]
+        change = example["ndcg"] - example["raw_ndcg"]
+        assert (change > 0) == (example["kind"] == "improved")
+    best = [e for e in examples if e["policy"] == "ospo" and e["kind"] == "improved"]
+    assert len(best) == 6
+    assert best == sorted(best, key=lambda e: e["raw_ndcg"] - e["ndcg"])
+
+
+def test_compare(data, policies, tmp_path) -> None:
+    a, b = (Named(name, policies[name]) for name in ("sft", "ospo"))
+    analysis = compare(shop.config(), data, a, b, tmp_path, cache=None)
+    assert {(c.policy, c.reference) for c in analysis.comparisons} == {("ospo", "sft"), ("sft", "raw"), ("ospo", "raw")}
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(comparison_table(analysis, a, b, "shop"))
+    console_text = console.export_text()
+    assert console_text.count("B is better") == 2
+    against_raw = compare(shop.config(), data, Named("raw", None), b, tmp_path, cache=None)
+    assert {(c.policy, c.reference) for c in against_raw.comparisons} == {("ospo", "raw")}
+    with pytest.raises(InputError, match="named twice"):
+        compare(shop.config(), data, a, a, tmp_path, cache=None)
+
+
+def test_compare_names(policies, tmp_path) -> None:
+    config = shop.config()
+    run = tmp_path / "runs" / "esci" / "grpo"
+    (run / "model").mkdir(parents=True)
+    (run / "step.json").write_text(json.dumps({"run_id": "abc123"}))
+    assert resolve("raw", config) == Named("raw", None)
+    assert resolve(str(policies["sft"]), config).source == policies["sft"]
+    assert resolve(str(run), config).source == run / "model"
+    assert resolve("abc123", config, tmp_path / "runs").source == run / "model"
+    with pytest.raises(InputError, match="names no policy"):
+        resolve("nothing", config, tmp_path / "runs")
+
+
+def test_demo_table_and_report(result, tmp_path) -> None:
+    summaries = {"esci": result[1], "hm": result[1]}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(demo_table(summaries, "bm25"))
+    text = console.export_text()
+    rows = [line for line in text.splitlines() if "raw query" in line or "OSPO" in line]
+    assert len(rows) == 4
+    assert text.index("raw query") < text.index("SFT") < text.index("GRPO") < text.index("OSPO")
+    written = write_demo_report(
+        tmp_path / "demo.json", summaries, registered={"esci": "ospo"}, seconds=12.34, commit="abc"
+    )
+    assert json.loads((tmp_path / "demo.json").read_text()) == written
+    assert written["esci"]["ospo"]["bm25"] == pytest.approx(result[1]["test"]["ospo"]["bm25"], abs=1e-6)
+    assert set(written) == {"esci", "hm", "registered", "seconds", "commit"}
+    with pytest.raises(ValueError, match="key of the report"):
+        write_demo_report(tmp_path / "x.json", {"commit": result[1]}, registered={}, seconds=0, commit="")
