@@ -3,6 +3,7 @@
 The tokenizer is known by three members only: ``decode(ids)``, ``convert_ids_to_tokens(ids)`` and ``all_special_ids``.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +13,6 @@ import numpy as np
 from ospo.credit.segments import Segmentation
 
 REPLACEMENT = "\ufffd"
-WINDOW = 6  # tokens of context that a decoder may look back at: joining marks, byte sequences of one character
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -32,22 +32,31 @@ def _byte_level(token: str) -> bytes:
 
 
 def _sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        try:
-            return bytes([int(token[3:5], 16)])
-        except ValueError:
-            pass  # not a byte token after all: an ordinary piece that looks like one
-    return token.replace("▁", " ").encode("utf-8", "surrogatepass")
+    byte = _lone_byte(token)
+    return token.replace("▁", " ").encode("utf-8", "surrogatepass") if byte is None else bytes([byte])
+
+
+def _lone_byte(token: str) -> int | None:
+    """The byte of a byte-fallback token such as <0x0A>."""
+    match = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return int(match[1], 16) if match else None
 
 
 def _wordpiece(token: str) -> bytes:
     text = token[2:] if token.startswith("##") else " " + token
-    # The decoder's clean-up, which works token by token.
-    for dirty, clean in ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" '", "'")):
+    # The decoder's own clean-up, which works token by token.
+    for dirty, clean in _CLEAN_UP:
         text = text.replace(dirty, clean)
     return text.encode("utf-8", "surrogatepass")
 
 
+_CLEAN_UP = (
+    *((" " + mark, mark) for mark in ".?!,"),
+    (" ' ", "'"),
+    *((" " + ending, ending) for ending in ("n't", "'m")),
+    (" do not", " don't"),
+    *((" " + ending, ending) for ending in ("'s", "'ve", "'re")),
+)
 _READERS = (_byte_level, _sentencepiece, _wordpiece)
 
 
@@ -60,6 +69,7 @@ class _Tables:
         flagged = {int(i) for i, token in added.items() if getattr(token, "special", False)}
         self.special = flagged | {int(i) for i in tokenizer.all_special_ids}
         self.pieces: list[dict[int, bytes]] = [{} for _ in _READERS]
+        self.lone: set[int] = set()  # ids of byte-fallback tokens
         self.preferred = 0
 
     def read(self, tokenizer: Any, ids: list[int], reader: int) -> list[bytes]:
@@ -68,7 +78,28 @@ class _Tables:
         if new:
             for i, token in zip(new, tokenizer.convert_ids_to_tokens(new), strict=True):
                 table[i] = b"" if token is None else _READERS[reader](token)
-        return [table[i] for i in ids]
+                if token is not None and _lone_byte(token) is not None:
+                    self.lone.add(i)
+        pieces = [table[i] for i in ids]
+        if _READERS[reader] is _sentencepiece and self.lone:
+            self._fall_back(ids, pieces)
+        elif _READERS[reader] is _wordpiece and ids:
+            pieces[0] = tokenizer.convert_ids_to_tokens(ids[:1])[0].encode("utf-8", "surrogatepass")
+        return pieces
+
+    def _fall_back(self, ids: list[int], pieces: list[bytes]) -> None:
+        """A run of byte tokens that is not UTF-8 decodes to one replacement character a byte."""
+        k = 0
+        while k < len(ids):
+            first = k
+            while k < len(ids) and ids[k] in self.lone:
+                k += 1
+            if k > first:
+                try:
+                    b"".join(pieces[first:k]).decode("utf-8")
+                except UnicodeDecodeError:
+                    pieces[first:k] = [REPLACEMENT.encode()] * (k - first)
+            k += 1
 
 
 _tables: WeakKeyDictionary[Any, _Tables] = WeakKeyDictionary()
@@ -165,42 +196,34 @@ def _spell(pieces: list[bytes], text: str) -> np.ndarray | None:
 
 
 def _decode_windows(ids: list[int], tokenizer: Any, text: str) -> np.ndarray:
-    """Spans by decoding: each token's characters are what it adds to the text of the tokens just before it."""
-    lengths = _window_lengths(ids, tokenizer, text)
-    if lengths is None:  # a decoder that looks further back: the whole prefix, for every token
-        lengths = [0, *(len(_stable(tokenizer.decode(ids[: k + 1]))) for k in range(len(ids)))]
+    """Spans (K, 2) by decoding: each token's characters are what it adds to the text of the tokens just before it."""
+    lengths = _window_lengths(ids, tokenizer)
+    if lengths[-1] != len(text):  # a decoder that looks further back: the whole prefix, for every token
+        lengths = [0, *(len(tokenizer.decode(ids[: k + 1]).rstrip(REPLACEMENT)) for k in range(len(ids)))]
     ends = np.minimum(np.maximum.accumulate(np.array(lengths[1:], dtype=np.int64)), len(text))
-    if len(ends):
-        ends[-1] = len(text)
-    spans = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1) if len(ends) else np.zeros((0, 2), np.int64)
+    ends[-1:] = len(text)
+    spans = np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
     # Tokens that complete no character share the one that a later token completes.
     for k in range(len(ids) - 2, -1, -1):
-        if spans[k, 0] == spans[k, 1] and spans[k + 1, 0] == spans[k, 0] and ids[k] is not None:
-            spans[k, 1] = min(spans[k, 0] + 1, spans[k + 1, 1])
+        if spans[k, 0] == spans[k, 1] == spans[k + 1, 0] < spans[k + 1, 1]:
+            spans[k, 1] += 1
     return spans
 
 
-def _stable(text: str) -> str:
-    """``text`` without replacement characters at its end: bytes of a character that is not complete yet."""
-    return text.rstrip(REPLACEMENT)
-
-
-def _window_lengths(ids: list[int], tokenizer: Any, text: str) -> list[int] | None:
-    """Characters that stand after each number of tokens (K + 1), or None where windows do not add up to ``text``."""
+def _window_lengths(ids: list[int], tokenizer: Any) -> list[int]:
+    """Characters that stand after 0 … K tokens, each decoded behind the few tokens that came last."""
     lengths = [0]
-    start = settled = 0  # the window begins at token ``start``, whose first character is number ``settled``
+    start = read = 0  # tokens [start, read) are the context, whose text is known
     for k in range(len(ids)):
-        piece = _stable(tokenizer.decode(ids[start : k + 1]))
-        lengths.append(max(lengths[-1], settled + len(piece)))
-        if text[settled : settled + len(piece)] != piece:
-            return None
-        if k + 1 - start >= 2 * WINDOW:
-            # Move on: the next window must show the same text as the end of this one.
-            later = _stable(tokenizer.decode(ids[start + WINDOW : k + 1]))
-            if piece.endswith(later) and later:
-                settled += len(piece) - len(later)
-                start += WINDOW
-    return lengths if lengths[-1] == len(_stable(text)) else None
+        known = tokenizer.decode(ids[start:read]) if read > start else ""
+        text = tokenizer.decode(ids[start : k + 1])
+        if text.endswith(REPLACEMENT) and k + 1 < len(ids):  # bytes of a character that is not complete yet
+            lengths.append(lengths[-1])
+            continue
+        done = lengths[-1] + max(0, len(text) - len(known))
+        lengths.append(done)
+        start, read = read, k + 1
+    return lengths
 
 
 def token_credit(

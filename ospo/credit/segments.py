@@ -118,8 +118,9 @@ def _starts(texts: list[str], words: list[list[Word]], kind: Kind) -> list[list[
 def _assemble(text: str, words: list[Word], starts: list[int], unions: Unions) -> Segmentation:
     if not text:
         return Segmentation("", ())
-    # Whatever precedes the first word belongs to the first segment, whatever follows a word to that word's segment.
-    cuts = [0, *(words[i].start for i in starts[1:]), len(text)]
+    # Punctuation stays with the word before it; the space goes to the word after it, as in the tokens of byte-level
+    # BPE and SentencePiece (" slim"), so that few tokens lie across a boundary.
+    cuts = [0, *(len(text[: words[i].start].rstrip()) for i in starts[1:]), len(text)]
     spans = tuple(pairwise(cuts))
     if unions == "none":
         return Segmentation(text, spans)
