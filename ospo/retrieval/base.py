@@ -1,5 +1,6 @@
 """What a retriever is, and the parts that every one of them shares."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -40,7 +41,7 @@ def pool_runs(rows_BP: np.ndarray) -> Iterator[tuple[int, int]]:
         return
     changes = np.flatnonzero((rows_BP[1:] != rows_BP[:-1]).any(axis=1)) + 1
     bounds = [0, *changes.tolist(), len(rows_BP)]
-    yield from zip(bounds[:-1], bounds[1:], strict=True)
+    yield from itertools.pairwise(bounds)
 
 
 def check_rows(name: str, texts: Sequence[str], rows_BP: Any, items: int) -> np.ndarray:

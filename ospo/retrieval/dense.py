@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +112,7 @@ class EmbeddingRetriever:
         return rows_BK, scores_BK
 
 
-def choose_dtype(setting: str):  # noqa: ANN201 - torch is imported lazily
+def choose_dtype(setting: str) -> tuple[Any, Any]:
     """``retrievers.dtype`` as (torch dtype, device): auto takes bfloat16 where the hardware multiplies in it.
 
     That is on a GPU, and on processors with AVX512-BF16, AMX or ARM's BF16 (three to four times float32's speed
@@ -158,19 +159,13 @@ class MiniLMRetriever(EmbeddingRetriever):
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """Unit vectors (B, D) float32."""
-        from ospo.retrieval.packed import CHUNK_TOKENS
-
         ids_B = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
-        order = sorted(range(len(ids_B)), key=lambda i: len(ids_B[i]))
-        vectors_BD = np.empty((len(texts), self._model.width), dtype=np.float32)
-        start = 0
-        while start < len(order):
-            stop, tokens = start, 0
-            while stop < len(order) and (stop == start or tokens + len(ids_B[order[stop]]) <= CHUNK_TOKENS):
-                tokens += len(ids_B[order[stop]])
-                stop += 1
-            vectors_BD[order[start:stop]] = self._model.encode([ids_B[i] for i in order[start:stop]])
-            start = stop
+        done = 0
+
+        def tell(count: int) -> None:
+            nonlocal done
+            done += count
             if progress is not None:
-                progress(start, len(order))
-        return vectors_BD
+                progress(done, len(ids_B))
+
+        return self._model.encode(ids_B, tell)

@@ -1,0 +1,68 @@
+"""BM25 and a dense retriever joined by reciprocal rank fusion.
+
+Source: Cormack, Clarke & Büttcher, "Reciprocal rank fusion outperforms Condorcet …", SIGIR 2009: an item's score is
+Σ over the rankings of 1 / (60 + rank).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ospo.retrieval.base import Retriever, check_rows
+
+K = 60
+DEPTH = 1000  # a list of a search over the whole catalogue goes this deep
+
+
+def reciprocal_ranks(scores_BP: np.ndarray) -> np.ndarray:
+    """1 / (60 + rank) (B, P) float64; equal scores share the best rank, -inf is not in the list and gets 0."""
+    order_BP = np.argsort(-scores_BP, axis=1, kind="stable")
+    sorted_BP = np.take_along_axis(scores_BP, order_BP, axis=1)
+    new_BP = np.ones(scores_BP.shape, dtype=bool)
+    new_BP[:, 1:] = sorted_BP[:, 1:] != sorted_BP[:, :-1]
+    rank_BP = np.maximum.accumulate(np.where(new_BP, np.arange(1, scores_BP.shape[1] + 1), 0), axis=1)
+    ranks_BP = np.empty_like(rank_BP)
+    np.put_along_axis(ranks_BP, order_BP, rank_BP, axis=1)
+    return np.where(np.isneginf(scores_BP), 0.0, 1.0 / (K + ranks_BP))
+
+
+class HybridRetriever:
+    """Fusion of a lexical and a dense retriever. An item without any of the text's words is not in BM25's list."""
+
+    linear = False
+
+    def __init__(self, name: str, lexical: Retriever, dense: Retriever) -> None:
+        self.name, self.lexical, self.dense = name, lexical, dense
+        self.items = 0
+
+    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+        """Index both; ``cache`` names this retriever's file, the dense one's lies beside it."""
+        self.lexical.index(item_ids, item_texts)
+        self.dense.index(item_ids, item_texts, cache and cache.with_name(f"{self.dense.name}.safetensors"))
+        self.items = len(item_ids)
+
+    def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
+        """Fused scores (B, P) float32 of rankings within each pool; see ``Retriever``."""
+        rows_BP = check_rows(self.name, texts, rows_BP, self.items)
+        lexical_BP = self.lexical.score(texts, rows_BP)
+        fused_BP = reciprocal_ranks(np.where(lexical_BP > 0, lexical_BP, -np.inf))
+        fused_BP += reciprocal_ranks(self.dense.score(texts, rows_BP))
+        fused_BP[rows_BP < 0] = -np.inf
+        return fused_BP.astype(np.float32)
+
+    def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Best of the two lists' union, each at least ``DEPTH`` deep; see ``Retriever``."""
+        width, depth = min(top_k, self.items), min(max(top_k, DEPTH), self.items)
+        rows_BK = np.zeros((len(texts), width), np.int64)
+        scores_BK = np.zeros((len(texts), width), np.float32)
+        for b, text in enumerate(texts):
+            fused_I = np.zeros(self.items)
+            for part in (self.lexical, self.dense):
+                rows_1K, found_1K = part.search([text], depth)
+                listed = found_1K > 0 if part is self.lexical else np.ones_like(found_1K, dtype=bool)
+                ranks_1K = reciprocal_ranks(np.where(listed, found_1K, -np.inf))
+                fused_I[rows_1K[0]] += ranks_1K[0]
+            best = np.argsort(-fused_I, kind="stable")[:width]
+            rows_BK[b], scores_BK[b] = best, fused_I[best]
+        return rows_BK, scores_BK

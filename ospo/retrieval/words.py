@@ -1,0 +1,69 @@
+"""Retrievers of word vectors: a text is the sum of its distinct words' vectors, without context or order.
+
+An item's score is that sum · the item's unit vector. It ranks as their cosine does (a text's length is the same for
+all items) and stays a sum over words.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ospo.retrieval.linear import LinearRetriever, on_grid
+
+WORD = re.compile(r"[^\W_]+")
+# Words on a 2**-12 grid and items on a 2**-20 grid: products are multiples of 2**-32, and their sums exact in float64.
+WORD_BITS, ITEM_BITS = 12, 20
+MEMO_WORDS = 50_000
+CHUNK = 4096
+
+
+class WordVectorRetriever(LinearRetriever):
+    """Base of static embeddings and LSA: ``word_vectors`` is theirs. A word is a run of letters and digits."""
+
+    dimensions = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._forget()
+
+    def word_vectors(self, words: Sequence[str]) -> np.ndarray:
+        """Vectors (W, D) float64, multiples of 2**-WORD_BITS, of lower-case words; unknown ones are zero."""
+        raise NotImplementedError
+
+    def _forget(self) -> None:
+        self._words: dict[str, int] = {}
+        self._vectors = np.zeros((0, self.dimensions))
+
+    def terms(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text's words in a vocabulary that grows; see ``LinearRetriever``."""
+        if len(self._words) > MEMO_WORDS:
+            self._forget()
+        words_B = [WORD.findall(text.lower()) for text in texts]
+        new = list(dict.fromkeys(word for words in words_B for word in words if word not in self._words))
+        if new:
+            first = len(self._words)
+            if first + len(new) > len(self._vectors):
+                room = np.zeros((max(1024, len(self._vectors), len(new)), self.dimensions))
+                self._vectors = np.concatenate([self._vectors, room])
+            self._vectors[first : first + len(new)] = self.word_vectors(new)
+            self._words.update(zip(new, range(first, first + len(new)), strict=True))
+        return [np.array([self._words[word] for word in words], dtype=np.int64) for words in words_B]
+
+    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+        """Take in the catalogue: an item's vector is the sum over all its words, repeats included."""
+        self._forget()
+        vectors_ID = np.zeros((len(item_texts), self.dimensions), dtype=np.float32)
+        for start in range(0, len(item_texts), CHUNK):
+            for row, terms in enumerate(self.terms(item_texts[start : start + CHUNK]), start):
+                total_D = self._vectors[terms].sum(axis=0)
+                if norm := np.sqrt(total_D @ total_D):
+                    vectors_ID[row] = on_grid(total_D / norm, ITEM_BITS)
+        self._item_vectors_ID = vectors_ID
+        self.items = len(item_ids)
+
+    def term_scores(self, terms_V: np.ndarray, rows_P: np.ndarray | None) -> np.ndarray:
+        """Scores (V, P) float64; see ``LinearRetriever``."""
+        items_PD = self._item_vectors_ID if rows_P is None else self._item_vectors_ID[np.maximum(rows_P, 0)]
+        return self._vectors[terms_V] @ items_PD.T.astype(np.float64)
