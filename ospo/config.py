@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ospo.errors import ConfigError
 
-DATASETS = ("esci", "hm")
 Dataset = Literal["esci", "hm"]
+DATASETS: tuple[Dataset, ...] = get_args(Dataset)
+Algorithm = Literal["grpo", "ospo"]
 
 
 class Section(BaseModel):
@@ -150,6 +151,7 @@ class Model(Section):
     layers: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    autocast: Literal["auto", "none", "bfloat16"] = "auto"
     quantization: Literal["none", "nf4"] = "none"
     lora_rank: int = Field(0, ge=0)
     lora_alpha: int = Field(16, ge=1)
@@ -194,6 +196,7 @@ class Rl(Section):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     importance_sampling_level: str = "token"
     use_vllm: bool = False
+    gradient_checkpointing: bool = False
     checkpoint_every: int = Field(20, ge=1)
 
     @field_validator("importance_sampling_level")

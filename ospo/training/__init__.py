@@ -1,0 +1,1 @@
+"""Training: the supervised warm start and reinforcement learning from the search reward."""

@@ -1,0 +1,154 @@
+"""What is seen while training runs: a metrics file that is always written, a progress bar, complete checkpoints."""
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from ospo.files import atomic_file, write_json
+
+OnLog = Callable[[int, dict[str, float]], None]
+MARKER = "complete.json"  # written into a checkpoint after everything else
+
+# The trainer library's names for what we log, and ours. What is not listed is not logged.
+_NAMES = {
+    "loss": "loss",
+    "grad_norm": "grad_norm",
+    "learning_rate": "learning_rate",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "ndcg": "ndcg",
+    "kl": "kl",
+    "entropy": "entropy",
+    "frac_reward_zero_std": "zero_std_groups",
+    "completions/mean_length": "length",
+    "completions/clipped_ratio": "truncated",
+    "clip_ratio/region_mean": "clip_ratio",
+    "cache_hit_rate": "cache_hit_rate",
+    "credit/evaluations": "credit/evaluations",
+    "credit/segments": "credit/segments",
+    "credit/outside": "credit/outside",
+    "credit/explained": "credit/explained",
+    "empty_answers": "empty_answers",
+    "seconds/generate": "seconds/generate",
+    "seconds/reward": "seconds/reward",
+    "seconds/credit": "seconds/credit",
+}
+
+
+def read_metrics(file: Path) -> list[dict[str, float]]:
+    """Lines of a metrics file, in order; a last line torn by a kill is left out."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
+        rows.append(json.loads(line))
+    return rows
+
+
+class MetricsLog(TrainerCallback):
+    """Appends one JSON line a step to ``out/metrics.jsonl`` and hands it to ``on_log``, each step once.
+
+    A run that was killed after its last checkpoint repeats some steps; they are not logged again.
+    """
+
+    def __init__(self, out: Path, on_log: OnLog):
+        self.file, self.forward = out / "metrics.jsonl", on_log
+        rows = read_metrics(self.file)
+        if self.file.is_file():  # drop a torn last line, so that the file stays readable as it grows
+            with atomic_file(self.file) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self.last = max((int(row["step"]) for row in rows), default=0)
+        self._started = time.perf_counter()
+        self._seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the step's clock."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the step's clock: checkpoints and logging are not part of a step."""
+        self._seconds = time.perf_counter() - self._started
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write and forward one step's metrics."""
+        if not state.is_world_process_zero or not logs or "loss" not in logs or state.global_step <= self.last:
+            return
+        metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES and value is not None}
+        metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        phases = sum(value for key, value in metrics.items() if key.startswith("seconds/"))
+        metrics["seconds/step"] = self._seconds
+        metrics["seconds/update"] = max(0.0, self._seconds - phases)
+        self.last = state.global_step
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": state.global_step} | metrics) + "\n")
+        self.forward(state.global_step, metrics)
+
+
+class ProgressBar(TrainerCallback):
+    """A progress bar on stderr with the loss, or the reward where there is one."""
+
+    def __init__(self, title: str):
+        self.title = title
+        self._bar: tqdm | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar at the step the run starts from."""
+        if state.is_world_process_zero:
+            # Away from a terminal a line every few seconds is enough.
+            interval = 0.1 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", mininterval=interval
+            )
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Move the bar to the logged step."""
+        if self._bar is not None and logs and "loss" in logs:
+            key = "reward" if logs.get("reward") is not None else "loss"
+            self._bar.set_postfix({key: f"{logs[key]:.3f}"}, refresh=False)
+            self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class CheckpointMarker(TrainerCallback):
+    """Marks a checkpoint as complete once everything else in it is written; calls ``before`` first."""
+
+    def __init__(self, before: Callable[[], None] | None = None):
+        self.before = before
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Mark the checkpoint of this step."""
+        if self.before:
+            self.before()
+        if state.is_world_process_zero:
+            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER, {"step": state.global_step})
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest complete checkpoint in ``folder``; later, half-written ones are removed. None where there is none."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    while found:
+        latest = found.pop()
+        if (latest / MARKER).is_file():
+            return latest
+        shutil.rmtree(latest)
+    return None
+
+
+def standard_callbacks(trainer: Any, title: str, out: Path, on_log: OnLog) -> list[TrainerCallback]:
+    """The metrics log and the progress bar, in place of the library's own printing."""
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    return [MetricsLog(out, on_log), ProgressBar(title)]

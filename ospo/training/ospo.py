@@ -1,0 +1,272 @@
+"""OSPO: GRPO whose sequence advantage is redistributed over tokens by the credit of the phrases they stand in.
+
+A small subclass of TRL's GRPOTrainer that overrides two methods. GRPO is the same trainer with redistribution "none".
+Loss, clipping, KL and loss types are the library's: its loss takes (B, T) advantages as well as (B,).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+from trl.trainer.utils import nanstd
+
+from ospo.credit.advantages import EPSILON, Mode, redistribute
+from ospo.credit.alignment import token_credit, token_spans
+from ospo.credit.game import Credit, CreditEngine
+from ospo.data.prompts import extract_answer
+from ospo.training.rollouts import RolloutTable
+
+Reward = Callable[[Sequence[str], Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """This process's completions of one generation batch (B of them), decoded from their own ids.
+
+    spans: (T_b, 2) character span of each token in ``texts``. offsets: character of the text at which the answer
+    begins. values: (B,) float64 rewards, before TRL rounds them to float32.
+    """
+
+    texts: list[str]
+    spans: list[np.ndarray]
+    answers: list[str]
+    offsets: list[int]
+    rows: list[int]
+    values: np.ndarray
+
+
+class SearchRewardFunction:
+    """The search reward as TRL's reward function: completion ids → nDCG of their answers, kept for the credit.
+
+    The text is decoded from the completion's own ids, without special tokens, so that rewards, segments and token
+    spans speak of the same characters.
+    """
+
+    __name__ = "ndcg"
+
+    def __init__(self, reward: Reward, tokenizer: Any):
+        self.reward, self.tokenizer = reward, tokenizer
+        self.last: Rollouts | None = None
+        self.seconds = 0.0
+
+    def __call__(self, *, completion_ids: list[list[int]], row: list[int], **_: Any) -> list[float]:
+        """Rewards in [0, 1], one a completion. ``row``: the dataset's column of request rows."""
+        started = time.perf_counter()
+        decoded = [token_spans(ids, self.tokenizer) for ids in completion_ids]
+        found = [extract_answer(text) for text, _ in decoded]
+        answers = [answer for answer, _ in found]
+        values = np.asarray(self.reward(answers, row), dtype=np.float64)
+        self.last = Rollouts(
+            texts=[text for text, _ in decoded],
+            spans=[spans for _, spans in decoded],
+            answers=answers,
+            offsets=[offset for _, offset in found],
+            rows=list(row),
+            values=values,
+        )
+        self.seconds = time.perf_counter() - started
+        return values.tolist()
+
+
+class KeepStep(TrainerCallback):
+    """Restores the trainer's count of forward passes on resume: TRL counts from 0 and would sample out of turn."""
+
+    def __init__(self, trainer: "OSPOTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set the count from the optimizer steps done."""
+        self.trainer._step = state.global_step * args.gradient_accumulation_steps
+
+
+class OSPOTrainer(GRPOTrainer):
+    """GRPOTrainer with credit-weighted token advantages.
+
+    engine: credit of answers' segments; None for redistribution "none". redistribution, alpha, clip: see
+    :func:`ospo.credit.advantages.redistribute`. table: takes every sampled completion. The one reward function must be
+    a SearchRewardFunction. Raises ValueError for settings under which token credit would be lost.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: CreditEngine | None = None,
+        redistribution: Mode = "none",
+        alpha: float = 1.0,
+        clip: float = 2.0,
+        table: RolloutTable | None = None,
+        **arguments: Any,
+    ):
+        if (engine is None) != (redistribution == "none"):
+            raise ValueError("a redistribution needs a credit engine, and an engine a redistribution other than none")
+        args = arguments["args"]
+        if engine is not None and args.importance_sampling_level != "token":
+            raise ValueError(
+                f"importance_sampling_level {args.importance_sampling_level!r} erases token credit: its ratio is one "
+                "number a completion, so every token gets the mean advantage. Use 'token'"
+            )
+        if engine is not None and args.loss_type in ("luspo", "vespo"):
+            raise ValueError(f"loss_type {args.loss_type!r} weights whole sequences and erases token credit")
+        function = arguments["reward_funcs"]
+        if not isinstance(function, SearchRewardFunction):
+            raise ValueError("reward_funcs must be one SearchRewardFunction: credit needs to know the game")
+        self.reward_function = function
+        self.engine, self.redistribution, self.alpha, self.clip = engine, redistribution, alpha, clip
+        self.table = table
+        self._gathered: Tensor | None = None
+        super().__init__(**arguments)
+        self.add_callback(KeepStep(self))
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """TRL's rewards, (B × processes, 1); kept, because a group's std is needed again."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._gathered = rewards
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        """TRL's rollouts, with (B, T) advantages in place of (B,) while training; evaluation is left as it is."""
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        cache = self.reward_function.reward
+        hits, misses = getattr(cache, "hits", 0), getattr(cache, "misses", 0)
+        started = time.perf_counter()
+        out = super()._generate_and_score_completions(inputs)
+        scored = time.perf_counter()
+        rollouts = self.reward_function.last
+        if rollouts is None or self._gathered is None:
+            raise RuntimeError("the reward function was not called: rewards did not come from these completions")
+        sequence_B = out["advantages"]
+        credits: list[Credit] | None = None
+        if self.engine is not None:
+            std_B = self._group_std(len(rollouts.answers))
+            credits = self.engine.credit(rollouts.answers, rollouts.rows, rollouts.values, (std_B == 0).cpu().numpy())
+            out["advantages"] = token_advantages(
+                self.redistribution,
+                sequence_B,
+                std_B if self.scale_rewards != "none" else torch.where(std_B > 0, 1 - EPSILON, 0.0),
+                rollouts,
+                credits,
+                out["completion_mask"],
+                alpha=self.alpha,
+                clip=self.clip,
+            )
+        seconds = {"reward": self.reward_function.seconds, "credit": time.perf_counter() - scored}
+        seconds["generate"] = scored - started - seconds["reward"]
+        self._record(rollouts, sequence_B, credits, seconds)
+        calls = getattr(cache, "hits", 0) - hits + getattr(cache, "misses", 0) - misses
+        if calls:
+            self._metrics["train"]["cache_hit_rate"].append((getattr(cache, "hits", 0) - hits) / calls)
+        return out
+
+    def _group_std(self, local: int) -> Tensor:
+        """(B,) std of the rewards of each local completion's group, as TRL computes it; exactly 0 where all equal."""
+        assert self._gathered is not None
+        groups_GK = self._gathered[:, 0].view(-1, self.num_generations)
+        std_G = nanstd(groups_GK, dim=1)
+        std_G = torch.where((groups_GK == groups_GK[:, :1]).all(dim=1), torch.zeros_like(std_G), std_G)
+        start = self.accelerator.process_index * local
+        return std_G.repeat_interleave(self.num_generations)[start : start + local]
+
+    def _record(
+        self, rollouts: Rollouts, sequence_B: Tensor, credits: list[Credit] | None, seconds: dict[str, float]
+    ) -> None:
+        metrics = self._metrics["train"]
+        for name, value in seconds.items():
+            metrics[f"seconds/{name}"].append(value)
+        metrics["ndcg"].append(float(rollouts.values.mean()))
+        metrics["empty_answers"].append(float(np.mean([not answer.strip() for answer in rollouts.answers])))
+        if credits is not None:
+            for name, value in credit_metrics(rollouts, credits).items():
+                metrics[name].append(value)
+        if self.table is None:
+            return
+        rows = [
+            {
+                "row": rollouts.rows[b],
+                "answer": rollouts.answers[b],
+                "completion": rollouts.texts[b],
+                "reward": float(rollouts.values[b]),
+                "advantage": float(sequence_B[b]),
+                "segments": credits[b].segmentation.units if credits and not credits[b].skipped else [],
+                "credit": credits[b].phi_N.tolist() if credits and not credits[b].skipped else [],
+                "empty_value": credits[b].empty_value if credits else None,
+            }
+            for b in range(len(rollouts.rows))
+        ]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            rows = gather_object(rows)
+        self.table.add(self.state.global_step + 1, rows)
+
+
+def token_advantages(
+    mode: Mode,
+    sequence_B: Tensor,
+    std_B: Tensor,
+    rollouts: Rollouts,
+    credits: list[Credit],
+    mask_BT: Tensor,
+    *,
+    alpha: float,
+    clip: float,
+) -> Tensor:
+    """(B, T) advantages of the completions' tokens; padding 0, and 0 for groups with A = 0.
+
+    sequence_B: GRPO's advantages. std_B: std of each completion's group. mask_BT: 1 on completion tokens.
+    """
+    credit_BT = np.zeros(tuple(mask_BT.shape))
+    inside_BT = np.zeros_like(credit_BT)
+    for b, credit in enumerate(credits):
+        if not credit.skipped:
+            credit_T, inside_T = token_credit(
+                rollouts.spans[b], rollouts.offsets[b], credit.segmentation, credit.phi_N
+            )
+            credit_BT[b, : len(credit_T)], inside_BT[b, : len(inside_T)] = credit_T, inside_T
+    device = sequence_B.device
+    segments_B = torch.tensor([len(credit.segmentation) for credit in credits], device=device)
+    return redistribute(
+        mode,
+        sequence_B,
+        torch.from_numpy(credit_BT).to(device),
+        mask_BT,
+        torch.from_numpy(inside_BT).to(device),
+        std_B,
+        segments_B=segments_B,
+        alpha=alpha,
+        clip=clip,
+    )
+
+
+def credit_metrics(rollouts: Rollouts, credits: list[Credit]) -> dict[str, float]:
+    """What the credit of a step looks like, over the completions it was computed for.
+
+    credit/evaluations: coalitions for one completion. credit/segments: phrases in one answer. credit/outside: share
+    of completion tokens outside the answer, which keep the sequence's advantage. credit/explained: mean of
+    Σφ / (v(N) − v(∅)), 1 for an efficient estimator.
+    """
+    done = [b for b, credit in enumerate(credits) if not credit.skipped]
+    if not done:
+        return {}
+    outside, explained = [], []
+    for b in done:
+        credit = credits[b]
+        starts_T, ends_T = rollouts.spans[b][:, 0], rollouts.spans[b][:, 1]
+        end = rollouts.offsets[b] + len(rollouts.answers[b])
+        inside_T = (ends_T > rollouts.offsets[b]) & (starts_T < end) & (ends_T > starts_T)
+        outside.append(1 - float(inside_T.mean()) if len(inside_T) else 1.0)
+        gain = credit.total - credit.empty_value
+        if abs(gain) > 1e-9:
+            explained.append(float(credit.phi_N.sum()) / gain)
+    values = {
+        "credit/evaluations": float(np.mean([credits[b].evaluations for b in done])),
+        "credit/segments": float(np.mean([len(credits[b].segmentation) for b in done])),
+        "credit/outside": float(np.mean(outside)),
+    }
+    return values | ({"credit/explained": float(np.mean(explained))} if explained else {})

@@ -1,0 +1,236 @@
+"""Reinforcement learning from the search reward: one set-up for every algorithm, so that only the algorithm differs."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ospo.config import Config
+from ospo.credit.game import CreditEngine
+from ospo.data.dataset import PreparedData
+from ospo.data.prompts import fit_messages
+from ospo.errors import ConfigError, InputError
+from ospo.files import write_json
+from ospo.models import autocast_bfloat16, load_policy, save_policy
+from ospo.reward import SearchReward
+from ospo.training.callbacks import CheckpointMarker, last_checkpoint, standard_callbacks
+from ospo.training.ospo import OSPOTrainer, SearchRewardFunction
+from ospo.training.rollouts import RolloutTable
+
+Algorithm = Literal["grpo", "ospo"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How one generation batch is cut up. All counts are completions.
+
+    generation: sampled together, over all processes. per_device: in one forward pass of one process. accumulation:
+    forward passes to one optimizer step.
+    """
+
+    generation: int
+    per_device: int
+    accumulation: int
+    processes: int
+
+    @property
+    def steps_per_generation(self) -> int:
+        """Forward passes of one process that one generation batch feeds."""
+        return self.generation // (self.per_device * self.processes)
+
+
+def batch_shape(config: Config, processes: int) -> Batch:
+    """Cut ``prompts_per_step × generations`` completions up; ConfigError where they do not divide.
+
+    With ``per_device_batch_size`` 0 a generation batch feeds exactly one optimizer step, split over the processes and
+    over ``gradient_accumulation`` forward passes: the step is the same however it is split.
+    """
+    rl = config.preset.rl
+    key = f"presets.{config.policy}.rl"
+    generation = rl.prompts_per_step * rl.generations
+    per_device = rl.per_device_batch_size
+    if not per_device:
+        per_device = generation // (processes * rl.gradient_accumulation)
+    window = per_device * processes
+    if not window or generation % window or (generation // processes) % rl.generations:
+        raise ConfigError(
+            "params.yaml",
+            f"{key}.prompts_per_step",
+            f"{generation} completions do not divide into {processes} processes x {rl.gradient_accumulation} forward "
+            f"passes x {per_device or 'any'} completions with whole groups of {rl.generations} on each process",
+            "change prompts_per_step, gradient_accumulation or per_device_batch_size",
+        )
+    return Batch(generation, per_device, rl.gradient_accumulation, processes)
+
+
+def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes: int = 1) -> Any:
+    """The resolved GRPOConfig of ``config.preset.rl``: the only place where params become trainer arguments."""
+    from trl import GRPOConfig
+
+    rl, model = config.preset.rl, config.preset.model
+    batch = batch_shape(config, processes)
+    gpu = torch.cuda.is_available()
+    # A checkpoint between two generation batches would need the half-used batch kept with it.
+    period = max(1, batch.steps_per_generation // math.gcd(batch.steps_per_generation, batch.accumulation))
+    scheduler = "constant_with_warmup" if rl.scheduler == "constant" and rl.warmup else rl.scheduler
+    options: dict[str, Any] = {}
+    if rl.use_vllm:
+        options = {"use_vllm": True, "vllm_mode": "colocate"}
+    return GRPOConfig(
+        output_dir=str(out / "checkpoints"),
+        max_steps=rl.steps,
+        per_device_train_batch_size=batch.per_device,
+        gradient_accumulation_steps=batch.accumulation,
+        generation_batch_size=batch.generation,
+        num_generations=rl.generations,
+        learning_rate=rl.learning_rate,
+        lr_scheduler_type=scheduler,
+        warmup_steps=rl.warmup,
+        weight_decay=rl.weight_decay,
+        optim=rl.optimizer,
+        beta=rl.beta,
+        temperature=rl.temperature,
+        max_completion_length=rl.max_completion_tokens,
+        loss_type=rl.loss_type,
+        # Dr.GRPO (arXiv 2503.20783) drops the division by the group's std as well as by the length.
+        scale_rewards="none" if rl.loss_type == "dr_grpo" else "group",
+        importance_sampling_level=rl.importance_sampling_level,
+        num_iterations=1,
+        # The library turns checkpointing on by default; it trades a third more compute for memory small models have.
+        gradient_checkpointing=rl.gradient_checkpointing,
+        bf16=autocast_bfloat16(model) or (gpu and model.dtype == "bfloat16"),
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        dataloader_num_workers=0,
+        shuffle_dataset=False,  # prompt_rows fixes the order, also across a resume
+        save_strategy="steps",
+        save_steps=math.ceil(rl.checkpoint_every / period) * period,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,  # our own progress bar
+        seed=config.seed,
+        data_seed=config.seed,
+        **options,
+    )
+
+
+def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> dict[str, Any]:
+    """What the trainer really got, JSON-able: its arguments without machine paths, and how credit is used."""
+    values = json.loads(arguments.to_json_string())
+    for key in ("output_dir", "logging_dir"):
+        values.pop(key, None)
+    credit = config.credit.model_dump() if algorithm == "ospo" else {"redistribution": "none"}
+    return {"algorithm": algorithm, "credit": credit, "trainer": values}
+
+
+def prompt_rows(data: PreparedData, count: int, seed: int) -> np.ndarray:
+    """(count,) request rows of the training split in the order they are trained on: seeded shuffles, end to end."""
+    rows = data.rows("train")
+    if not len(rows):
+        raise InputError(
+            data.directory / "requests.parquet", "split", "holds no training request", "give the dataset more requests"
+        )
+    rng = np.random.default_rng([seed, 3])
+    return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(count / len(rows)))])[:count]
+
+
+def prompt_dataset(data: PreparedData, rows: np.ndarray, tokenizer: Any, max_tokens: int) -> Any:
+    """Dataset of ``prompt`` (conversation) and ``row`` (request row), histories cut to fit ``max_tokens``."""
+    from datasets import Dataset
+
+    known: dict[int, list[dict[str, str]]] = {}
+    for row in np.unique(rows).tolist():
+        known[row], _ = fit_messages(data.requests[row], tokenizer, max_tokens)
+    return Dataset.from_dict({"prompt": [known[row] for row in rows.tolist()], "row": rows.tolist()})
+
+
+def credit_engine(config: Config, reward: SearchReward) -> CreditEngine:
+    """The credit engine of ``config.credit``, over the very function that gives the terminal reward."""
+    credit = config.credit
+    return CreditEngine(
+        reward,
+        segments=credit.segments,
+        unions=credit.unions,
+        estimator=credit.estimator,
+        window=credit.window,
+        budget=credit.budget,
+        seed=config.seed,
+    )
+
+
+def build_trainer(
+    config: Config,
+    data: PreparedData,
+    algorithm: Algorithm,
+    sft_model: Path,
+    reward: SearchReward,
+    out: Path,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> OSPOTrainer:
+    """A trainer ready to run ``algorithm`` from the policy in ``sft_model``; ``out/trainer_args.json`` is written."""
+    from accelerate import PartialState
+
+    rl = config.preset.rl
+    processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
+    arguments = trainer_arguments(config, algorithm, out, processes)
+    batch = batch_shape(config, processes)
+    network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
+    generations = math.ceil(rl.steps * batch.accumulation / batch.steps_per_generation)
+    rows = prompt_rows(data, generations * rl.prompts_per_step, config.seed)
+    credit = config.credit
+    table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
+    trainer = OSPOTrainer(
+        model=network,
+        args=arguments,
+        reward_funcs=SearchRewardFunction(reward, tokenizer),
+        train_dataset=prompt_dataset(data, rows, tokenizer, rl.max_prompt_tokens),
+        processing_class=tokenizer,
+        engine=credit_engine(config, reward) if algorithm == "ospo" else None,
+        redistribution=credit.redistribution if algorithm == "ospo" else "none",
+        alpha=credit.alpha,
+        clip=credit.clip,
+        table=table,
+    )
+    callbacks = standard_callbacks(trainer, f"{algorithm} {data.name}", out, on_log)
+    for callback in [*callbacks, CheckpointMarker(before=table.write if trainer.is_world_process_zero() else None)]:
+        trainer.add_callback(callback)
+    if trainer.is_world_process_zero():
+        write_json(out / "trainer_args.json", resolved_arguments(arguments, config, algorithm))
+    return trainer
+
+
+def train_rl(
+    config: Config,
+    data: PreparedData,
+    algorithm: Algorithm,
+    sft_model: Path,
+    reward: SearchReward,
+    out: Path,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train with ``algorithm`` from the policy in ``sft_model``; ``out/model`` is complete at the end or absent.
+
+    A run that was killed goes on from its last complete checkpoint: same prompts, same random numbers, same weights as
+    if it had not been killed. ``on_log(step, metrics)`` is called once a step; the same lines go to
+    ``out/metrics.jsonl``, every sampled completion to ``out/completions.parquet``.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(out / "checkpoints")
+    if checkpoint is None:
+        (out / "metrics.jsonl").unlink(missing_ok=True)
+        (out / "completions.parquet").unlink(missing_ok=True)
+    trainer = build_trainer(config, data, algorithm, sft_model, reward, out, on_log)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_world_process_zero():
+        trainer.table.write()
+        network = trainer.accelerator.unwrap_model(trainer.model)
+        network.eval()
+        save_policy(network, trainer.processing_class, config.preset.model, out / "model")
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)

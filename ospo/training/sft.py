@@ -1,0 +1,151 @@
+"""Supervised warm start: the policy learns to write well-formed search texts from a noisy teacher."""
+
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ospo.config import Config
+from ospo.data.dataset import PreparedData
+from ospo.data.prompts import fit_messages
+from ospo.errors import InputError
+from ospo.models import autocast_bfloat16, create_policy, save_policy
+from ospo.training.callbacks import standard_callbacks
+from ospo.training.teacher import Teacher
+
+IGNORE = -100  # label of a token that is not trained on
+_BUCKET = 8  # batches sorted by length together: less padding, and still random batches
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of a conversation, ready for the policy's answer."""
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+
+
+def sft_examples(
+    config: Config, data: PreparedData, tokenizer: Any, teacher: Teacher, count: int
+) -> list[dict[str, list[int]]]:
+    """``count`` examples in training order: ``input_ids`` (prompt, answer, end) and ``labels`` (the prompt ignored).
+
+    Requests come in seeded shuffles of the training split, each pass with newly drawn teacher texts.
+    """
+    limit, scratch = config.preset.rl.max_prompt_tokens, config.preset.model.source == "scratch"
+    prompts: dict[int, list[int]] = {}
+    examples = []
+    for row, draw in _order(teacher.rows, count, config.seed):
+        if row not in prompts:
+            messages, _ = fit_messages(data.requests[row], tokenizer, limit)
+            prompts[row] = prompt_ids(tokenizer, messages)
+        answer = tokenizer(teacher.completion(row, draw), add_special_tokens=False)["input_ids"]
+        answer = answer[: config.preset.rl.max_completion_tokens - 1] + [tokenizer.eos_token_id]
+        # A policy from scratch learns the shop's language, and to copy, from the prompts too.
+        ignored = prompts[row] if scratch else [IGNORE] * len(prompts[row])
+        examples.append({"input_ids": prompts[row] + answer, "labels": ignored + answer})
+    return _bucketed(examples, config.preset.sft.batch_size, config.seed)
+
+
+def _order(rows: np.ndarray, count: int, seed: int) -> Iterator[tuple[int, int]]:
+    rng = np.random.default_rng([seed, 1])
+    for draw in range(math.ceil(count / len(rows))):
+        left = count - draw * len(rows)
+        yield from ((int(row), draw) for row in rng.permutation(rows)[:left])
+
+
+def _bucketed(examples: list[dict[str, list[int]]], batch: int, seed: int) -> list[dict[str, list[int]]]:
+    rng = np.random.default_rng([seed, 2])
+    ordered: list[dict[str, list[int]]] = []
+    for start in range(0, len(examples), batch * _BUCKET):
+        part = sorted(examples[start : start + batch * _BUCKET], key=lambda example: len(example["input_ids"]))
+        batches = [part[i : i + batch] for i in range(0, len(part), batch)]
+        for i in rng.permutation(len(batches)):
+            ordered += batches[i]
+    return ordered
+
+
+def collate(examples: list[dict[str, list[int]]], pad: int) -> dict[str, torch.Tensor]:
+    """Pad examples on the right: ``input_ids``, ``attention_mask`` and ``labels``, each (B, T)."""
+    width = max(len(example["input_ids"]) for example in examples)
+
+    def rows(key: str, filler: int) -> torch.Tensor:
+        return torch.tensor([example[key] + [filler] * (width - len(example[key])) for example in examples])
+
+    lengths_B1 = torch.tensor([[len(example["input_ids"])] for example in examples])
+    return {
+        "input_ids": rows("input_ids", pad),
+        "attention_mask": (torch.arange(width)[None, :] < lengths_B1).long(),
+        "labels": rows("labels", IGNORE),
+    }
+
+
+def sft_arguments(config: Config, out: Path) -> Any:
+    """The Trainer's arguments for ``config.preset.sft``."""
+    from transformers import TrainingArguments
+
+    sft, model = config.preset.sft, config.preset.model
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(out / "checkpoints"),
+        max_steps=sft.steps,
+        per_device_train_batch_size=sft.batch_size,
+        gradient_accumulation_steps=sft.gradient_accumulation,
+        learning_rate=sft.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=sft.warmup,
+        bf16=autocast_bfloat16(model),
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        optim="adamw_torch",
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,  # our own progress bar
+        remove_unused_columns=False,
+        seed=config.seed,
+        data_seed=config.seed,
+    )
+
+
+def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[int, dict[str, float]], None]) -> None:
+    """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete at the end or absent.
+
+    ``on_log(step, metrics)`` is called once a step; the same lines go to ``out/metrics.jsonl``.
+    """
+    from torch.utils.data import SequentialSampler
+    from transformers import Trainer, set_seed
+
+    if not len(data.rows("train")):
+        raise InputError(
+            data.directory / "requests.parquet", "split", "holds no training request", "give the dataset more requests"
+        )
+    sft, model_config = config.preset.sft, config.preset.model
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.jsonl").unlink(missing_ok=True)  # a warm start is short: an interrupted one begins again
+    set_seed(config.seed)
+    teacher = Teacher(data, sft.teacher_noise, config.seed)
+    network, tokenizer = create_policy(model_config, teacher.tokenizer_texts(), config.seed)
+    examples = sft_examples(config, data, tokenizer, teacher, sft.steps * sft.batch_size * sft.gradient_accumulation)
+
+    class InOrder(Trainer):
+        """Takes the examples as they come: they are shuffled already, and sorted into batches of like length."""
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+
+    pad = tokenizer.pad_token_id
+    trainer = InOrder(
+        model=network,
+        args=sft_arguments(config, out),
+        train_dataset=examples,
+        data_collator=lambda batch: collate(batch, pad),
+    )
+    for callback in standard_callbacks(trainer, f"sft {data.name}", out, on_log):
+        trainer.add_callback(callback)
+    trainer.train()
+    if trainer.is_world_process_zero():
+        network.eval()
+        save_policy(network, tokenizer, model_config, out / "model")
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)

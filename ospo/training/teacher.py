@@ -1,0 +1,107 @@
+"""Noisy teacher texts: what the policy imitates before reinforcement learning.
+
+A teacher text is the request's words and a few attributes of a relevant item, some of them lost and some replaced by
+another item's. A policy that imitates it writes well-formed, varied and imperfect search texts: something is left to
+find, and there is variety to find it in. Only requests of the training split are ever read.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from ospo.data.dataset import PreparedData
+from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, clean, prompt_messages
+
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_MAX_ATTRIBUTES = 4  # in one text
+_TEXT_WORDS = 60  # of an item's text that are looked at
+_RARE, _COMMON = 3, 0.2  # an attribute is worn by at least 3 items and at most a fifth of the catalogue
+# Words that join, not describe. The upper bound on frequency finds most; a small catalogue lets these through.
+_JOINING = frozenset(
+    "and are but can for from has her his its not our out own she that the their them these they this those was were "
+    "will with you your into over under when while which all any both each more most other some such only same than "
+    "too very also one two made make makes use used using perfect great".split()
+)
+
+
+class Teacher:
+    """Writes teacher texts for training requests, each a pure function of (seed, request row, draw)."""
+
+    def __init__(self, data: PreparedData, noise: float, seed: int):
+        """``noise`` in [0, 1]: the share of attributes that are lost (half of it) or another item's (the other half)."""
+        self.data, self.noise, self.seed = data, noise, seed
+        self.rows = data.rows("train")
+        self._attributes = _item_attributes(data)
+        self._relevant = {int(row): _best_items(data, int(row)) for row in self.rows}
+
+    def attributes(self, item: int) -> tuple[str, ...]:
+        """Attribute phrases of a catalogue row, lower case, best first."""
+        return self._attributes[item]
+
+    def text(self, row: int, draw: int) -> str:
+        """A search text for the training request in ``row``; ``draw`` numbers independent texts.
+
+        Raises KeyError for a request outside the training split.
+        """
+        items = self._relevant[row]
+        rng = np.random.default_rng([self.seed, row, draw])
+        query = clean(self.data.requests[row].query)
+        seen = set(query.lower().split())
+        own = self._fresh(items[rng.integers(len(items))], seen)
+        picked = [own[i] for i in rng.permutation(len(own))[: rng.integers(1, _MAX_ATTRIBUTES + 1)]]
+        parts = [query]
+        for phrase in picked:
+            roll = rng.random()
+            if roll < self.noise / 2:
+                continue
+            if roll < self.noise:
+                other = self._fresh(int(rng.integers(len(self._attributes))), seen)
+                if not other:
+                    continue
+                phrase = other[rng.integers(len(other))]
+            if phrase not in parts:
+                parts.append(phrase)
+        # Commas mostly; now and then the words run on, so that the policy knows both ways.
+        return (", " if rng.random() < 0.8 else " ").join(part for part in parts if part)
+
+    def completion(self, row: int, draw: int) -> str:
+        """``text`` between the answer tags."""
+        return f"{ANSWER_OPEN}{self.text(row, draw)}{ANSWER_CLOSE}"
+
+    def _fresh(self, item: int, seen: set[str]) -> list[str]:
+        return [phrase for phrase in self._attributes[item] if not seen.issuperset(phrase.split())]
+
+    def tokenizer_texts(self, draws: int = 4) -> Iterator[str]:
+        """Prompts and teacher texts of the training split: what a scratch policy's tokenizer is trained on."""
+        for row in self.rows.tolist():
+            yield prompt_messages(self.data.requests[row], instruct=False)[0]["content"]
+            for draw in range(draws):
+                yield self.text(row, draw)
+
+
+def _best_items(data: PreparedData, row: int) -> list[int]:
+    gains_P = data.gains_RP[row]
+    return data.pools_RP[row][gains_P >= gains_P.max()].tolist()
+
+
+def _item_attributes(data: PreparedData) -> list[tuple[str, ...]]:
+    """Attribute phrases of every catalogue row: its colour, type and brand, then words that several items share.
+
+    How many items use a word tells attributes from names (too rare) and from filler (too common), in any language.
+    """
+    columns = ["text", "colour", "category", "brand"]
+    words: list[list[str]] = []
+    fields: list[list[str]] = []
+    for text, *rest in data.catalogue.select(columns).iter_rows():
+        start = clean(" ".join(text.split()[:_TEXT_WORDS]))
+        words.append(list(dict.fromkeys(word.lower() for word in _WORD.findall(start))))
+        fields.append([" ".join(clean(field).lower().split()[:3]) for field in rest])
+    count = Counter(word for item in words for word in item)
+    most = max(_RARE, _COMMON * len(words))
+    shared = {word for word, n in count.items() if _RARE <= n <= most and word not in _JOINING}
+    return [
+        tuple(dict.fromkeys([field for field in item_fields if field] + [word for word in item if word in shared]))
+        for item, item_fields in zip(words, fields, strict=True)
+    ]
