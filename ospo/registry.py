@@ -75,7 +75,7 @@ def _store(config: Config, root: str | Path) -> Iterator[MlflowClient]:
             "Fix: start the server (`make up`) or correct tracking.uri"
         ) from error
     finally:
-        mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it, which its stub does not say
 
 
 def _version(found: ModelVersion, aliases: Mapping[str, str]) -> Version:

@@ -279,6 +279,11 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert [f.path for f in client.list_artifacts(early.id)] == ["table.json"]
     assert "does not answer" in caplog.text
     # The child ended while the server was away: the next command sends it.
+    server.stop()
+    assert tracking.sync(config, tmp_path) == 0
+    with pytest.raises(tracking.TrackingError, match="still wait"):
+        tracking.sync(config, tmp_path, strict=True)
+    server.start()
     assert tracking.sync(config, tmp_path) == 1
     [sent] = client.search_runs([found.info.experiment_id], "tags.`ospo.kind` = 'sft'")
     assert (sent.info.status, sent.data.tags["mlflow.parentRunId"]) == ("FINISHED", early.id)

@@ -9,10 +9,13 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers: a served model never waits for a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
-from ospo.serving.rewriter import Rewriter
+from ospo.serving.requests import RequestError
+from ospo.serving.rewriter import Busy, Rewriter
 
 
 class OspoRewriter(PythonModel):
@@ -36,7 +39,13 @@ class OspoRewriter(PythonModel):
 
         ``params``: ``max_new_tokens`` (1 to 256), ``temperature`` (0 to 2), ``seed``.
         """
-        return self.rewriter.rewrite(model_input, params)
+        try:
+            return self.rewriter.rewrite(model_input, params)
+        except RequestError as error:
+            # As MLflow's own type: the server then answers 400 with this line, not 400 with a stack trace.
+            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
+        except Busy as error:
+            raise MlflowException(str(error), TEMPORARILY_UNAVAILABLE) from None
 
 
 set_model(OspoRewriter())

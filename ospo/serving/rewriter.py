@@ -6,6 +6,7 @@ The prompt, the answer and the search text come from the same functions as in tr
 
 import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from ospo.serving.requests import Options, Request, parse_options, parse_request
 
 BASE_FILE = "base.json"  # written by ospo.models.save_policy beside an adapter
 MAX_WAITING = 4096  # inputs of all callers together; more are turned away at once instead of timing out late
+MAX_SECONDS = 60.0  # in the queue; by then MLflow's server has given the caller up (its own limit is 60 s too)
 
 
 class Busy(OspoError):
@@ -35,6 +37,7 @@ class _Job:
     ids: list[int]
     options: Options
     key: str
+    queued: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
     completion: str = ""
     error: Exception | None = None
@@ -168,28 +171,39 @@ class Rewriter:
         return text or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
-        with self._queue_lock:
-            if self._queue and len(self._queue) + len(jobs) > MAX_WAITING:
-                raise Busy(f"{len(self._queue)} inputs wait already. Fix: try again later, or serve more copies")
-            self._queue.extend(jobs)
-        for job in jobs:
-            while not job.done.is_set():
-                with self._model_lock:
-                    if not job.done.is_set():
-                        self._step()
-        if failed := next((job.error for job in jobs if job.error is not None), None):
-            raise failed
+        """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that other callers get in."""
+        jobs = sorted(jobs, key=lambda job: -len(job.ids))
+        for start in range(0, len(jobs), self.batch_size):
+            part = jobs[start : start + self.batch_size]
+            with self._queue_lock:
+                if len(self._queue) + len(part) > MAX_WAITING:
+                    raise Busy(f"{len(self._queue)} inputs wait already. Fix: try again later, or serve more copies")
+                self._queue.extend(part)
+            for job in part:
+                while not job.done.is_set():
+                    with self._model_lock:
+                        if not job.done.is_set():
+                            self._step()
+            if failed := next((job.error for job in part if job.error is not None), None):
+                raise failed
 
     def _step(self) -> None:
         """Answer the next batch of the queue. The caller holds the model."""
         with self._queue_lock:
-            first = self._queue[0]
-            batch = [job for job in self._queue if job.options == first.options][: self.batch_size]
-            taken = set(map(id, batch))
-            self._queue = deque(job for job in self._queue if id(job) not in taken)
+            options = self._queue[0].options
+            batch: list[_Job] = []
+            rest: deque[_Job] = deque()
+            for job in self._queue:
+                (batch if job.options == options and len(batch) < self.batch_size else rest).append(job)
+            self._queue = rest
+        late = [job for job in batch if time.monotonic() - job.queued > MAX_SECONDS]
+        for job in late:
+            job.error = Busy(f"not answered within {MAX_SECONDS:g} s. Fix: try again later, or serve more copies")
+        batch = [job for job in batch if job.error is None]
         try:
-            for job, completion in zip(batch, self._generate(batch), strict=True):
-                job.completion = completion
+            if batch:
+                for job, completion in zip(batch, self._generate(batch), strict=True):
+                    job.completion = completion
         except Exception as error:  # noqa: BLE001 (handed to every caller whose input was in the batch)
             for job in batch:
                 job.error = error
@@ -198,7 +212,7 @@ class Rewriter:
                 job.error = OspoError(f"interrupted by {type(error).__name__}")
             raise
         finally:
-            for job in batch:
+            for job in [*batch, *late]:
                 job.done.set()
 
     def _generate(self, batch: list[_Job]) -> list[str]:

@@ -173,11 +173,11 @@ def run(
         tracked.end("FINISHED", patience=60)
 
 
-def sync(config: Config, directory: str | Path, root: str | Path = ".") -> int:
+def sync(config: Config, directory: str | Path, root: str | Path = ".", *, strict: bool = False) -> int:
     """Send what dead runs below ``directory`` left behind, and mark as KILLED those that did not end themselves.
 
-    Live runs are left alone. Returns how many runs were completed in MLflow. Raises TrackingError where the server
-    still does not answer.
+    Live runs are left alone. Returns how many runs were completed in MLflow. Where the server still does not answer,
+    that is one warning, or with ``strict`` a TrackingError: what waits is not lost either way.
     """
     client = client_for(tracking_uri(config, Path(root)))
     waiting: list[Journal] = []
@@ -201,13 +201,19 @@ def sync(config: Config, directory: str | Path, root: str | Path = ".") -> int:
                 except Unreachable as error:
                     problem = str(error)
                     left.append(journal)
+                except TrackingError as error:  # this run is refused for good; the others must not suffer
+                    LOGGER.error("%s (its records: %s)", error, journal.file)
+                    journal.close()
             waiting = left
     finally:
         for journal in waiting:
             journal.close()
     if waiting:
-        raise TrackingError(
+        line = (
             f"records of {len(waiting)} run(s) below {directory} still wait for MLflow ({problem}). "
             "Fix: start the server (`make up`), then `ospo sync`"
         )
-    return count
+        if strict:
+            raise TrackingError(line)
+        LOGGER.warning("%s", line)
+    return count - len(waiting)
