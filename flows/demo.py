@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ospo.config import DATASETS, load_config
+from ospo.config import DATASETS, Dataset, load_config
 from ospo.errors import OspoError
 
 REPORT = Path("reports/demo.json")
@@ -23,7 +23,7 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def run(datasets: list[str]) -> None:
+def run(datasets: list[Dataset]) -> None:
     """Run the pipeline flow and print and write what it measured."""
     config = load_config()  # wrong parameters are told before a server starts
     from flows.pipeline import pipeline

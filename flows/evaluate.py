@@ -27,7 +27,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the trained policies of one dataset; returns the summary that the report is made of."""
     config = flow_config(params, overrides)
-    dvc_repro(dataset)
+    if parent_run_id is None:  # within a pipeline the data is up to date already
+        dvc_repro(dataset)
     with steps.dataset_lock(dataset):
         result = evaluate_policies(config, dataset, parent_run_id)
     summary = read_json(result.directory / "summary.json")

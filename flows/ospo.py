@@ -1,15 +1,11 @@
 """OSPO and the other RL algorithms, from the SFT checkpoint."""
 
-from typing import Literal
-
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import Dataset, dvc_repro, flow_config, lineage
 from ospo import steps
-from ospo.config import Config
-
-Algorithm = Literal["grpo", "ospo"]
+from ospo.config import Algorithm, Config
 
 
 @task(name="train RL", task_run_name="train {algorithm} {dataset}", cache_policy=NO_CACHE)
@@ -28,6 +24,7 @@ def train_policy(
 ) -> str:
     """Prepare one dataset and train one RL policy (and SFT before it where that is missing); returns the run's id."""
     config = flow_config(params, overrides)
-    dvc_repro(dataset)
+    if parent_run_id is None:  # within a pipeline the data is up to date already
+        dvc_repro(dataset)
     with steps.dataset_lock(dataset):
         return train_rl(config, dataset, algorithm, parent_run_id).run_id

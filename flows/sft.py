@@ -23,6 +23,7 @@ def sft(
 ) -> str:
     """Prepare one dataset and train its SFT policy; returns the MLflow run's id."""
     config = flow_config(params, overrides)
-    dvc_repro(dataset)
+    if parent_run_id is None:  # within a pipeline the data is up to date already
+        dvc_repro(dataset)
     with steps.dataset_lock(dataset):
         return train_sft(config, dataset, parent_run_id).run_id

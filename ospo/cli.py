@@ -15,7 +15,7 @@ import typer
 if TYPE_CHECKING:
     from ospo import steps
 
-from ospo.config import Config, Dataset, edit_params, load_config
+from ospo.config import Algorithm, Config, Dataset, edit_params, load_config
 from ospo.errors import OspoError
 
 app = typer.Typer(
@@ -113,7 +113,7 @@ def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOpt
 @app.command()
 def train(
     dataset: DatasetOption,
-    algorithm: Annotated[str, typer.Option(help="grpo or ospo")] = "ospo",
+    algorithm: Annotated[Algorithm, typer.Option(help="grpo, or ospo with its redistribution")] = "ospo",
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:

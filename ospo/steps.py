@@ -17,20 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from filelock import FileLock, Timeout
 
 from ospo import tracking
-from ospo.config import Config
+from ospo.config import Algorithm, Config
 from ospo.errors import OspoError
 from ospo.files import read_json, sha256_file, sha256_json, write_json
 
 PREPARED = Path("data/prepared")
 VECTORS = Path("data/vectors")
 RUNS = Path("runs")
-ALGORITHMS = ("grpo", "ospo")
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 _TRAINING_SOURCES = (
     "credit", "retrieval", "training", "data/dataset.py", "data/prompts.py", "models.py", "reward.py",
@@ -80,11 +80,6 @@ def data_md5(dataset: str) -> dict[str, str]:
     if not files:
         raise OspoError(f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`")
     return outs
-
-
-def _digest(files: dict[str, str]) -> str:
-    """One md5 for a set of files, whatever their order."""
-    return hashlib.md5("\n".join(f"{path} {md5}" for path, md5 in sorted(files.items())).encode()).hexdigest()  # noqa: S324
 
 
 @lru_cache
@@ -152,19 +147,15 @@ def _run_step(
         run_id=run_id,
         params=params,
         tags={"ospo.dataset": dataset, "ospo.fingerprint": fingerprint},
-        data_md5={dataset: _digest(data_md5(dataset))},
+        data_md5={dataset: tracking.dataset_digest(data_md5(dataset))},
         prefect_flow_run_id=lineage.prefect_run_id or None,
     ) as run:
         write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": False})
-        run.log_dataset(PREPARED / dataset, _digest(data_md5(dataset)), name=dataset, context=kind)
+        run.log_dataset(dataset, PREPARED / dataset, data_md5(dataset), context=kind)
         work(directory, run)
     seconds = round(time.monotonic() - started, 1)
     write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds})
     return StepResult(name, dataset, directory, fingerprint, run.id, False, seconds)
-
-
-def _logger(run: "tracking.Run") -> Callable[[int, dict[str, float]], None]:
-    return lambda step, metrics: run.log_metrics(metrics, step)
 
 
 def _training_inputs(dataset: str) -> dict[str, Any]:
@@ -186,14 +177,14 @@ def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepR
         from ospo.data.dataset import load_prepared
         from ospo.training.sft import train_sft
 
-        train_sft(config, load_prepared(PREPARED / dataset), directory, _logger(run))
+        train_sft(config, load_prepared(PREPARED / dataset), directory, run.log_metrics)
 
     return _run_step(
         config, dataset, "sft", kind="sft", inputs=_training_inputs(dataset), params=params, lineage=lineage, work=work
     )
 
 
-def run_rl(config: Config, dataset: str, algorithm: str, lineage: Lineage = Lineage()) -> StepResult:
+def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage = Lineage()) -> StepResult:
     """Train with one RL algorithm from the SFT checkpoint, which is trained first where it is missing or stale."""
     if algorithm not in ALGORITHMS:
         raise OspoError(f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}")
@@ -220,9 +211,9 @@ def run_rl(config: Config, dataset: str, algorithm: str, lineage: Lineage = Line
         data = load_prepared(PREPARED / dataset)
         retriever = build_retriever(config.retrievers.training, config, data)
         reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-        train_rl(config, data, algorithm, sft.model, reward, directory, _logger(run))
-        run.log_artifacts(directory / "trainer_args.json")
-        run.log_artifacts(directory / "completions.parquet")
+        train_rl(config, data, algorithm, sft.model, reward, directory, run.log_metrics)
+        run.log_artifact(directory / "trainer_args.json")
+        run.log_artifact(directory / "completions.parquet")
 
     inputs = _training_inputs(dataset) | {"sft": sft.fingerprint}
     return _run_step(config, dataset, algorithm, kind="rl", inputs=inputs, params=params, lineage=lineage, work=work)
@@ -245,9 +236,9 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
         models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
         summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
         for policy, figures in summary["test"].items():
-            run.log_metrics({f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
+            run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
         for name in ("evaluation.parquet", "summary.json"):
-            run.log_artifacts(directory / name)
+            run.log_artifact(directory / name)
 
     inputs = {
         "data": data_md5(dataset),
@@ -280,7 +271,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         model_dir=RUNS / dataset / policy / "model",
         run_id=state["run_id"],
         summary=summary["test"],
-        data_md5=_digest(data_md5(dataset)),
+        data_md5=tracking.dataset_digest(data_md5(dataset)),
         tags={"fingerprint": state["fingerprint"]},
     )
     return {"name": version.name, "version": version.version, "policy": policy, "aliases": list(version.aliases)}
@@ -318,7 +309,7 @@ def pipeline_run(config: Config, dataset: str, lineage: Lineage = Lineage()) -> 
         run_id=run_id,
         params=params,
         tags={"ospo.dataset": dataset},
-        data_md5={dataset: _digest(data_md5(dataset))},
+        data_md5={dataset: tracking.dataset_digest(data_md5(dataset))},
         prefect_flow_run_id=lineage.prefect_run_id or None,
     ) as run:
         write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id})

@@ -1,0 +1,125 @@
+"""The main job's steps on real parts, small: they run, skip what has not changed, and go on where they stopped."""
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import ROOT, TINY
+
+from ospo import registry, steps, tracking
+from ospo.config import load_config
+from ospo.errors import OspoError
+from ospo.files import read_json
+
+MICRO = [
+    *TINY,
+    "presets.nano.model.hidden_size=32",
+    "presets.nano.model.layers=1",
+    "presets.nano.model.heads=2",
+    "presets.nano.model.vocab_size=600",
+    "presets.nano.sft.steps=3",
+    "presets.nano.sft.batch_size=4",
+    "presets.nano.rl.steps=2",
+    "presets.nano.rl.prompts_per_step=2",
+    "presets.nano.rl.generations=2",
+    "presets.nano.rl.max_completion_tokens=8",
+    "presets.nano.rl.checkpoint_every=1",
+    "retrievers.training=static",
+    "retrievers.unseen=[bm25]",
+    "evaluation.max_requests=10",
+]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch, hm_tiny):
+    """An empty working directory with prepared data in its place."""
+    shutil.copytree(hm_tiny.directory, tmp_path / "data/prepared/hm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def config(*overrides: str):
+    return load_config(ROOT / "params.yaml", [*MICRO, *overrides])
+
+
+def whole_job(settings):
+    lineage = steps.Lineage(prefect_run_id="test")
+    results = [steps.run_sft(settings, "hm", lineage)]
+    results += [steps.run_rl(settings, "hm", algorithm, lineage) for algorithm in steps.ALGORITHMS]
+    results.append(steps.run_evaluation(settings, "hm", lineage))
+    return {result.name: result for result in results}, steps.run_registration(settings, "hm")
+
+
+def test_the_whole_job_runs_registers_and_skips(workspace):
+    settings = config()
+    results, registered = whole_job(settings)
+    assert not any(result.skipped for result in results.values())
+    summary = read_json("runs/hm/evaluation/summary.json")
+    assert set(summary["test"]) == {"raw", "sft", "grpo", "ospo"}
+    assert all(set(row) == {"static", "bm25"} for row in summary["test"].values())
+    assert registered["aliases"] == ["champion"]
+
+    client = mlflow.MlflowClient(tracking.tracking_uri(settings, workspace))
+    for result in results.values():
+        run = client.get_run(result.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["ospo.dataset"] == "hm"
+    ospo_run = client.get_run(results["ospo"].run_id)
+    assert ospo_run.data.params["credit.redistribution"] == settings.credit.redistribution
+    assert "credit.redistribution" not in client.get_run(results["grpo"].run_id).data.params
+    assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
+
+    again, same = whole_job(settings)
+    assert all(result.skipped for result in again.values())
+    assert same == registered
+    assert {r.run_id for r in again.values()} == {r.run_id for r in results.values()}
+
+    # Credit is an input of OSPO's step alone: GRPO and SFT stay as they are.
+    changed, _ = whole_job(config("credit.budget=8"))
+    assert {name for name, result in changed.items() if not result.skipped} == {"ospo", "evaluation"}
+
+
+def test_an_interrupted_step_goes_on_in_the_same_run(workspace, monkeypatch):
+    settings = config("presets.nano.rl.steps=4")
+    steps.run_sft(settings, "hm")
+    logged: list[int] = []
+    write = tracking.Run.log_metrics
+
+    def interrupt(self, step, metrics):
+        write(self, step, metrics)
+        logged.append(step)
+        if len(logged) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "log_metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            steps.run_rl(settings, "hm", "grpo")
+    state = read_json("runs/hm/grpo/step.json")
+    assert not state["finished"]
+    client = mlflow.MlflowClient(tracking.tracking_uri(settings, workspace))
+    assert client.get_run(state["run_id"]).info.status == "KILLED"
+
+    result = steps.run_rl(settings, "hm", "grpo")
+    assert result.run_id == state["run_id"]
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    history = [metric.step for metric in client.get_metric_history(result.run_id, "reward")]
+    assert sorted(history) == sorted(set(history)), "a step was logged twice"
+    assert max(history) == 4
+
+
+def test_evaluation_without_policies_says_what_to_run(workspace):
+    with pytest.raises(OspoError, match="ospo sft --dataset hm"):
+        steps.run_evaluation(config(), "hm")
+
+
+def test_a_second_run_on_the_same_dataset_is_refused(workspace):
+    with steps.dataset_lock("hm"), pytest.raises(OspoError, match="another run"), steps.dataset_lock("hm"):
+        pass
+
+
+def test_missing_data_names_the_command(workspace):
+    with pytest.raises(OspoError, match="dvc repro vectors@esci"):
+        steps.run_sft(config(), "esci")
