@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from ospo.evaluation.statistics import (
+    affordable,
     bootstrap_means,
     cluster_sums,
     holm,
@@ -97,7 +98,7 @@ def test_robustness_share_and_interval() -> None:
     rng = np.random.default_rng(9)
     base = rng.normal(0.2, 0.3, size=2000)
     gains = np.column_stack([base, 0.5 * base, rng.normal(0.0, 0.3, size=2000)])
-    training, half, nothing = robustness(gains, ["train", "half", "none"], 2000, 0)
+    training, half, nothing = robustness(gains.mean(axis=0), bootstrap_means(gains, 2000, 0), ["train", "half", "none"])
     assert training.kept is not None
     assert training.kept.value == training.kept.low == training.kept.high == 1.0
     # Exactly proportional gains: the share is certain although the gains are not.
@@ -111,7 +112,15 @@ def test_robustness_share_and_interval() -> None:
 def test_robustness_has_no_share_of_no_gain() -> None:
     rng = np.random.default_rng(10)
     gains = rng.normal(0.0, 0.3, size=(200, 2))
-    assert all(entry.kept is None for entry in robustness(gains, ["train", "other"], 1000, 0))
+    entries = robustness(gains.mean(axis=0), bootstrap_means(gains, 1000, 0), ["train", "other"])
+    assert all(entry.kept is None for entry in entries)
+
+
+def test_fewer_resamples_of_very_many_requests() -> None:
+    assert affordable(10_000, 400) == 10_000
+    assert affordable(10_000, 100_000) == 2000
+    assert affordable(10_000, 10**7) == 1000
+    assert affordable(500, 10**7) == 500
 
 
 @pytest.mark.parametrize("values", [np.zeros((0, 2)), np.full((3, 1), np.nan), np.zeros(3)])

@@ -14,6 +14,7 @@ from ospo.evaluation.slices import SLICES
 from ospo.evaluation.statistics import (
     Interval,
     Robustness,
+    affordable,
     bootstrap_means,
     holm,
     percentile_interval,
@@ -156,6 +157,7 @@ def analyse(
     )
     values_PER = values_SPER.mean(axis=0)
     P, E, R = values_PER.shape
+    resamples = affordable(resamples, R)
     flat_RC = values_PER.reshape(P * E, R).T
     draws_BC = bootstrap_means(flat_RC, resamples, seed, groups_R)
     draws_BPE = draws_BC.reshape(len(draws_BC), P, E)
@@ -198,7 +200,9 @@ def analyse(
         comparisons=comparisons,
         robustness={
             policy: robustness(
-                (values_PER[index[policy]] - values_PER[index[reference]]).T, retrievers, resamples, seed, groups_R
+                means_PE[index[policy]] - means_PE[index[reference]],
+                draws_BPE[:, index[policy]] - draws_BPE[:, index[reference]],
+                retrievers,
             )
             for policy in learned
         },

@@ -150,12 +150,11 @@ def _measure_rows(analysis: Analysis) -> list[dict[str, Any]]:
     for scope, title in names.items():
         if scope in analysis.measures:
             found = analysis.measures[scope]
-            rows = [
-                (retriever, policy, [found[policy][retriever][name] for name in MEASURES])
-                for retriever in analysis.retrievers
-                for policy in ordered(found)
-            ]
-            tables.append({"title": title, "rows": rows})
+            cells = [(retriever, policy) for retriever in analysis.retrievers for policy in ordered(found)]
+            # Recall beyond the pool's size is 1 for everyone: a column that says nothing.
+            told = [name for name in MEASURES if any(found[policy][r][name] < 1 for r, policy in cells)]
+            rows = [(r, policy, [found[policy][r][name] for name in told]) for r, policy in cells]
+            tables.append({"title": title, "measures": told, "rows": rows})
     return tables
 
 
@@ -208,7 +207,6 @@ def write_report(
         robustness_chart=_robustness_chart(analysis),
         slices=_slice_tables(analysis),
         examples=_examples(directories[0], analysis.best),
-        measures=MEASURES,
         measure_tables=_measure_rows(analysis),
         counts={policy: details["answers"][policy] for policy in analysis.policies},
         facts=dict(facts or {}),
