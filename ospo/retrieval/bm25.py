@@ -51,7 +51,8 @@ class BM25Retriever(LinearRetriever):
         if not vocabulary:
             raise ValueError(f"retriever {self.name}: no item text holds a word to index")
         self.model = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-        self.model.index(([[vocabulary[t] for t in item] for item in tokens], vocabulary), show_progress=False)
+        # A copy: bm25s adds an empty word of its own.
+        self.model.index(([[vocabulary[t] for t in item] for item in tokens], dict(vocabulary)), show_progress=False)
         scores = self.model.scores
         by_term = csc_matrix(
             (on_grid(scores["data"], GRID_BITS), scores["indices"], scores["indptr"]),
