@@ -96,8 +96,9 @@ def vectors(
     from ospo.retrieval import write_vectors
 
     config = _config(params, overrides)
+    out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
     written = write_vectors(config, Path("data/prepared") / dataset, out)
-    typer.echo("\n".join(f"wrote {path}" for path in written))
+    typer.echo("\n".join(f"wrote {path}" for path in written) or "no configured retriever keeps vectors")
 
 
 @app.command()
