@@ -5,9 +5,10 @@ Usable alone: imports numpy, torch and, when phrases are first wanted, spaCy; no
 
 from ospo.credit.advantages import redistribute, shaped_rewards
 from ospo.credit.alignment import token_credit, token_spans
-from ospo.credit.estimators import ESTIMATORS, Estimator, get_estimator
+from ospo.credit.estimators import Estimator
 from ospo.credit.game import Credit, CreditEngine, coalition_text
 from ospo.credit.owen import owen_values, shapley_values
+from ospo.credit.registry import ESTIMATORS, get_estimator
 from ospo.credit.segments import Segmentation, merge_segments, segment, segment_many
 
 __all__ = [

@@ -26,6 +26,7 @@ class Estimator(ABC):
     name: str
     efficient = True  # Σφ = v(N) − v(∅) exactly
     supports_unions = True
+    wants_scores = False  # can use the retriever's pool scores; see ospo.credit.bayes.Surrogate
 
     @abstractmethod
     def plan(self, n: int, unions: Partition, budget: int, rng: np.random.Generator) -> np.ndarray:
@@ -357,43 +358,3 @@ def constrained_least_squares(masks: np.ndarray, values: np.ndarray, weights: np
     root = np.sqrt(weights)
     x = np.linalg.lstsq(centred * root[:, None], residual * root, rcond=None)[0] if len(masks) else np.zeros(n)
     return total / n + x - x.mean()
-
-
-class Auto(Estimator):
-    """Exact whenever the budget covers it, else the estimator that the evidence favours (docs/credit.md)."""
-
-    name = "auto"
-
-    def __init__(self, best: Estimator):
-        self._exact, self._best = Exact(), best
-
-    def _choose(self, n, unions, budget):
-        return self._exact if exact_evaluations(n, unions) <= budget else self._best
-
-    def plan(self, n, unions, budget, rng):
-        return self._choose(n, unions, budget).plan(n, unions, budget, rng)
-
-    def fit(self, n, unions, masks, values):
-        distinct = len({mask.tobytes() for mask in masks})
-        return self._choose(n, unions, distinct).fit(n, unions, masks, values)
-
-
-ESTIMATORS = ("exact", "contiguous", "permutation", "stratified", "kernel", "auto")
-
-
-def get_estimator(name: str, window: int = 8) -> Estimator:
-    """The estimator of that name; ``window`` is the contiguous one's. Raises ValueError for an unknown name."""
-    match name:
-        case "exact":
-            return Exact()
-        case "contiguous":
-            return Contiguous(window)
-        case "permutation":
-            return Permutation()
-        case "stratified":
-            return Stratified()
-        case "kernel":
-            return Kernel()
-        case "auto":
-            return Auto(Kernel())
-    raise ValueError(f"estimator: unknown name {name!r}, use one of {', '.join(ESTIMATORS)}")

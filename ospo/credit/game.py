@@ -3,10 +3,13 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from ospo.credit.estimators import check_evaluations, get_estimator
+from ospo.credit.bayes import Surrogate
+from ospo.credit.estimators import check_evaluations
+from ospo.credit.registry import get_estimator
 from ospo.credit.segments import Kind, Segmentation, Unions, merge_segments, segment_many
 
 Value = Callable[[Sequence[str], Sequence[int]], np.ndarray]
@@ -47,8 +50,10 @@ class CreditEngine:
     """Credit for the segments of many answers.
 
     value: ``value(texts, rows) -> (B,)`` rewards, the very function that gives the terminal reward (its row argument
-    names the request). It may memoise. Where it offers ``coalition_values(units, rows, masks) -> list of arrays``
-    (linear retrievers score coalitions from their parts), that is used for the coalitions between ∅ and N.
+    names the request). It may memoise. Two optional methods make more of it: ``coalition_values(units, rows, masks)
+    -> list of arrays`` (linear retrievers score coalitions from their parts) is used for the coalitions between ∅ and
+    N; ``pool_scores(texts, rows) -> (B, P)`` with ``measure(scores (M, P), row) -> (M,)`` lets the estimators
+    ``surrogate`` and ``auto`` infer the rewards of coalitions that were not evaluated from the retriever's scores.
     segments, unions, estimator, window, budget: see :mod:`ospo.credit.segments` and :mod:`ospo.credit.estimators`.
     seed: with the answer's text and row it seeds the sample of coalitions, so an answer's credit does not depend on
     what else is in the batch.
@@ -71,7 +76,7 @@ class CreditEngine:
             raise ValueError(f"budget: {budget} coalitions, at least the empty and the full one are needed")
         self.value, self.segments, self.unions, self.budget, self.seed = value, segments, unions, budget, seed
         self.estimator = get_estimator(estimator, window)
-        self.max_segments = max_segments or max(1, min(16, budget // 2))
+        self.max_segments = max_segments or max(1, min(12, budget // 2))
 
     def credit(
         self,
@@ -137,40 +142,57 @@ class CreditEngine:
         fast = getattr(self.value, "coalition_values", None)
         wanted: dict[tuple[str, int], int] = {}
         for job in jobs:
-            ends: list[bool] = [not mask.any() or bool(mask.all()) for mask in job.masks]
-            for mask, end in zip(job.masks, ends, strict=True):
-                # Where parts can be scored alone, only ∅ and N go through the text: v(N) must be the reward itself.
-                key = (coalition_text(job.segmentation, mask), job.row) if end or fast is None else None
-                job.keys.append(key)
-                if key is not None:
-                    wanted.setdefault(key, len(wanted))
+            sizes = job.masks.sum(axis=1)
+            # Where parts can be scored alone, only ∅ and N go through the text: v(N) must be the reward itself.
+            job.direct = (sizes == 0) | (sizes == len(job.segmentation)) | (fast is None)
+            for mask in job.masks[job.direct]:
+                key = (coalition_text(job.segmentation, mask), job.row)
+                job.texts.append(wanted.setdefault(key, len(wanted)))
         if not wanted:
             return
-        values = np.asarray(self.value([k[0] for k in wanted], [k[1] for k in wanted]), dtype=np.float64)
+        texts, rows = [text for text, _ in wanted], [row for _, row in wanted]
+        values = np.asarray(self.value(texts, rows), dtype=np.float64)
         if values.shape != (len(wanted),):
             raise ValueError(f"values: wrong length {values.shape}, {len(wanted)} texts were asked for")
         parts: list[np.ndarray | None] = [None] * len(jobs)
         if fast is not None:
             units = [[unit.strip() for unit in job.segmentation.units] for job in jobs]
             parts = list(fast(units, [job.row for job in jobs], [job.masks for job in jobs]))
+        elif self.estimator.wants_scores and hasattr(self.value, "pool_scores"):
+            self._score(jobs, texts, rows)
         for job, part in zip(jobs, parts, strict=True):
-            found = np.array([np.nan if key is None else values[wanted[key]] for key in job.keys])
-            if part is not None:
-                part = np.asarray(part, dtype=np.float64)
-                if part.shape != found.shape:
-                    raise ValueError(f"values: wrong length {part.shape}, {len(found)} coalitions were asked for")
-                found = np.where([key is None for key in job.keys], part, found)
+            job.values = np.zeros(len(job.masks)) if part is None else np.array(part, dtype=np.float64)
+            if job.values.shape != (len(job.masks),):
+                raise ValueError(f"values: wrong length {job.values.shape}, {len(job.masks)} coalitions were asked for")
+            job.values[job.direct] = values[job.texts]
             try:
-                job.values = check_evaluations(job.masks, found)
+                check_evaluations(job.masks, job.values)
             except ValueError as error:
                 raise ValueError(f"{error} of {job.segmentation.text!r:.80} (request row {job.row})") from None
+
+    def _score(self, jobs: list["_Job"], texts: list[str], rows: list[int]) -> None:
+        """Fill in the jobs' pool scores, of the texts just evaluated, where some coalitions were not evaluated."""
+        unknown = [job for job in jobs if len(job.masks) < 1 << len(job.segmentation)]
+        needed = sorted({i for job in unknown for i in job.texts})
+        if not needed:
+            return
+        place = {i: position for position, i in enumerate(needed)}
+        scores = np.asarray(self.value.pool_scores([texts[i] for i in needed], [rows[i] for i in needed]))  # type: ignore[attr-defined]
+        if scores.ndim != 2 or len(scores) != len(needed):
+            raise ValueError(f"scores: wrong shape {scores.shape}, {len(needed)} texts were asked for")
+        for job in unknown:
+            job.scores = scores[[place[i] for i in job.texts]]
 
     def _fit(self, job: "_Job") -> Credit:
         segmentation, masks, values = job.segmentation, job.masks, job.values
         n = len(segmentation)
         sizes = masks.sum(axis=1)
         total, empty = float(values[sizes == n][0]), float(values[sizes == 0][0])
-        phi = self.estimator.fit(n, segmentation.unions, masks, values)
+        if job.scores is not None and isinstance(self.estimator, Surrogate):
+            measure = partial(self.value.measure, row=job.row)  # type: ignore[attr-defined]
+            phi = self.estimator.fit_scores(n, segmentation.unions, masks, values, job.scores, measure)
+        else:
+            phi = self.estimator.fit(n, segmentation.unions, masks, values)
         distinct = len({mask.tobytes() for mask in masks})
         return Credit(segmentation, phi, total, distinct, empty)
 
@@ -180,5 +202,7 @@ class _Job:
 
     def __init__(self, segmentation: Segmentation, row: int, masks: np.ndarray):
         self.segmentation, self.row, self.masks = segmentation, row, masks
-        self.keys: list[tuple[str, int] | None] = []
+        self.direct = np.zeros(len(masks), dtype=bool)  # coalitions evaluated through their text
+        self.texts: list[int] = []  # their numbers in the batch
         self.values = np.zeros(0)
+        self.scores: np.ndarray | None = None
