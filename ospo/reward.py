@@ -141,6 +141,31 @@ class SearchReward:
             finally:
                 self.seconds += time.perf_counter() - started
 
+    def pool_scores(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+        """The retriever's scores (B, P) float32 behind the rewards of ``texts``; padding -inf, blank texts 0.
+
+        For credit estimators that infer rewards from scores. Encoders remember vectors, so that texts whose reward
+        was just given cost one matrix product.
+        """
+        rows_B = self._check(rows, texts=texts)
+        pools_BP = self.data.pools_RP[rows_B]
+        scores_BP = np.zeros(pools_BP.shape, dtype=np.float32)
+        cleaned = [search_text(text) for text in texts]
+        said = [b for b, text in enumerate(cleaned) if text]
+        if said:
+            started = time.perf_counter()
+            with self._lock:
+                scores = self.retriever.score([cleaned[b] for b in said], pools_BP[said])
+                scores_BP[said] = check_scores(self.retriever.name, scores, pools_BP[said].shape)
+                self.seconds += time.perf_counter() - started
+        scores_BP[pools_BP < 0] = -np.inf
+        return scores_BP
+
+    def measure(self, scores_MP: np.ndarray, row: int) -> np.ndarray:
+        """nDCG@k (M,) float64 of given scores of one request's pool, (M, P) in pool order."""
+        rows_M = self._check([row] * len(scores_MP))
+        return self._ndcg(np.ascontiguousarray(scores_MP.T, dtype=np.float32), rows_M)
+
     def _check(self, rows: Sequence[int], **others: Sequence[object]) -> np.ndarray:
         for name, given in others.items():
             if len(given) != len(rows):

@@ -12,6 +12,7 @@ from ospo.credit.estimators import check_evaluations
 from ospo.credit.registry import get_estimator
 from ospo.credit.segments import Kind, Segmentation, Unions, merge_segments, segment_many
 
+MAX_FREE_PLAYERS = 10
 Value = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 
 
@@ -134,7 +135,10 @@ class CreditEngine:
         digest = hashlib.blake2b(text, digest_size=8, salt=b"ospo", person=str((self.seed, row)).encode()[:16])
         rng = np.random.default_rng([self.seed, row, int.from_bytes(digest.digest(), "little")])
         n = len(segmentation)
-        masks = self.estimator.plan(n, segmentation.unions, self.budget, rng)
+        budget = self.budget
+        if self.estimator.name == "auto" and hasattr(self.value, "coalition_values") and n <= MAX_FREE_PLAYERS:
+            budget = 1 << n  # coalitions scored from their parts cost next to nothing: all of them, exactly
+        masks = self.estimator.plan(n, segmentation.unions, budget, rng)
         return _Job(segmentation, row, masks)
 
     def _evaluate(self, jobs: list["_Job"]) -> None:
