@@ -26,6 +26,7 @@ from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
 LABELS = ("E", "S", "C", "I")
+_HAS_ID = pl.col("product_id").fill_null("").str.strip_chars() != ""
 
 
 def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
@@ -73,47 +74,54 @@ def _read_judgements(file: Path, options: EsciData, stats: Stats) -> pl.DataFram
 def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
     """Products of the chosen locale as catalogue rows, sorted by item_id; group is filled in later."""
     products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA)
-    frame = collect(file, products.filter(pl.col("product_locale") == options.locale))
-    stats.read["products"] = int(collect(file, products.select(pl.len())).item())
-    stats.drop("product_other_locale", stats.read["products"] - len(frame))
-    if frame.is_empty():
-        found = collect(file, products.select(pl.col("product_locale").unique()))["product_locale"].drop_nulls().sort()
-        problem = f"no product of locale {options.locale!r}"
-        fix = f"set data.esci.locale to one that the file holds ({', '.join(found[:10]) or 'it is empty'})"
-        raise InputError(file, "product_locale", problem, fix)
-    frame = stats.keep(frame, "product_without_id", pl.col("product_id").fill_null("").str.strip_chars() != "")
-    if frame["product_id"].n_unique() < len(frame):
-        twice = frame.filter(pl.col("product_id").is_duplicated())["product_id"].sort()[0]
-        problem = f"product {twice!r} appears twice in locale {options.locale!r}"
-        raise InputError(file, "product_id", problem, "keep one row for each product and locale")
+    _check_products(file, products, options.locale, stats)
 
     def part(column: str) -> pl.Expr:
         return strip_html(known(pl.col(column)))
 
-    parts = frame.lazy().select(
-        item_id="product_id",
-        title=part("product_title"),
-        brand=part("product_brand"),
-        colour=part("product_color"),
-        bullets=part("product_bullet_point"),
-        description=part("product_description"),
-    )
     texts = [pl.col(name) for name in ("title", "brand", "colour", "bullets", "description")]
-    catalogue = parts.select(
-        "item_id",
-        "title",
-        text=join_parts(texts),
-        category=head_noun(pl.col("title")),
-        group=pl.lit(""),
-        brand="brand",
-        colour="colour",
-        description="description",
-    ).sort("item_id")
-    frame = catalogue.collect()
+    # One streaming pass: the raw texts never stand in memory as a whole.
+    catalogue = (
+        products.filter((pl.col("product_locale") == options.locale) & _HAS_ID)
+        .select(
+            item_id="product_id",
+            title=part("product_title"),
+            brand=part("product_brand"),
+            colour=part("product_color"),
+            bullets=part("product_bullet_point"),
+            description=part("product_description"),
+        )
+        .select(
+            "item_id",
+            "title",
+            text=join_parts(texts),
+            category=head_noun(pl.col("title")),
+            brand="brand",
+            colour="colour",
+            description="description",
+        )
+    )
+    frame = collect(file, catalogue).sort("item_id")
     frame = stats.keep(frame, "product_without_text", pl.col("text") != "")
     if frame.is_empty():
         raise InputError(file, "product_title", "no product has any text", "use the official file")
     return frame
+
+
+def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stats) -> None:
+    """Count products; refuse a file without products of the locale, and a product that appears twice."""
+    frame = collect(file, products.select("product_id", "product_locale"))
+    stats.read["products"] = len(frame)
+    found = frame["product_locale"].unique().drop_nulls().sort()
+    frame = stats.keep(frame, "product_other_locale", pl.col("product_locale") == locale)
+    if frame.is_empty():
+        fix = f"set data.esci.locale to one that the file holds ({', '.join(found[:10]) or 'it is empty'})"
+        raise InputError(file, "product_locale", f"no product of locale {locale!r}", fix)
+    frame = stats.keep(frame, "product_without_id", _HAS_ID)
+    if frame["product_id"].n_unique() < len(frame):
+        twice = frame.filter(pl.col("product_id").is_duplicated())["product_id"].sort()[0]
+        problem = f"product {twice!r} appears twice in locale {locale!r}"
+        raise InputError(file, "product_id", problem, "keep one row for each product and locale")
 
 
 def _known_products(judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats) -> pl.DataFrame:
@@ -172,11 +180,14 @@ def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
 
     ESCI has no taxonomy; shoppers' queries relate "charger" to "phone", and annotators judged both.
     """
-    heads = judged.select("query_id", category=catalogue["category"].gather(judged["item"]))
-    heads = heads.filter(pl.col("category") != "").unique()
+    names = catalogue["category"].unique().sort()
+    codes = catalogue.select(pl.col("category").rank("dense").cast(pl.UInt32) - 1).to_series()
+    heads = judged.select("query_id", category=codes.gather(judged["item"])).unique()
+    if names[0] == "":
+        heads = heads.filter(pl.col("category") > 0)
     sizes = heads.group_by("category").agg(size=pl.len())
     heads = heads.join(sizes, on="category")
-    pairs = (
+    parents = (
         heads.join(heads, on="query_id", suffix="_other")
         .filter(pl.col("size_other") > pl.col("size"))
         .group_by("category", group="category_other")
@@ -184,8 +195,9 @@ def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
         .sort(["category", "together", "group"], descending=[False, True, False])
         .unique("category", keep="first", maintain_order=True)
     )
-    parents = catalogue.select("category").join(pairs, on="category", how="left", maintain_order="left")
-    return parents.select(pl.coalesce("group", "category").alias("group")).to_series()
+    group = np.arange(len(names), dtype=np.uint32)
+    group[parents["category"].to_numpy()] = parents["group"].to_numpy()
+    return names.gather(group[codes.to_numpy()]).alias("group")
 
 
 def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, stats: Stats) -> Prepared:

@@ -17,6 +17,8 @@ _HIDDEN = r"(?is)<!--.*?(?:-->|$)|<script\b.*?(?:</script\s*>|$)|<style\b.*?(?:<
 # A tag starts with a letter, "/" or "!" right after "<": "a < b" and "<3" are text. Quoted attributes may hold ">".
 _TAG = r"""(?s)<[/!]?[a-zA-Z](?:[^<>"']|"[^"]*"|'[^']*')*>"""
 _BROKEN_TAG = r"(?s)<[/!]?[a-zA-Z][^<>]*(?:>|$)"
+_TITLE_LIMIT = 160
+_AFTER_HEAD = r"(?s)(?:[,|(\[{:;/–—0-9]| - | (?:for|with|by|in|from|of|and|that|para|con|de|y) ).*$"
 # White space other than the plain space, and characters that show nothing.
 _ODD_SPACE = r"[\s\p{Cc}\p{Cf}\p{Co}\p{Cn}&&[^ ]]"
 
@@ -64,17 +66,13 @@ def join_parts(parts: list[pl.Expr], separator: str = ". ") -> pl.Expr:
 
 
 def head_noun(title: pl.Expr) -> pl.Expr:
-    """Head noun of a product title, roughly: the last word before the first comma, bracket, dash, "for", "with" …
+    """Head noun of a product title, roughly: the last word before the first comma, bracket, digit, "for", "with" …
 
     "Acme Linen Shirt for Men, Blue" → "shirt". Plurals lose their "s". "" where the title holds no word.
     """
-    lead = title.str.to_lowercase().str.replace(
-        r"[,|(\[{:;/–—]| - |\b(?:for|with|by|in|from|of|and|that|para|con|de|y)\b|\d.*$", "\u0000"
-    )
-    lead = pl.when(lead.str.contains(r"^[^\p{L}]*\u0000")).then(title.str.to_lowercase()).otherwise(lead)
-    word = lead.str.extract(r"^[^\x00]*?(\p{L}[\p{L}'’-]*)[^\p{L}\x00]*(?:\x00|$)", 1).fill_null("")
-    return (
-        pl.when(word.str.contains(r"[^s]s$") & (word.str.len_chars() > 3))
-        .then(word.str.slice(0, word.str.len_chars() - 1))
-        .otherwise(word)
-    )
+    title = title.str.slice(0, _TITLE_LIMIT).str.to_lowercase()
+    lead = title.str.replace(_AFTER_HEAD, "")
+    lead = pl.when(lead.str.contains(r"\p{L}")).then(lead).otherwise(title)
+    word = lead.str.replace(r"[^\p{L}]+$", "").str.extract(r"([\p{L}'’-]+)$", 1).fill_null("").str.strip_chars("'’-")
+    plural = word.str.ends_with("s") & ~word.str.ends_with("ss") & (word.str.len_bytes() > 3)
+    return pl.when(plural).then(word.str.strip_suffix("s")).otherwise(word)
