@@ -5,12 +5,21 @@ within the candidate pools), against one request at a time: search the whole cat
 those of the pool, compute nDCG. The second way is timed on a sample of requests and scaled up (``--full``: on all).
 Both ways start with indexed catalogues and with no text encoded. It also counts what the second way loses: relevant
 items of the pool that are not among the best 1,000 of the catalogue.
+
+``--scale 100000`` instead runs the whole of ``ospo evaluate`` and the report's analysis over that many requests (the
+dataset's, repeated) under BM25 and static embeddings, each size in a process of its own: seconds and peak memory.
 """
 
 import argparse
+import dataclasses
 import itertools
+import json
 import os
+import resource
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +133,52 @@ def measure(
     return figures, totals
 
 
+def repeated(data: PreparedData, requests: int) -> PreparedData:
+    """``data`` with its requests repeated as test requests under new ids and shoppers, ``requests`` of them in all."""
+    count = len(data.requests)
+    many = []
+    for n in range(requests):
+        request = data.requests[n % count]
+        name = f"{request.request_id}-{n // count}"
+        # A shopper each: repeated queries on two sides of the split are no leak then.
+        split = request.split if n < count else "test"
+        many.append(dataclasses.replace(request, request_id=name, customer_id=name, split=split))
+    places = np.arange(requests) % count
+    return dataclasses.replace(data, requests=many, pools_RP=data.pools_RP[places], gains_RP=data.gains_RP[places])
+
+
+def scale(folder: str, requests: int) -> dict[str, Any]:
+    """Evaluate and analyse ``requests`` requests and three files of answers; returns seconds and peak memory."""
+    from ospo.evaluation import evaluate
+    from ospo.evaluation.analysis import analyse
+
+    data = repeated(load_prepared(Path(folder)), requests)
+    overrides = ["retrievers.training=bm25", "retrievers.unseen=[static]", "evaluation.max_requests=0"]
+    config = load_config(overrides=[*overrides, "evaluation.catalogue=false"])
+    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    texts = texts_of_policies(data, np.arange(requests))
+    with tempfile.TemporaryDirectory(prefix="ospo-scale-") as name:
+        policies = {}
+        for policy, column in zip(("sft", "grpo", "ospo"), texts[1:], strict=True):
+            file = Path(name) / f"{policy}.jsonl"
+            rows = zip(data.requests, column, strict=True)
+            file.write_text("".join(json.dumps({"request_id": r.request_id, "answer": a}) + "\n" for r, a in rows))
+            policies[policy] = file
+        del texts
+        started = time.perf_counter()
+        evaluate(config, data, policies, Path(name) / "out", cache=None)
+        evaluated = time.perf_counter() - started
+        analysis = analyse([Path(name) / "out"])
+    return {
+        "requests": requests,
+        "test_requests": analysis.requests,
+        "evaluate_seconds": round(evaluated, 1),
+        "analyse_seconds": round(time.perf_counter() - started - evaluated, 1),
+        "data_mib": round(loaded),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -134,7 +189,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="100 requests, three retrievers")
     parser.add_argument("--retrievers", nargs="*", help="default: six built-in ones")
     parser.add_argument("--out", default=".benchmarks/evaluation.json")
+    parser.add_argument("--scale", type=int, help="run this many requests through the whole evaluation instead")
     arguments = parser.parse_args()
+    if arguments.scale:
+        sizes = [arguments.scale // 10, arguments.scale]
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+            grown = [pool.submit(scale, arguments.data, size).result() for size in sizes]
+        print("\n".join(json.dumps(row) for row in grown))
+        write_json(Path(arguments.out).with_name("evaluation-scale.json"), grown)
+        return
     data = load_prepared(Path(arguments.data))
     requests = 100 if arguments.quick else arguments.requests
     names = arguments.retrievers or (["minilm", "bm25", "static"] if arguments.quick else default_retrievers())
