@@ -12,6 +12,7 @@ from ospo.retrieval.base import Retriever
 from ospo.reward import search_text
 
 TOP_K = 1000  # depth of a search over the whole catalogue
+SEARCHES = 512  # searches whose results are in memory at once
 
 
 def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
@@ -73,17 +74,21 @@ def score_texts(
     ``scope`` is ``pool`` (rank the pool's items only) or ``catalogue`` (search all ``items`` of it).
     """
     cleaned = [search_text(text) for text in texts]
-    filled = np.array([bool(text) for text in cleaned], dtype=bool)
+    filled = np.flatnonzero([bool(text) for text in cleaned])
     values = {name: np.zeros(len(cleaned)) for name in MEASURES}
-    if filled.any():
-        kept = [text for text in cleaned if text]
+    step = len(filled) or 1 if scope == "pool" else SEARCHES
+    for start in range(0, len(filled), step):
+        some = filled[start : start + step]
+        kept = [cleaned[place] for place in some]
         if scope == "pool":
-            scores, gains = checked_scores(retriever, kept, pools_BP[filled]), gains_BP[filled]
+            scores, gains = checked_scores(retriever, kept, pools_BP[some]), gains_BP[some]
         else:
-            found = _checked_search(retriever, kept, items)
-            scores, gains = full_catalogue(*found, pools_BP[filled], gains_BP[filled], items)
+            distinct = {text: n for n, text in enumerate(dict.fromkeys(kept))}
+            places = [distinct[text] for text in kept]
+            rows_BK, scores_BK = (found[places] for found in _checked_search(retriever, list(distinct), items))
+            scores, gains = full_catalogue(rows_BK, scores_BK, pools_BP[some], gains_BP[some], items)
         for name, value in measure(scores, gains).items():
-            values[name][filled] = value
+            values[name][some] = value
     return values
 
 
