@@ -301,7 +301,7 @@ class Kernel(Estimator):
         left = room // 2
         open_sizes = sorted(pairs)
         while left > 0 and open_sizes:
-            share = max(1, left // len(open_sizes))
+            share = -(-left // len(open_sizes))
             size = open_sizes.pop(0)
             count = min(pairs[size], share, left)
             for mask in self._draw(n, size, count, pairs[size], rng, seen):
