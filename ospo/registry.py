@@ -281,16 +281,29 @@ def promote(
     Raises RegistryError where there is no such version.
     """
     with _store(config, root) as client:
-        known = _versions(client, dataset)
-        wanted = [item for item in known if (item.version == version if version else CHALLENGER in item.aliases)]
-        if not wanted:
-            what = f"version {version}" if version else "challenger"
-            have = ", ".join(str(item.version) for item in known) or "none"
-            raise RegistryError(
-                f"{model_name(dataset)}: no {what} is registered (versions: {have}). Fix: name one of `ospo models`"
-            )
-        _promote(client, dataset, wanted[0].version, decision or {"promoted": True, "reason": "promoted by hand"})
-        return next(item for item in _versions(client, dataset) if item.version == wanted[0].version)
+        number = _wanted(client, dataset, version).version
+        _promote(client, dataset, number, decision or {"promoted": True, "reason": "promoted by hand"})
+        return next(item for item in _versions(client, dataset) if item.version == number)
+
+
+def note(
+    config: Config, dataset: str, version: int | None, *, decision: Mapping[str, Any], root: str | Path = "."
+) -> None:
+    """Write a decision against promotion on a version (default: the challenger), which stays what it is."""
+    with _store(config, root) as client:
+        record_decision(client, dataset, _wanted(client, dataset, version).version, decision)
+
+
+def _wanted(client: MlflowClient, dataset: str, version: int | None) -> Version:
+    known = _versions(client, dataset)
+    for item in known:
+        if item.version == version if version else CHALLENGER in item.aliases:
+            return item
+    what = f"version {version}" if version else "challenger"
+    have = ", ".join(str(item.version) for item in known) or "none"
+    raise RegistryError(
+        f"{model_name(dataset)}: no {what} is registered (versions: {have}). Fix: name one of `ospo models`"
+    )
 
 
 def _promote(client: MlflowClient, dataset: str, version: int, decision: Mapping[str, Any]) -> None:
@@ -305,9 +318,12 @@ def _promote(client: MlflowClient, dataset: str, version: int, decision: Mapping
 
 
 def record_decision(client: MlflowClient, dataset: str, version: int, decision: Mapping[str, Any]) -> None:
-    """Write a decision for or against promotion on the version, with the time."""
-    stamped = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **decision}
-    client.set_model_version_tag(model_name(dataset), str(version), "decision", json.dumps(stamped, sort_keys=True))
+    """Write a decision for or against promotion on the version: as tag for programs, in its description for people."""
+    name, at = model_name(dataset), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    client.set_model_version_tag(name, str(version), "decision", json.dumps({"at": at, **decision}, sort_keys=True))
+    before = client.get_model_version(name, str(version)).description or ""
+    verdict = "Champion" if decision["promoted"] else "Not champion"
+    client.update_model_version(name, str(version), f"{before}\n\n**{verdict}** since {at}: {decision['reason']}.")
 
 
 def rollback(config: Config, dataset: str, root: str | Path = ".") -> Version:

@@ -173,9 +173,12 @@ def test_first_version_is_champion_then_challenger_promote_rollback(own_shop: Sh
     assert (second.version, second.aliases) == (2, ("challenger",))
     with pytest.raises(registry.RegistryError, match="only champion"):
         registry.rollback(config, "esci")
-    assert registry.promote(config, "esci", decision={"promoted": True, "p": 0.01}).aliases == ("champion",)
+    assert registry.promote(config, "esci", decision={"promoted": True, "reason": "a test", "p": 0.01}).aliases == (
+        "champion",
+    )
     assert registry.champion(config, "esci").version == 2
     assert json.loads(registry.champion(config, "esci").tags["decision"])["p"] == 0.01
+    assert "**Champion** since" in registry.champion(config, "esci").description
     assert registry.rollback(config, "esci").version == 1
     assert registry.champion(config, "esci").version == 1
     with pytest.raises(registry.RegistryError, match="versions: 2, 1"):
