@@ -11,6 +11,8 @@ batched call: ``plan`` names the coalitions, ``fit`` turns their values into cre
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import combinations
 
 import numpy as np
 
@@ -36,7 +38,9 @@ class Estimator(ABC):
     def fit(self, n: int, unions: Partition, masks: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Credit (n,) from ``values`` (K,) of the planned ``masks`` (K, n)."""
 
-    def estimate(self, value, n: int, budget: int, *, unions: Partition = (), seed: int = 0) -> np.ndarray:
+    def estimate(
+        self, value: Callable[[np.ndarray], np.ndarray], n: int, budget: int, *, unions: Partition = (), seed: int = 0
+    ) -> np.ndarray:
         """Plan, evaluate ``value(masks (K, n)) -> (K,)`` once, and fit: the whole of it for one game."""
         if unions:
             unions = check_unions(unions, n)
@@ -220,6 +224,11 @@ def _random_order(n: int, unions: Partition, rng: np.random.Generator) -> np.nda
 
 def _sample_of_size(n: int, size: int, count: int, rng: np.random.Generator, seen: set[bytes]) -> list[np.ndarray]:
     """Up to ``count`` coalitions of ``size`` members that are not in ``seen``, to which they are added."""
+    if math.comb(n, size) <= 512:  # few enough to choose among those that are left
+        left = [mask for mask in _of_size(n, size) if mask.tobytes() not in seen]
+        chosen = [left[i] for i in rng.permutation(len(left))[:count]]
+        seen.update(mask.tobytes() for mask in chosen)
+        return chosen
     found: list[np.ndarray] = []
     for _ in range(20 * count):
         if len(found) == count:
@@ -340,9 +349,7 @@ class Kernel(Estimator):
         return constrained_least_squares(masks[rows], values[rows] - empty, weights[rows], full - empty)
 
 
-def _of_size(n: int, size: int):
-    from itertools import combinations
-
+def _of_size(n: int, size: int) -> Iterator[np.ndarray]:
     for members in combinations(range(n), size):
         mask = np.zeros(n, dtype=bool)
         mask[list(members)] = True
