@@ -263,7 +263,7 @@ class Stratified(Estimator):
         sizes = list(dict.fromkeys(sizes))
         while len(masks) < min(budget, 1 << n if n < 62 else budget):
             before = len(masks)
-            for size in sizes[: max(1, budget - len(masks))]:
+            for size in sizes:
                 masks += _sample_of_size(n, size, min(2, budget - len(masks)), rng, seen)
             if len(masks) == before:
                 break
