@@ -49,6 +49,11 @@ def test_connecting_words_join_a_neighbour():
         assert unit.strip(" ,") not in {"a", "for", "for the", "and", "and a", "with", "with the", "of", "and for"}
 
 
+def test_clauses_of_connecting_words_join_the_phrase_before():
+    assert units("red dress, and, for the, slim fit") == ["red dress, and, for the,", "slim fit"]
+    assert units("and, red dress") == ["and,", "red dress"]
+
+
 def test_delimiters_sentences_and_tokens():
     text = "red dress, slim fit. For beach; 3.5 mm"
     assert units(text, "delimiters") == ["red dress,", "slim fit.", "For beach;", "3.5 mm"]

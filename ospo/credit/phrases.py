@@ -26,7 +26,14 @@ _PREFERENCE = (
 )
 PREFERENCE = frozenset(_PREFERENCE.split())
 NOUN, ADJECTIVE, VERB, ADVERB, FUNCTION, GLUED = "NAVRFG"
+_PART_OF_SPEECH = {"NN": "NOUN", "NNS": "NOUN", "NNP": "PROPN", "NNPS": "PROPN", "PRP": "PRON", "WP": "PRON"}
 _TAG_CLASS = {"N": NOUN, "F": NOUN, "J": ADJECTIVE, "C": ADJECTIVE, "V": VERB, "R": ADVERB}
+
+
+def is_connecting(word: str) -> bool:
+    """Whether a word says nothing alone: of a closed class, or without a letter or digit."""
+    form = word.lower().strip("\"'()[]{}*")
+    return form in CONNECTING or not any(map(str.isalnum, form))
 
 
 def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
@@ -48,7 +55,7 @@ def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
             cursor += 1
         form = text[word.start : word.end].lower().strip("\"'()[]{}*")
         content = [tag for tag in tags if tag[:1].isalpha() and tag not in ("POS", "HYPH", "SP", "NFP")]
-        if form in CONNECTING or not any(c.isalnum() for c in form):
+        if is_connecting(form):
             classes.append(FUNCTION)
         elif form in PREFERENCE and content and content[-1][0] in "VI":
             classes.append(VERB)
@@ -57,7 +64,7 @@ def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
         else:
             classes.append(NOUN)
     for i, kind in enumerate(classes[:-1]):
-        joined = not words[i].ends_clause and classes[i + 1] in (NOUN, ADJECTIVE)
+        joined = classes[i + 1] in (NOUN, ADJECTIVE)
         form = text[words[i].start : words[i].end].lower()
         # "running shoes", "very soft": what stands before a noun or adjective describes it, unless it asks for it.
         if joined and (kind == ADVERB or (kind == VERB and form.endswith(("ing", "ed")) and form not in PREFERENCE)):
@@ -75,10 +82,10 @@ def _balanced(start: int, end: int) -> list[tuple[int, int]]:
     return list(pairwise(cuts))
 
 
-def _content_runs(classes: list[str], start: int, end: int) -> list[tuple[int, int]]:
-    """Runs of nouns and adjectives in [start, end), cut where a noun is followed by the adjective of the next pair."""
+def _content_runs(classes: list[str]) -> list[tuple[int, int]]:
+    """Runs of nouns and adjectives, cut where a noun is followed by the adjective of the next pair."""
     runs: list[tuple[int, int]] = []
-    i = start
+    i, end = 0, len(classes)
     while i < end:
         if classes[i] not in (NOUN, ADJECTIVE):
             i += 1
@@ -102,6 +109,8 @@ def _noun_chunks(words: Sequence[Word], doc: Any, classes: list[str]) -> list[tu
         for position in range(word.start, word.end):
             word_at[position] = number
     chunks = []
+    for token in doc:  # noun chunks ask for parts of speech, which follow from the tags
+        token.pos_ = _PART_OF_SPEECH.get(token.tag_, "X")
     for chunk in doc.noun_chunks:
         inside = [word_at[p] for p in range(chunk.start_char, chunk.end_char) if p in word_at]
         if not inside:
@@ -116,16 +125,16 @@ def _noun_chunks(words: Sequence[Word], doc: Any, classes: list[str]) -> list[tu
         joins = [i for i in range(first, last) if classes[i] == FUNCTION]
         if any(i - first >= 2 and last - i >= 2 for i in joins):
             continue
-        if 2 <= last + 1 - first <= LONGEST and not any(words[i].ends_clause for i in range(first, last)):
+        if 2 <= last + 1 - first <= LONGEST:
             chunks.append((first, last + 1))
     return chunks
 
 
-def _verb_phrases(classes: list[str], runs: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+def _verb_phrases(classes: list[str], runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """A verb, its connecting words and the phrase they lead to, where that makes at most 5 words."""
-    run_end = dict(runs)
+    run_end, end = dict(runs), len(classes)
     phrases = []
-    for i in range(start, end):
+    for i in range(end):
         if classes[i] != VERB:
             continue
         j = i + 1
@@ -137,28 +146,26 @@ def _verb_phrases(classes: list[str], runs: list[tuple[int, int]], start: int, e
     return phrases
 
 
-def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Non-overlapping phrases of the clause [start, end), in order, before connecting words are joined to them."""
-    runs = _content_runs(classes, start, end)
-    inside = [chunk for chunk in chunks if start <= chunk[0] and chunk[1] <= end]
-    candidates = sorted(
-        {*runs, *inside, *_verb_phrases(classes, runs, start, end)}, key=lambda span: (span[0] - span[1], span[0])
-    )
-    owner = [-1] * (end - start)
+def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Non-overlapping phrases of a clause, in order, before connecting words are joined to them."""
+    end = len(classes)
+    runs = _content_runs(classes)
+    candidates = sorted({*runs, *chunks, *_verb_phrases(classes, runs)}, key=lambda span: (span[0] - span[1], span[0]))
+    owner = [-1] * end
     for number, (first, last) in enumerate(candidates):
-        if all(owner[i - start] < 0 for i in range(first, last)):
+        if all(owner[i] < 0 for i in range(first, last)):
             for i in range(first, last):
-                owner[i - start] = number
+                owner[i] = number
     pieces: list[tuple[int, int]] = []
-    i = start
+    i = 0
     while i < end:
         j = i + 1
-        if owner[i - start] >= 0:
-            while j < end and owner[j - start] == owner[i - start]:
+        if owner[i] >= 0:
+            while j < end and owner[j] == owner[i]:
                 j += 1
             pieces.append((i, j))
         elif classes[i] != FUNCTION:  # content that no phrase took: what is left of a run, a lone verb or adverb
-            while j < end and owner[j - start] < 0 and classes[j] != FUNCTION and j - i < LONGEST:
+            while j < end and owner[j] < 0 and classes[j] != FUNCTION and j - i < LONGEST:
                 if GLUED in (classes[i], classes[j]):
                     break
                 j += 1
@@ -167,22 +174,17 @@ def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]], start: int
     return pieces
 
 
-def phrase_starts(text: str, words: Sequence[Word], doc: Any) -> list[int]:
-    """Numbers of the words that begin a phrase, the first being 0. ``doc`` is the spaCy document of ``text``."""
+def clause_starts(text: str, words: Sequence[Word], doc: Any) -> tuple[int, ...]:
+    """Numbers of the words of a clause that begin a phrase: 0 first, or none where all are connecting words.
+
+    ``doc`` is the spaCy document of the clause's ``text``.
+    """
     classes = _classes(text, words, doc)
-    chunks = _noun_chunks(words, doc, classes)
-    starts: list[int] = []
-    start = 0
-    for end in (i + 1 for i in range(len(words)) if words[i].ends_clause or i + 1 == len(words)):
-        pieces = _clause_pieces(classes, chunks, start, end)
-        if pieces:
-            # Connecting words join the phrase they introduce; those at the end of a clause stay with the one before.
-            begins = [start, *(last for _, last in pieces[:-1])]
-            starts.extend(_join_single(begins, end, classes))
-        elif not starts:
-            starts.append(start)  # connecting words alone, with nothing before them to join
-        start = end
-    return starts
+    pieces = _clause_pieces(classes, _noun_chunks(words, doc, classes))
+    if not pieces:
+        return ()
+    # Connecting words join the phrase they introduce; those at the end of a clause stay with the one before.
+    return tuple(_join_single([0, *(last for _, last in pieces[:-1])], len(words), classes))
 
 
 def _join_single(begins: list[int], end: int, classes: list[str]) -> list[int]:

