@@ -19,11 +19,11 @@ from ospo.evaluation.answers import choose_requests
 from ospo.evaluation.compare import Named, compare, comparison_table, resolve
 from ospo.evaluation.demo_table import demo_table, write_demo_report
 from ospo.evaluation.leaks import LeakError, check_split
-from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.measures import MEASURES, measure
 from ospo.evaluation.scoring import score_texts
 from ospo.evaluation.slices import slice_table
 from ospo.retrieval import build_retriever
-from ospo.reward import SearchReward
+from ospo.reward import SearchReward, search_text
 
 KEYS = ["policy", "retriever", "split", "scope", "decoding", "sample", "request_id"]
 
@@ -79,6 +79,23 @@ def test_rows_equal_the_training_reward(result, data) -> None:
         reward = SearchReward(build_retriever(name, config, data), data, 10, 1000)
         expected = reward(rows["answer"].to_list(), [data.row_of(r) for r in rows["request_id"]])
         assert np.array_equal(rows["ndcg@10"].to_numpy(), expected)
+
+
+def test_catalogue_rows_equal_a_ranking_of_everything(result, data, policies, tmp_path, monkeypatch) -> None:
+    retriever = build_retriever("static", shop.config(), data)
+    table = pl.read_parquet(result[0] / "evaluation.parquet").filter(
+        (pl.col("scope") == "catalogue") & (pl.col("retriever") == "static") & (pl.col("policy") != "grpo")
+    )
+    rows = [data.row_of(request) for request in table["request_id"]]
+    gains = np.zeros((len(rows), len(data.item_ids)), dtype=np.float32)
+    np.put_along_axis(gains, data.pools_RP[rows], data.gains_RP[rows], axis=1)
+    everything = np.tile(np.arange(len(data.item_ids)), (len(rows), 1))
+    scores = retriever.score([search_text(answer) for answer in table["answer"]], everything)
+    for name, expected in measure(scores, gains).items():
+        np.testing.assert_allclose(table[name], expected, atol=1e-12, err_msg=name)
+    monkeypatch.setattr("ospo.evaluation.scoring.SEARCHES", 5)
+    evaluate(shop.config(), data, policies, tmp_path, cache=None)
+    assert pl.read_parquet(tmp_path / "evaluation.parquet").equals(pl.read_parquet(result[0] / "evaluation.parquet"))
 
 
 def test_summary_is_the_mean_of_the_table(result) -> None:

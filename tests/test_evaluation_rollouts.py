@@ -91,6 +91,9 @@ def test_samples_differ_by_seed_and_number(policy: Path, data) -> None:
     }
     assert texts[0, 0] != texts[0, 1]
     assert texts[0, 0] != texts[1, 0]
+    # At a temperature where only the noise speaks, every prompt has noise of its own.
+    hot = rewriter.rollouts(data.requests[:16], Decoding(8, 1e6))
+    assert len({r.completion for r in hot}) == len({(r.query, r.history) for r in data.requests[:16]})
     greedy = {Decoding(8, seed=seed, sample=seed).key for seed in range(3)}
     assert greedy == {"greedy-8"}
 
@@ -127,6 +130,9 @@ def test_cache_answers_without_a_model(policy: Path, data, tmp_path: Path) -> No
         next(network.parameters()).add_(0.01)
     save_policy(network, tokenizer, TINY, copy)
     assert policy_hash(copy) != first.hash
+    changed = Rewriter(copy, 16, 128, cache)
+    changed.rollouts(requests, Decoding(6))
+    assert changed.generated == first.generated
 
 
 def test_damaged_cache_is_told(policy: Path, data, tmp_path: Path) -> None:
