@@ -166,6 +166,11 @@ class SearchReward:
         rows_M = self._check([row] * len(scores_MP))
         return self._ndcg(np.ascontiguousarray(scores_MP.T, dtype=np.float32), rows_M)
 
+    def forget(self) -> None:
+        """Empty the memo; the counters stay."""
+        with self._lock:
+            self._memo.clear()
+
     def _check(self, rows: Sequence[int], **others: Sequence[object]) -> np.ndarray:
         for name, given in others.items():
             if len(given) != len(rows):

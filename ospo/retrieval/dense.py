@@ -68,6 +68,14 @@ class EmbeddingRetriever:
         self._vectors_ID = self.item_vectors(item_texts) if vectors is None else vectors
         self.items = len(item_ids)
 
+    def catalogue_vectors(self) -> np.ndarray:
+        """The indexed items' vectors (I, D) float32."""
+        return self._vectors_ID
+
+    def forget(self) -> None:
+        """Empty the memo of search texts' vectors."""
+        self._memo.clear()
+
     def vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors (B, D) float32 of search texts, memoised; blank texts have the zero vector."""
         memo = self._memo
@@ -151,6 +159,15 @@ class MiniLMRetriever(EmbeddingRetriever):
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(self.max_tokens)
+
+    @property
+    def dtype(self) -> str:
+        """The precision in use: ``float32`` or ``bfloat16``."""
+        return str(self._dtype).removeprefix("torch.")
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, the two special ones included."""
+        return [len(encoding.ids) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
     def fingerprint(self) -> str:
         """Weights, tokenizer, precision and length limit."""

@@ -69,8 +69,8 @@ class _Linear:
         if self.packed is None:
             y_TE = F.linear(x_TD, self.weight, self.bias)
             return F.gelu(y_TE) if self.gelu else y_TE
-        operation = ("gelu", [], "none") if self.gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias, *operation)
+        name, algorithm = ("gelu", "none") if self.gelu else ("none", "")
+        return torch.ops.mkldnn._linear_pointwise(x_TD, self.packed, self.bias, name, [], algorithm)
 
 
 class PackedBert:

