@@ -102,7 +102,7 @@ BAD = {
     "esci: damaged pages": (
         "esci",
         _bytes(PRODUCTS, lambda b: b[:200] + bytes(x ^ 0x5A for x in b[200:9000]) + b[9000:]),
-        [PRODUCTS, "cannot be read"],
+        [PRODUCTS, "not a readable parquet"],
     ),
     "esci: no relevant product at all": (
         "esci",

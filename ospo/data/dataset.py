@@ -86,7 +86,7 @@ def read_prepared_table(directory: Path, table: str) -> pl.DataFrame:
         raise InputError(file, "", "file not found", _AGAIN)
     try:
         frame = pl.read_parquet(file)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         problem = str(error).splitlines()[0][:200]
         raise InputError(file, "", f"is not a readable parquet file ({problem})", _AGAIN) from None
     check_prepared(file, frame, table)

@@ -115,22 +115,24 @@ def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, st
     people = customers.to_frame("customer_id").lazy().with_columns(customer=pl.int_range(pl.len(), dtype=pl.Int32))
     frame = collect(
         file,
-        scan_csv(file, HM_TRANSACTIONS_NEEDED)
+        scan_csv(file, HM_TRANSACTIONS_NEEDED, optional=["price"])
         .select(
             day=(pl.col("t_dat").str.to_date("%Y-%m-%d", strict=False) - pl.lit(_EPOCH)).dt.total_days(),
             customer_id="customer_id",
             article_id=article_id(pl.col("article_id")),
+            refund=pl.col("price").str.starts_with("-").fill_null(False),
         )
         .with_columns(pl.col("day").cast(pl.Int32))
         .join(items, on="article_id", how="left")
         .join(people, on="customer_id", how="left")
-        .select("day", "item", "customer", malformed=pl.col("article_id").is_null()),
+        .select("day", "item", "customer", "refund", malformed=pl.col("article_id").is_null()),
     )
     stats.read["transactions"] = len(frame)
     frame = stats.keep(frame, "transaction_bad_date", pl.col("day").is_between(0, 2**15).fill_null(False))
     frame = stats.keep(frame, "transaction_future_date", pl.col("day") <= today)
     if stats.read["transactions"] and frame.is_empty():
         raise InputError(file, "t_dat", "no date reads YYYY-MM-DD, up to today", "write dates as 2020-09-22")
+    frame = stats.keep(frame, "transaction_negative_price", ~pl.col("refund"))
     frame = stats.keep(frame, "transaction_malformed_article_id", ~pl.col("malformed"))
     frame = stats.keep(frame, "transaction_unknown_article", pl.col("item").is_not_null())
     frame = stats.keep(frame, "transaction_unknown_customer", pl.col("customer").is_not_null())

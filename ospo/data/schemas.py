@@ -60,6 +60,9 @@ HM_ARTICLES_NEEDED = [
 HM_TRANSACTIONS_NEEDED = ["t_dat", "customer_id", "article_id"]
 HM_CUSTOMERS_NEEDED = ["customer_id"]
 
+# A damaged parquet file can make polars' Rust code panic; that is bad input too.
+_READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
+
 CATALOGUE_SCHEMA = dict.fromkeys(
     ["item_id", "title", "text", "category", "group", "brand", "colour", "description"], pl.String
 )
@@ -94,7 +97,7 @@ def raw_folder(folder: str | Path, key: str, files: list[str]) -> Path:
     return folder
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
@@ -106,10 +109,8 @@ def scan_parquet(file: Path, needed: list[str], schema: Mapping[str, type[pl.Dat
     try:
         frame = pl.scan_parquet(file)
         found = frame.collect_schema()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(
-            file, "", f"is not a readable parquet file ({_one_line(error)})", "download it again"
-        ) from None
+    except _READ_ERRORS as error:
+        raise _unreadable(file, "parquet", error) from None
     _check_columns(file, list(found.names()), needed)
     casts = []
     for column in needed:
@@ -122,20 +123,27 @@ def scan_parquet(file: Path, needed: list[str], schema: Mapping[str, type[pl.Dat
     return frame.select(casts)
 
 
-def scan_csv(file: Path, needed: list[str]) -> pl.LazyFrame:
-    """Scan a raw CSV file's needed columns as text.
+def scan_csv(file: Path, needed: list[str], optional: list[str] | None = None) -> pl.LazyFrame:
+    """Scan a raw CSV file's needed columns as text; an optional column that is missing is null.
 
-    Raises InputError for an empty or unreadable file or a missing column (a wrong delimiter shows as one).
+    Raises InputError for an empty or unreadable file, or a missing column (a wrong delimiter shows as one).
     """
     try:
-        frame = pl.scan_csv(file, infer_schema=False, encoding="utf8-lossy", truncate_ragged_lines=False)
+        frame = pl.scan_csv(file, infer_schema=False, encoding="utf8", truncate_ragged_lines=False)
         found = frame.collect_schema().names()
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(file, "", f"is not a readable CSV file ({_one_line(error)})", "download it again") from None
+    except _READ_ERRORS as error:
+        raise _unreadable(file, "CSV", error) from None
     if len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
         raise InputError(file, "", "columns are not separated by commas", "save it with the delimiter ','")
     _check_columns(file, found, needed)
-    return frame.select(needed)
+    absent = [pl.lit(None, dtype=pl.String).alias(name) for name in optional or [] if name not in found]
+    return frame.select(*needed, *(name for name in optional or [] if name in found), *absent)
+
+
+def _unreadable(file: Path, kind: str, error: BaseException) -> InputError:
+    if "utf-8" in str(error).lower() or "utf8" in str(error).lower():
+        return InputError(file, "", "is not UTF-8 text", "convert it (iconv -f WINDOWS-1252 -t UTF-8)")
+    return InputError(file, "", f"is not a readable {kind} file ({_one_line(error)})", "repair or download it again")
 
 
 def _check_columns(file: Path, found: list[str], needed: list[str]) -> None:
@@ -149,8 +157,8 @@ def collect(file: Path, frame: pl.LazyFrame) -> pl.DataFrame:
     """Collect a query over ``file`` with the streaming engine; reading errors become InputError."""
     try:
         return frame.collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(file, "", f"cannot be read ({_one_line(error)})", "repair or download it again") from None
+    except _READ_ERRORS as error:
+        raise _unreadable(file, "CSV" if file.suffix == ".csv" else "parquet", error) from None
 
 
 def check_prepared(file: Path, frame: pl.DataFrame, table: str) -> None:
