@@ -285,6 +285,20 @@ def test_batch_and_neighbours_do_not_change_an_answer(rewriter: Rewriter) -> Non
     assert rewriter.rewrite(queries, {"temperature": 1.0, "seed": 8}) != alone
 
 
+def test_answers_of_different_length_leave_the_batch_without_a_trace(
+    rewriter: Rewriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An untrained policy never ends by itself: let a fifth of all tokens be ends, so that rows leave one by one."""
+    monkeypatch.setattr(rewriter, "_ends", set(range(0, 320, 5)))
+    options = parse_options({"temperature": 1.5, "seed": 1}, 12)
+    jobs = [rewriter._job(parse_request(f"query {number} " * (number % 4 + 1)), options) for number in range(24)]
+    alone = [
+        rewriter._generate([rewriter._job(parse_request(f"query {n} " * (n % 4 + 1)), options)])[0] for n in range(24)
+    ]
+    assert len({len(text) for text in alone}) > 4, "the lengths must differ for this test to see anything"
+    assert rewriter._generate(jobs) == alone
+
+
 def test_calls_from_threads_are_joined_and_get_their_own_answers(rewriter: Rewriter) -> None:
     queries = [f"shoes {i}" for i in range(40)]
     alone = [rewriter.rewrite([query])[0] for query in queries]

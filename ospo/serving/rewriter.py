@@ -225,7 +225,8 @@ class Rewriter:
         mask_BT = torch.tensor([[0] * (width - len(j.ids)) + [1] * len(j.ids) for j in batch], device=device)
         generators = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in batch]
         out: list[list[int]] = [[] for _ in batch]
-        open_rows = set(range(len(batch)))
+        rows = list(range(len(batch)))  # the jobs that the tensors' rows belong to
+        ended: set[int] = set()
         cache: Any = None
         with torch.inference_mode():
             position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -239,18 +240,22 @@ class Rewriter:
                     logits_to_keep=1,
                 )
                 cache = step.past_key_values
-                token_B = _choose(step.logits[:, -1].float().cpu(), options.temperature, generators)
-                for row in list(open_rows):
-                    token = int(token_B[row])
+                token_B = _choose(step.logits[:, -1].float().cpu(), options.temperature, [generators[r] for r in rows])
+                for row, token in zip(rows, token_B.tolist(), strict=True):
                     if token in self._ends:
-                        open_rows.remove(row)
-                    else:
+                        ended.add(row)
+                    elif row not in ended:
                         out[row].append(token)
-                if not open_rows:
+                if len(ended) == len(batch):
                     break
-                ids_BT = token_B[:, None].to(device)
-                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(batch), 1)], dim=1)
-                position_BT = position_BT[:, -1:] + 1
+                ids_BT, position_BT = token_B[:, None].to(device), position_BT[:, -1:] + 1
+                mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
+                still = [b for b, row in enumerate(rows) if row not in ended]
+                if len(still) <= 0.75 * len(rows):  # answers differ in length: do not carry ended ones along
+                    keep = torch.tensor(still, device=device)
+                    cache.batch_select_indices(keep)
+                    ids_BT, position_BT, mask_BT = ids_BT[keep], position_BT[keep], mask_BT[keep]
+                    rows = [rows[b] for b in still]
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
 
 
