@@ -1,5 +1,6 @@
 """The search reward: nDCG of a request's candidate pool, ranked by a retriever for a search text."""
 
+import itertools
 import re
 import threading
 import time
@@ -17,6 +18,7 @@ from ospo.retrieval.linear import LinearRetriever
 _BREAK = re.compile(r"[;!?\n\r|•·…，、。；！？]|[.,](?!\w)|(?<!\w)[.,]")
 _RUN = re.compile(r"([^\w\s+])(?:\s*\1)+")  # "!!" or "- - -"; "c++" stays
 _EDGE = " ,.:~*=<>/\\-"
+FEW = 16
 CHUNK = 1024  # texts ranked together: a block of scores then stays in the processor's cache
 
 
@@ -56,26 +58,37 @@ def ideal_dcg(gains_BP: np.ndarray, k: int) -> np.ndarray:
 def _dcg(scores_PB: np.ndarray, gains_PB: np.ndarray, k: int) -> np.ndarray:
     """DCG@k (B,) float64. Only relevant items' ranks matter, and counting what lies above one beats sorting all.
 
-    Terms are added best rank first, one rank at a time, so that equal rankings give equal bits whatever the batch.
+    ``gains_PB`` may be (P, 1): the same for all texts. Terms are added best rank first, one rank at a time, so that
+    equal rankings give equal bits whatever the batch.
     """
     size, batch = scores_PB.shape
     counter = np.uint8 if size <= 255 else np.int32
-    position_P1 = np.arange(size)[:, None]
-    relevant_PB = gains_PB > 0
-    count_B = relevant_PB.sum(axis=0)
-    # Positions of the relevant items, (R, B), in pool order; rows of texts with fewer are filled with anything.
-    place_RB = np.argsort(~relevant_PB, axis=0, kind="stable")[: int(count_B.max(initial=0))]
     at_rank_KB = np.zeros((min(k, size), batch))
-    for r, place_B in enumerate(place_RB):
-        column_B = np.flatnonzero(count_B > r)
-        some_PB = scores_PB if len(column_B) == batch else scores_PB[:, column_B]
-        place_B = place_B[column_B]
-        score_B = scores_PB[place_B, column_B]
-        above_PB = some_PB > score_B
-        above_PB |= (some_PB == score_B) & (position_P1 < place_B)
-        rank_B = above_PB.view(np.uint8).sum(axis=0, dtype=counter)
-        ranked = rank_B < k
-        at_rank_KB[rank_B[ranked], column_B[ranked]] = gains_PB[place_B[ranked], column_B[ranked]]
+    if gains_PB.shape[1] == 1:
+        above_PB = np.empty((size, batch), dtype=bool)
+        for place in np.flatnonzero(gains_PB[:, 0] > 0).tolist():
+            score_B = scores_PB[place]
+            np.greater_equal(scores_PB[:place], score_B, out=above_PB[:place])  # ties: pool order
+            np.greater(scores_PB[place:], score_B, out=above_PB[place:])
+            rank_B = above_PB.view(np.uint8).sum(axis=0, dtype=counter)
+            ranked = np.flatnonzero(rank_B < k)
+            at_rank_KB[rank_B[ranked], ranked] = gains_PB[place, 0]
+    else:
+        position_P1 = np.arange(size)[:, None]
+        relevant_PB = gains_PB > 0
+        count_B = relevant_PB.sum(axis=0)
+        # Positions of the relevant items, (R, B), in pool order; texts with fewer are left out of the later ones.
+        place_RB = np.argsort(~relevant_PB, axis=0, kind="stable")[: int(count_B.max(initial=0))]
+        for r, place_B in enumerate(place_RB):
+            column_B = np.flatnonzero(count_B > r)
+            some_PB = scores_PB if len(column_B) == batch else scores_PB[:, column_B]
+            place_B = place_B[column_B]
+            score_B = scores_PB[place_B, column_B]
+            above_PB = some_PB > score_B
+            above_PB |= (some_PB == score_B) & (position_P1 < place_B)
+            rank_B = above_PB.view(np.uint8).sum(axis=0, dtype=counter)
+            ranked = rank_B < k
+            at_rank_KB[rank_B[ranked], column_B[ranked]] = gains_PB[place_B[ranked], column_B[ranked]]
     dcg_B = np.zeros(batch)
     for gain_B, discount in zip(at_rank_KB, _discounts(len(at_rank_KB)), strict=True):
         dcg_B += gain_B * discount
@@ -214,13 +227,19 @@ class SearchReward:
         return self._ndcg(np.ascontiguousarray(scores_BP.T), rows_B)
 
     def _ndcg(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
-        values_B = np.empty(len(rows_B))
-        for start in range(0, len(rows_B), CHUNK):
-            part = slice(start, start + CHUNK)
-            gains_PB = np.ascontiguousarray(self.data.gains_RP[rows_B[part]].T)
-            dcg_B = _dcg(np.ascontiguousarray(scores_PB[:, part]), gains_PB, self.k)
-            values_B[part] = _ratio(dcg_B, self._ideal_R[rows_B[part]])
-        return values_B
+        """nDCG@k (B,) of pools scored for request rows ``rows_B``, sorted."""
+        gains_RP, dcg_B = self.data.gains_RP, np.empty(len(rows_B))
+        bounds = [0, *(np.flatnonzero(np.diff(rows_B)) + 1).tolist(), len(rows_B)]
+        # Long runs of one request share its gains; short ones, as in evaluation, are ranked together.
+        if len(rows_B) < FEW * (len(bounds) - 1):
+            bounds = [0, len(rows_B)]
+        for first, last in itertools.pairwise(bounds):
+            same = rows_B[first] == rows_B[last - 1]
+            for start in range(first, last, CHUNK):
+                part = slice(start, min(start + CHUNK, last))
+                gains_PB = gains_RP[rows_B[first : first + 1] if same else rows_B[part]].T
+                dcg_B[part] = _dcg(np.ascontiguousarray(scores_PB[:, part]), np.ascontiguousarray(gains_PB), self.k)
+        return _ratio(dcg_B, self._ideal_R[rows_B])
 
     def _coalition_values(
         self, units: Sequence[Sequence[str]], rows: Sequence[int], masks: Sequence[np.ndarray]
@@ -258,21 +277,24 @@ class SearchReward:
         self.misses += sum(counts)
         pool = self.data.pools_RP.shape[1]
         values: list[np.ndarray] = [np.zeros(count) for count in counts]
+        none = np.zeros(0, dtype=np.int64)
         for row, members in _by_row(rows_B):
             padding_P = self.data.pools_RP[row] < 0
-            words_V = np.unique(np.concatenate([terms[u] for b in members for u in units[b]] or [np.zeros(0, int)]))
+            held = [terms[unit] for b in members for unit in units[b]]
+            words_V, word = np.unique(np.concatenate([*held, none]), return_inverse=True)
+            owner = np.repeat(np.arange(len(held)), [len(ids) for ids in held])
+            holds_UV = np.zeros((len(held), len(words_V)), dtype=np.float32)  # units × words, of all members
+            holds_UV[owner, word] = 1.0
             scores_VP = retriever.term_scores(words_V, self.data.pools_RP[row])
             scores_PC = np.empty((pool, sum(counts[b] for b in members)), dtype=np.float32)
-            start = 0
+            start = first = 0
             for b in members:
-                held = [np.searchsorted(words_V, terms[unit]) for unit in units[b]]
-                here_V, column = np.unique(np.concatenate(held or [np.zeros(0, int)]), return_inverse=True)
-                unit_NV = np.zeros((len(held), len(here_V)), dtype=np.float32)
-                unit_NV[np.repeat(np.arange(len(held)), [len(h) for h in held]), column] = 1.0
+                unit_NV = holds_UV[first : first + len(units[b])]
+                here_V = np.flatnonzero(unit_NV.any(axis=0))
                 # A word counts once, however many units of the coalition hold it.
-                present_CV = (masks[b].astype(np.float32) @ unit_NV) > 0
+                present_CV = (masks[b].astype(np.float32) @ unit_NV[:, here_V]) > 0
                 scores_PC[:, start : start + counts[b]] = scores_VP[here_V].T @ present_CV.T.astype(np.float64)
-                start += counts[b]
+                start, first = start + counts[b], first + len(units[b])
             scores_PC[padding_P] = -np.inf
             at_C = self._ndcg(scores_PC, np.full(start, row))
             start = 0

@@ -126,6 +126,25 @@ def test_ndcg_does_not_depend_on_the_batch() -> None:
     assert (ndcg(scores[::-1], gains[::-1], 10)[::-1] == together).all()
 
 
+@pytest.mark.parametrize("pool", [40, 300])
+def test_rewards_of_one_request_and_of_many_agree(pool: int) -> None:
+    rng = np.random.default_rng(4)
+    scores, gains = _random_case(rng, 60, pool)
+
+    class Fixed:
+        name, linear = "fixed", False
+
+        def score(self, texts: list[str], rows_BP: np.ndarray) -> np.ndarray:
+            return scores[[int(text[1:]) for text in texts]]
+
+    data = SimpleNamespace(pools_RP=np.tile(np.arange(pool), (60, 1)), gains_RP=gains)
+    reward = SearchReward(Fixed(), data, 10, 0)  # type: ignore[arg-type]
+    texts = [f"x{n}" for n in range(60)]
+    for row in range(5):  # one request, 60 texts
+        assert reward(texts, [row] * 60).tolist() == ndcg(scores, np.tile(gains[row], (60, 1)), 10).tolist()
+    assert reward(texts, range(60)).tolist() == ndcg(scores, gains, 10).tolist()  # 60 requests
+
+
 def test_ndcg_bad_input() -> None:
     with pytest.raises(ValueError, match=r"minilm.*NaN"):
         ndcg(np.array([[1.0, np.nan]]), np.array([[1.0, 0.0]]), 10, retriever="minilm")
