@@ -28,6 +28,8 @@ def run(datasets: list[Dataset]) -> None:
     config = load_config()  # wrong parameters are told before a server starts
     from flows.pipeline import pipeline
     from ospo.evaluation.demo_table import demo_table, write_demo_report
+    from ospo.evaluation.report import write_report
+    from ospo.steps import RUNS
 
     started = time.monotonic()
     results = pipeline(datasets)
@@ -35,17 +37,20 @@ def run(datasets: list[Dataset]) -> None:
     registered = {dataset: result["registered"] for dataset, result in results.items()}
     seconds = time.monotonic() - started
     write_demo_report(REPORT, summaries, registered=registered, seconds=seconds, commit=commit())
+    resamples = config.evaluation.resamples
     console = Console()
     console.print()
     console.print(demo_table(summaries, config.retrievers.training))
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
         console.print(f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, {aliases}")
+        write_report(RUNS / dataset / "evaluation", REPORT.parent / f"{dataset}.html", resamples=resamples)
+        console.print(f"{dataset}: report in {REPORT.parent / f'{dataset}.html'}", highlight=False)
     console.print(
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
         '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
-        "  .venv/bin/mlflow ui --backend-store-uri sqlite:///mlflow.db     runs and registered models\n"
-        "  PREFECT_HOME=.prefect .venv/bin/prefect server start            flow runs and their tasks",
+        "  .venv/bin/mlflow server --workers 1 --backend-store-uri sqlite:///mlflow.db    runs and registered models\n"
+        "  PREFECT_HOME=.prefect .venv/bin/prefect server start                           flow runs and their tasks",
         highlight=False,
     )
 

@@ -143,6 +143,69 @@ def evaluate(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: S
 
 
 @app.command()
+def report(
+    dataset: DatasetOption,
+    out: Annotated[Path | None, typer.Option(help="default: reports/DATASET.html")] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Write the evaluation's report as one self-contained HTML page."""
+    from ospo import steps
+    from ospo.evaluation.report import write_report
+
+    config = _config(params, overrides)
+    page = out or Path("reports") / f"{dataset}.html"
+    directory = steps.RUNS / dataset / "evaluation"
+    write_report(directory, page, resamples=config.evaluation.resamples, seed=config.seed)
+    typer.echo(f"wrote {page}")
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="raw, a registered version, an MLflow run, a policy's folder or answers")],
+    b: Annotated[str, typer.Argument(help="likewise")],
+    dataset: DatasetOption,
+    data: Annotated[Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write; default: reports/compare-DATASET")] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Compare two policies on the same held-out requests under every retriever, with paired tests."""
+    from rich.console import Console
+
+    from ospo import steps
+    from ospo.data.dataset import load_prepared
+    from ospo.evaluation.compare import compare as compare_policies
+    from ospo.evaluation.compare import comparison_table, resolve
+
+    config = _config(params, overrides)
+    first, second = resolve(a, config), resolve(b, config)
+    folder = out or Path("reports") / f"compare-{dataset}"
+    analysis = compare_policies(config, load_prepared(data or steps.PREPARED / dataset), first, second, folder)
+    Console().print(comparison_table(analysis, first, second, dataset))
+    typer.echo(f"tables in {folder}")
+
+
+@app.command()
+def doctor(params: ParamsOption = PARAMS) -> None:
+    """Look at versions, disk, ports, data and servers, and say what to do; exit code 1 where something is broken."""
+    from ospo.doctor import examine
+    from ospo.doctor import report as doctor_report
+
+    findings = examine(params)
+    typer.echo(doctor_report(findings))
+    raise typer.Exit(int(any(finding.level == "fail" for finding in findings)))
+
+
+@app.command()
+def sync(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
+    """Send to MLflow what was recorded while it was away, and close the runs that died."""
+    from ospo import steps, tracking
+
+    typer.echo(f"{tracking.sync(_config(params, overrides), steps.RUNS)} run(s) completed in MLflow")
+
+
+@app.command()
 def register(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
     """Register the better trained policy of a dataset, chosen on validation requests."""
     from ospo import steps

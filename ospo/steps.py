@@ -232,12 +232,16 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
     def work(directory: Path, run: "tracking.Run") -> None:
         from ospo.data.dataset import load_prepared
         from ospo.evaluation import evaluate
+        from ospo.evaluation.report import write_report
 
         models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
         summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
         for policy, figures in summary["test"].items():
             run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
-        for name in ("evaluation.parquet", "summary.json"):
+        report = directory / "report.html"
+        resamples = config.evaluation.resamples
+        write_report(directory, report, resamples=resamples, seed=config.seed, facts={"MLflow run": run.id})
+        for name in ("evaluation.parquet", "summary.json", "report.html"):
             run.log_artifact(directory / name)
 
     inputs = {
@@ -251,10 +255,11 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
 
 
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
-    """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns name, version and aliases.
+    """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns what became of it.
 
-    The better one is chosen on validation requests. The first version becomes the champion; a later one the
-    challenger, which `ospo promote` makes the champion. A policy that is registered already is not registered again.
+    The better one is chosen on validation requests. The first version becomes the champion. A later one is the
+    challenger: it takes the champion's place only if the paired comparison on held-out requests allows it
+    (:mod:`ospo.promotion`). A policy that is registered already is not registered again.
     """
     from ospo import registry
     from ospo.evaluation.robustness import best_policy
@@ -264,17 +269,47 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     trained = [name for name in config.evaluation.policies if name in ALGORITHMS]
     policy = best_policy(summary, config.retrievers.training, trained)
     state = _finished(dataset, policy)
+    model_dir = RUNS / dataset / policy / "model"
     version = registry.register(
         config,
         dataset,
         policy=policy,
-        model_dir=RUNS / dataset / policy / "model",
+        model_dir=model_dir,
         run_id=state["run_id"],
         summary=summary["test"],
         data_md5=tracking.dataset_digest(data_md5(dataset)),
         tags={"fingerprint": state["fingerprint"]},
     )
-    return {"name": version.name, "version": version.version, "policy": policy, "aliases": list(version.aliases)}
+    decision = version.tags.get("decision", "")
+    if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
+        decision = _challenge(config, dataset, policy, model_dir)
+        version = next(v for v in registry.models(config, (dataset,)) if v.version == version.version)
+    return {
+        "name": version.name,
+        "version": version.version,
+        "policy": policy,
+        "aliases": list(version.aliases),
+        "decision": decision,
+    }
+
+
+def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> str:
+    """Compare the newly registered challenger with the champion on the same requests; returns the reason."""
+    from ospo import promotion, registry
+    from ospo.data.dataset import load_prepared
+    from ospo.evaluation import evaluate
+    from ospo.evaluation.leaks import LeakError
+
+    _, champion_dir = registry.usable_champion(config, dataset)
+    directory = RUNS / dataset / "promotion"
+    try:
+        evaluate(config, load_prepared(PREPARED / dataset), {policy: model_dir, "champion": champion_dir}, directory)
+    except LeakError as error:
+        # The champion was trained on what is held out now (the data changed): no fair comparison, no promotion.
+        reason = f"not compared: {error}"
+        registry.note(config, dataset, None, decision={"promoted": False, "reason": reason})
+        return reason
+    return promotion.consider(config, dataset, directory, challenger=policy).reason
 
 
 def summary_markdown(dataset: str, summary: dict[str, Any]) -> str:
