@@ -217,6 +217,9 @@ def test_no_pickle_and_no_machine_path_among_the_artifacts(own_shop: Shop, tmp_p
     directory = registry.policy_directory(own_shop.config, version)
     names = {path.suffix for path in directory.parents[1].rglob("*") if path.is_file()}
     assert not names & {".bin", ".pkl", ".pt", ".pickle", ".pyc"}
+    for path in directory.parents[1].rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            assert str(ROOT) not in path.read_text(encoding="utf-8"), path
 
 
 def test_damage_is_found_and_the_former_champion_steps_in(own_shop: Shop, caplog: pytest.LogCaptureFixture) -> None:

@@ -60,7 +60,7 @@ def log_model(dataset: str, staged: Path, settings: Mapping[str, int], run_id: s
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="rewriter",
-            python_model=str(Path(ospo.__file__).parent / "serving" / "pyfunc.py"),
+            python_model=str(code / "serving" / "pyfunc.py"),  # the copy: MLflow notes this path in the model
             artifacts={"policy": str(staged)},
             code_paths=[str(code)],
             model_config=dict(settings),
