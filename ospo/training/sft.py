@@ -33,7 +33,7 @@ def sft_examples(
 
     Requests come in seeded shuffles of the training split, each pass with newly drawn teacher texts.
     """
-    limit, scratch = config.preset.rl.max_prompt_tokens, config.preset.model.source == "scratch"
+    limit = config.preset.rl.max_prompt_tokens
     prompts: dict[int, list[int]] = {}
     examples = []
     for row, draw in _order(teacher.rows, count, config.seed):
@@ -42,9 +42,7 @@ def sft_examples(
             prompts[row] = prompt_ids(tokenizer, messages)
         answer = tokenizer(teacher.completion(row, draw), add_special_tokens=False)["input_ids"]
         answer = answer[: config.preset.rl.max_completion_tokens - 1] + [tokenizer.eos_token_id]
-        # A policy from scratch learns the shop's language, and to copy, from the prompts too.
-        ignored = prompts[row] if scratch else [IGNORE] * len(prompts[row])
-        examples.append({"input_ids": prompts[row] + answer, "labels": ignored + answer})
+        examples.append({"input_ids": prompts[row] + answer, "labels": [IGNORE] * len(prompts[row]) + answer})
     return _bucketed(examples, config.preset.sft.batch_size, config.seed)
 
 
