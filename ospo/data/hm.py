@@ -82,6 +82,8 @@ def _read_customers(file: Path, stats: Stats) -> pl.Series:
     frame = collect(file, scan_csv(file, HM_CUSTOMERS_NEEDED))
     stats.read["customers"] = len(frame)
     frame = stats.keep(frame, "customer_without_id", pl.col("customer_id").fill_null("") != "")
+    if frame.is_empty():
+        raise InputError(file, "customer_id", "no customer", "use the official customers.csv")
     unique = frame.unique().sort("customer_id")
     stats.drop("customer_duplicate", len(frame) - len(unique))
     return unique["customer_id"]
@@ -110,7 +112,7 @@ def _first_positions(keys: np.ndarray) -> np.ndarray:
 
 def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, stats: Stats) -> Purchases:
     """Transactions as sorted integer codes, unusable rows counted and left out."""
-    today = (datetime.now(UTC).date() - _EPOCH).days
+    today = min((datetime.now(UTC).date() - _EPOCH).days, 2**16 - 1)  # sixteen bits of the sort key, until 2169
     items = articles.lazy().select("article_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     people = customers.to_frame("customer_id").lazy().with_columns(customer=pl.int_range(pl.len(), dtype=pl.Int32))
     frame = collect(
@@ -128,9 +130,11 @@ def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, st
         .select("day", "item", "customer", "refund", malformed=pl.col("article_id").is_null()),
     )
     stats.read["transactions"] = len(frame)
-    frame = stats.keep(frame, "transaction_bad_date", pl.col("day").is_between(0, 2**15).fill_null(False))
+    if frame.is_empty():
+        raise InputError(file, "t_dat", "no transaction", "use the official transactions_train.csv")
+    frame = stats.keep(frame, "transaction_bad_date", (pl.col("day") >= 0).fill_null(False))
     frame = stats.keep(frame, "transaction_future_date", pl.col("day") <= today)
-    if stats.read["transactions"] and frame.is_empty():
+    if frame.is_empty():
         raise InputError(file, "t_dat", "no date reads YYYY-MM-DD, up to today", "write dates as 2020-09-22")
     frame = stats.keep(frame, "transaction_negative_price", ~pl.col("refund"))
     frame = stats.keep(frame, "transaction_malformed_article_id", ~pl.col("malformed"))

@@ -7,7 +7,7 @@ from ospo.config import DATASETS, Config
 from ospo.data.esci import prepare_esci
 from ospo.data.hm import prepare_hm
 from ospo.data.stats import Stats
-from ospo.data.writer import write_prepared
+from ospo.data.writer import WRITE_ERRORS, write_prepared
 from ospo.errors import InputError
 from ospo.files import atomic_directory
 
@@ -23,6 +23,11 @@ def prepare(dataset: str, raw_dir: str | Path, out_dir: str | Path, config: Conf
         raise InputError(str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}")
     stats = Stats()
     prepared = _PREPARE[dataset](Path(raw_dir), config, stats)
-    with atomic_directory(out_dir) as temporary:
-        write_prepared(prepared, temporary, stats)
+    try:
+        with atomic_directory(out_dir) as temporary:
+            write_prepared(prepared, temporary, stats)
+    except WRITE_ERRORS as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        fix = "free disk space or choose another folder (--out)"
+        raise InputError(out_dir, "", f"cannot be written ({reason})", fix) from None
     return stats.as_dict()

@@ -14,6 +14,8 @@ from ospo.data.schemas import PREPARED, SPLITS, check_prepared
 from ospo.data.stats import Stats
 from ospo.files import write_json
 
+WRITE_ERRORS = (OSError, pl.exceptions.ComputeError, pa.ArrowException)
+"""What a full disk or a forbidden folder raises, depending on the library that was writing."""
 _LEVEL = 3
 _POOL_CHUNKS = 16
 
