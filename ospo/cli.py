@@ -269,6 +269,41 @@ def rewrite(
         typer.echo(text)
 
 
+@app.command()
+def explain(
+    dataset: DatasetOption,
+    request: Annotated[str, typer.Option(help="a request's id, or its query")],
+    text: Annotated[str | None, typer.Option(help="search text; default: the champion's, or else the query")] = None,
+    retriever: Annotated[str | None, typer.Option(help="default: the training retriever")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write a self-contained page")] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Show what each phrase of a search text contributed, and the ranking with and without it."""
+    from rich.console import Console
+
+    from ospo import explain as explanation
+    from ospo import registry, steps
+    from ospo.data.dataset import load_prepared
+    from ospo.retrieval import build_retriever
+
+    config = _config(params, overrides)
+    data = load_prepared(steps.PREPARED / dataset)
+    asked = data.requests[explanation.find_request(data, request)]
+    if text is None:
+        try:
+            history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in asked.history]
+            [text] = registry.rewrite(config, dataset, [{"query": asked.query, "history": history}])
+        except registry.RegistryError as error:
+            typer.echo(f"explaining the query itself ({error})", err=True)
+    built = build_retriever(retriever or config.retrievers.training, config, data)
+    found = explanation.explain(config, data, built, request, text)
+    Console().print(explanation.render(found))
+    if html:
+        explanation.write_html(found, html)
+        typer.echo(f"wrote {html}")
+
+
 def _tell(result: "steps.StepResult") -> None:
     what = "unchanged since the last run" if result.skipped else f"finished in {result.seconds:.0f} s"
     typer.echo(f"{result.name} on {result.dataset}: {what}; files in {result.directory}, MLflow run {result.run_id}")
