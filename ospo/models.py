@@ -118,8 +118,6 @@ def build_scratch(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
         num_key_value_heads=model.heads,
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        # 1/sqrt(width): at the library's 0.02 attention starts almost flat, and copying is learned twice as slowly.
-        initializer_range=model.hidden_size**-0.5,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -260,7 +258,13 @@ def create_policy(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
 
     ``texts`` train the tokenizer of a scratch policy and are not read otherwise. Same arguments, same weights.
     """
-    network, tokenizer = build_scratch(model, texts, seed) if model.source == "scratch" else _load_base(model)
+    if model.source == "scratch":
+        if model.lora_rank:
+            raise InputError(
+                "params.yaml", "model.lora_rank", "an adapter on random weights learns little", "set it to 0 for scratch"
+            )
+        return build_scratch(model, texts, seed)
+    network, tokenizer = _load_base(model)
     if model.lora_rank:
         from peft import LoraConfig, TaskType, get_peft_model, prepare_model_for_kbit_training
 
@@ -285,9 +289,6 @@ def save_policy(network: Any, tokenizer: Any, model: Model, directory: str | Pat
         network.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if model.lora_rank:
-            # A policy directory must stand on its own: a scratch base is not to be had from anywhere else.
-            if model.source == "scratch":
-                network.get_base_model().save_pretrained(temporary / "base")
             write_json(temporary / BASE_FILE, {"source": model.source, "dtype": model.dtype})
 
 
@@ -320,8 +321,6 @@ def load_policy(directory: str | Path, model: Model | None = None, *, trainable:
 
     base = read_json(directory / BASE_FILE) if (directory / BASE_FILE).is_file() else {}
     source = base.get("source") or "hub:" + read_json(directory / "adapter_config.json")["base_model_name_or_path"]
-    if source == "scratch":
-        source = f"path:{directory / 'base'}"
     if model is None:
         model = Model(source=source, dtype=base.get("dtype", "bfloat16"))
     network, _ = _load_base(model.model_copy(update={"source": source}))

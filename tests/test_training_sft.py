@@ -1,0 +1,141 @@
+"""The warm start: noisy teacher texts from the training split alone, loss on completions alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training_shop import small_config
+
+from ospo.data.dataset import PreparedData
+from ospo.data.prompts import clean
+from ospo.models import create_policy, load_policy
+from ospo.training.callbacks import read_metrics
+from ospo.training.sft import IGNORE, collate, sft_arguments, sft_examples, train_sft
+from ospo.training.teacher import Teacher
+
+
+def test_teacher_texts_hold_the_request_and_attributes_of_a_relevant_item(esci_tiny: PreparedData) -> None:
+    teacher = Teacher(esci_tiny, 0.0, 0)
+    for row in teacher.rows[:20].tolist():
+        query = clean(esci_tiny.requests[row].query)
+        gains = esci_tiny.gains_RP[row]
+        own = {a for i in esci_tiny.pools_RP[row][gains == gains.max()] for a in teacher.attributes(int(i))}
+        for draw in range(5):
+            text = teacher.text(row, draw)
+            assert text.startswith(query)
+            rest = text[len(query) :]
+            assert all(word in " ".join(own) for word in rest.replace(",", " ").split())
+
+
+def test_noise_loses_and_replaces_attributes(hm_tiny: PreparedData) -> None:
+    def share_of_own(noise: float) -> tuple[float, float]:
+        teacher = Teacher(hm_tiny, noise, 0)
+        own = words = texts = 0
+        for row in teacher.rows.tolist():
+            item = hm_tiny.item_ids.index(hm_tiny.requests[row].target_id)
+            query = clean(hm_tiny.requests[row].query)
+            for draw in range(4):
+                added = teacher.text(row, draw)[len(query) :].replace(",", " ").split()
+                own += sum(word in " ".join(teacher.attributes(item)) for word in added)
+                words, texts = words + len(added), texts + 1
+        return own / words, words / texts
+
+    clean_share, clean_words = share_of_own(0.0)
+    noisy_share, noisy_words = share_of_own(0.6)
+    assert clean_share == 1
+    assert 0.4 < noisy_share < 0.9
+    assert noisy_words < 0.9 * clean_words
+
+
+def test_teacher_texts_vary_by_draw_and_depend_on_nothing_else(hm_tiny: PreparedData) -> None:
+    teacher, again = Teacher(hm_tiny, 0.5, 3), Teacher(hm_tiny, 0.5, 3)
+    row = int(teacher.rows[0])
+    texts = [teacher.text(row, draw) for draw in range(20)]
+    assert texts == [again.text(row, draw) for draw in range(20)]
+    assert len(set(texts)) > 5
+    assert any("," in text for text in texts)
+
+
+def test_nothing_is_written_for_held_out_requests(hm_tiny: PreparedData) -> None:
+    teacher = Teacher(hm_tiny, 0.5, 0)
+    train = set(hm_tiny.rows("train").tolist())
+    assert set(teacher.rows.tolist()) == train
+    for row in [*hm_tiny.rows("test").tolist(), *hm_tiny.rows("validation").tolist()]:
+        with pytest.raises(KeyError):
+            teacher.text(row, 0)
+    config = small_config()
+    _, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), 0)
+    examples = sft_examples(config, hm_tiny, tokenizer, teacher, 3 * len(train))
+    prompts = {tokenizer.decode([i for i, label in zip(e["input_ids"], e["labels"], strict=True) if label == IGNORE])
+               for e in examples}  # fmt: skip
+    assert len(prompts) <= len(train)
+
+
+def test_only_the_answer_is_trained_on_and_it_ends(esci_tiny: PreparedData) -> None:
+    config = small_config()
+    teacher = Teacher(esci_tiny, 0.5, 0)
+    _, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), 0)
+    for example in sft_examples(config, esci_tiny, tokenizer, teacher, 16):
+        trained = [label for label in example["labels"] if label != IGNORE]
+        assert len(example["labels"]) == len(example["input_ids"])
+        assert example["input_ids"][-len(trained) :] == trained
+        assert trained[-1] == tokenizer.eos_token_id
+        assert trained[0] == tokenizer.convert_tokens_to_ids("<answer>")
+        assert len(trained) <= config.preset.rl.max_completion_tokens
+
+
+def test_padding_is_never_trained_on() -> None:
+    batch = collate(
+        [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8], "labels": [8]}], pad=0
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
+
+
+def test_a_request_of_the_training_split_is_seen_once_a_pass(esci_tiny: PreparedData) -> None:
+    config = small_config()
+    teacher = Teacher(esci_tiny, 0.5, 0)
+    _, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), 0)
+    n = len(teacher.rows)
+    from ospo.training.sft import _order
+
+    order = list(_order(teacher.rows, 2 * n + 3, 0))
+    assert sorted(row for row, draw in order if draw == 0) == sorted(teacher.rows.tolist())
+    assert sorted(row for row, draw in order if draw == 1) == sorted(teacher.rows.tolist())
+    assert len(order) == 2 * n + 3
+    assert len(sft_examples(config, esci_tiny, tokenizer, teacher, 2 * n + 3)) == 2 * n + 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "argument", "expected"),
+    [
+        ("steps", "7", "max_steps", 7),
+        ("batch_size", "3", "per_device_train_batch_size", 3),
+        ("gradient_accumulation", "2", "gradient_accumulation_steps", 2),
+        ("learning_rate", "3.0e-5", "learning_rate", 3e-5),
+        ("warmup", "5", "warmup_steps", 5),
+    ],
+)
+def test_each_sft_key_reaches_the_trainer(tmp_path: Path, key: str, value: str, argument: str, expected: float) -> None:
+    assert getattr(sft_arguments(small_config(f"presets.nano.sft.{key}={value}"), tmp_path), argument) == expected
+
+
+def test_training_lowers_the_loss_writes_metrics_and_a_policy_and_repeats_itself(
+    esci_tiny: PreparedData, tmp_path: Path
+) -> None:
+    config = small_config("presets.nano.sft.steps=30", "presets.nano.sft.learning_rate=5.0e-3")
+    logged: list[tuple[int, float]] = []
+    train_sft(config, esci_tiny, tmp_path / "a", lambda step, metrics: logged.append((step, metrics["loss"])))
+    assert [step for step, _ in logged] == list(range(1, 31))
+    losses = [loss for _, loss in logged]
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    assert [row["loss"] for row in read_metrics(tmp_path / "a" / "metrics.jsonl")] == losses
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["metrics.jsonl", "model"]
+    again: list[float] = []
+    train_sft(config, esci_tiny, tmp_path / "b", lambda step, metrics: again.append(metrics["loss"]))
+    assert again == losses
+    first, _ = load_policy(tmp_path / "a" / "model")
+    second, _ = load_policy(tmp_path / "b" / "model")
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))
