@@ -21,7 +21,7 @@ from ospo.evaluation.demo_table import demo_table, write_demo_report
 from ospo.evaluation.leaks import LeakError, check_split
 from ospo.evaluation.measures import MEASURES, measure
 from ospo.evaluation.scoring import score_texts
-from ospo.evaluation.slices import slice_table
+from ospo.evaluation.slices import OTHERS, in_order, slice_table
 from ospo.retrieval import build_retriever
 from ospo.reward import SearchReward, search_text
 
@@ -242,7 +242,8 @@ def test_nothing_is_left_half_written(data, policies, tmp_path) -> None:
 def test_slices(data) -> None:
     table = slice_table(data, data.rows("test"))
     assert table.null_count().sum_horizontal().item() == 0
-    assert set(table["words"]) == {"0–1", "2"}
+    assert set(table["words"]) == {"1", "2"}
+    assert in_order({"10 or more", "4–9", OTHERS, "2–3", "1"}) == ["1", "2–3", "4–9", "10 or more", OTHERS]
     assert set(table["grades"]) == {"E", "E+S"}
     assert set(table["history"]) == {"0", "1–2", "3–4"}
     assert table["group"].n_unique() == len(table) / 2

@@ -10,7 +10,7 @@ import polars as pl
 from ospo.errors import InputError
 from ospo.evaluation.demo_table import best_policy, ordered
 from ospo.evaluation.measures import MEASURES
-from ospo.evaluation.slices import SLICES
+from ospo.evaluation.slices import SLICES, in_order
 from ospo.evaluation.statistics import (
     Interval,
     Robustness,
@@ -270,7 +270,7 @@ def _slices(
     out = []
     for name in SLICES:
         column = rows[name].to_numpy()
-        found = sorted(set(column))
+        found = in_order(set(column))
         if len(found) < 2:
             continue
         for value in found:

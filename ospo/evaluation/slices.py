@@ -1,5 +1,6 @@
 """Properties of requests by which figures are broken down. A slice must be known before any policy answers."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -15,12 +16,18 @@ SLICES = {
     "category": "Category of what is sought",
     "history": "Purchases the policy can see",
 }
+OTHERS = "(all others)"
 _CATEGORIES = 8  # largest ones shown; the rest together
 
 
-def _band(value: int, bounds: tuple[int, ...]) -> str:
-    """The band of ``value`` among 0..b1, b1+1..b2, …, as text that sorts in order."""
-    low = 0
+def in_order(values: set[str]) -> list[str]:
+    """Values of a slice as they are read: bands by their lower end, names by the alphabet, the rest last."""
+    leading = {value: re.match(r"\d+", value) for value in values}
+    return sorted(values, key=lambda v: (v == OTHERS, int(m.group()) if (m := leading[v]) else -1, v))
+
+
+def _band(value: int, bounds: tuple[int, ...], low: int = 0) -> str:
+    """The band of ``value`` among low..b1, b1+1..b2, …, as text."""
     for high in bounds:
         if value <= high:
             return f"{low}" if low == high else f"{low}–{high}"
@@ -48,11 +55,11 @@ def slice_table(data: PreparedData, rows: np.ndarray) -> pl.DataFrame:
             {
                 "request_id": request.request_id,
                 "group": request.customer_id or request.request_id,
-                "words": _band(len(request.query.split()), (1, 2, 3, 5)),
+                "words": _band(len(request.query.split()), (1, 2, 3, 5), 1),
                 "popularity": "head" if sought[row] in head else "tail",
-                "relevant": _band(int((gains == gains.max()).sum()), (1, 3, 9)),
+                "relevant": _band(int((gains == gains.max()).sum()), (1, 3, 9), 1),
                 "grades": grades[row],
-                "category": sought[row] if sought[row] in common else "(all others)",
+                "category": sought[row] if sought[row] in common else OTHERS,
                 "history": _band(len(request.history), (0, 2, 4)),
             }
         )
