@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -206,6 +208,50 @@ def test_journal_drops_half_a_line_and_keeps_the_rest(tmp_path: Path) -> None:
     assert [json.loads(line)["n"] for line in journal.file.read_bytes().splitlines()] == [1, 2]
 
 
+def test_a_database_that_another_process_holds_is_waited_for(
+    config: Config, client: MlflowClient, tmp_path: Path
+) -> None:
+    """Two pipelines on one sqlite file: neither start nor records may fail because the other one writes."""
+    holder = sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)
+    holder.execute("BEGIN EXCLUSIVE")
+    release = threading.Timer(7, lambda: holder.execute("COMMIT"))  # sqlite itself gives up after 5 seconds
+    release.start()
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "step") as run:
+        release.join()
+        holder.execute("BEGIN EXCLUSIVE")
+        run.log_metrics(1, {"loss": 1.0})
+        assert not run.flush()
+        holder.execute("COMMIT")
+    holder.close()
+    assert [m.value for m in client.get_metric_history(run.id, "loss")] == [1.0]
+
+
+FULL = """
+import json, logging, resource, signal, sys
+from pathlib import Path
+from ospo.tracking.journal import Journal
+logging.basicConfig(level=logging.ERROR)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+journal = Journal(Path(sys.argv[1]), "k")
+for number in range(100):
+    journal.append({"op": "batch", "number": number, "text": "x" * 50})
+assert [event["number"] for event in journal.pending()] == list(range(100))
+assert journal.file.read_bytes().endswith(b"\\n"), "half a line would spoil the next one"
+"""
+
+
+def test_a_full_disk_ends_no_training_and_spoils_no_journal(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("kept in memory only") == 1
+    kept = Journal(tmp_path, "k").pending()
+    assert [event["number"] for event in kept] == list(range(len(kept)))
+    assert 10 < len(kept) < 100
+
+
 class Server:
     """A real `mlflow server` that can be stopped and started again on the same port."""
 
@@ -249,6 +295,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_while_the_server_is_away(
     config: Config, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,8 +6,11 @@ delivered. The file is locked while its run is alive, so that another process ca
 lock goes with the process, however that ends.
 """
 
+import errno
 import fcntl
 import json
+import logging
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from typing import IO, Any
 from ospo.files import read_json, write_json
 
 FOLDER = ".tracking"
+LOGGER = logging.getLogger("ospo.tracking")
 
 
 class JournalBusy(Exception):
@@ -37,7 +41,8 @@ class Journal:
         self.files = self.folder / key  # small files (tables, dictionaries) that wait to be sent
         self._lock = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._stream: IO[bytes] = self.file.open("a+b")
+        self._complained = False
+        self._stream: IO[bytes] = self.file.open("a+b", buffering=0)
         try:
             fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -61,9 +66,20 @@ class Journal:
         """Add an event; it is in the operating system's hands when this returns."""
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            self._stream.write(line)
-            self._stream.flush()
             self._events.append(event)
+            size = self._stream.seek(0, os.SEEK_END)
+            try:
+                if self._stream.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                self._stream.truncate(size)  # half a line would make the next one unreadable
+                self._complain(error)
+
+    def _complain(self, error: OSError) -> None:
+        # A full disk must not end a training run: what is in memory is still sent, it only would not survive a kill.
+        if not self._complained:
+            LOGGER.error("%s cannot be written (%s); records are kept in memory only", self.file, error.strerror)
+        self._complained = True
 
     def pending(self) -> list[dict[str, Any]]:
         """The events that were not delivered yet."""
@@ -82,7 +98,11 @@ class Journal:
         self.run_id = run_id or self.run_id
         self.delivered = self.delivered if delivered is None else delivered
         self.attempted = self.attempted or attempted
-        write_json(self.state_file, {"run_id": self.run_id, "delivered": self.delivered, "attempted": self.attempted})
+        state = {"run_id": self.run_id, "delivered": self.delivered, "attempted": self.attempted}
+        try:
+            write_json(self.state_file, state)
+        except OSError as error:
+            self._complain(error)
 
     @property
     def ended(self) -> bool:

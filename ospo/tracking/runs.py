@@ -22,6 +22,7 @@ from ospo.tracking.store import TrackingError, Unreachable, is_server, without_p
 LOGGER = logging.getLogger("ospo.tracking")
 FLUSH_SECONDS = 2.0
 SYSTEM_SECONDS = 10.0
+LOCK_SECONDS = 60.0  # another process may hold a local database this long
 MAX_PARAM = 6000  # characters; MLflow's limit
 
 
@@ -160,6 +161,9 @@ class Run:
         except OspoError as error:
             LOGGER.error("%s; records of run %s stay in %s", error, self.name, self._journal.folder)
             return False
+        except Exception:  # training must not die of its bookkeeping; the journal keeps the records
+            LOGGER.exception("records of run %s could not be sent; they stay in %s", self.name, self._journal.folder)
+            return False
         for line in refused:
             LOGGER.error("MLflow refused a record of run %s: %s", self.name, line)
         if self._away:
@@ -195,19 +199,25 @@ class Run:
     def begin(self) -> None:
         """Start the run in MLflow, or without it where a server does not answer. Used by run()."""
         with self._sending:
-            try:
-                deliver(self._client, self._journal)
-            except Unreachable as error:
-                if not is_server(self._uri):
-                    raise TrackingError(
-                        f"the MLflow store {without_password(self._uri)} cannot be written ({error}). "
-                        "Fix: free the disk or the lock on it, or set another tracking.uri"
-                    ) from error
-                self._away = True
-                LOGGER.warning(
-                    "MLflow at %s does not answer; run %s starts without it, its records wait in %s",
-                    without_password(self._uri), self.name, self._journal.folder,
-                )  # fmt: skip
+            deadline = time.monotonic() + LOCK_SECONDS
+            while True:
+                try:
+                    deliver(self._client, self._journal)
+                    break
+                except Unreachable as error:
+                    if is_server(self._uri):
+                        self._away = True
+                        LOGGER.warning(
+                            "MLflow at %s does not answer; run %s starts without it, its records wait in %s",
+                            without_password(self._uri), self.name, self._journal.folder,
+                        )  # fmt: skip
+                        break
+                    if time.monotonic() > deadline:
+                        raise TrackingError(
+                            f"the MLflow store {without_password(self._uri)} cannot be written ({error}). "
+                            "Fix: free the disk or the lock on it, or set another tracking.uri"
+                        ) from error
+                    time.sleep(0.5)
         self._thread.start()
 
     def end(self, status: str, patience: float) -> None:
