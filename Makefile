@@ -55,7 +55,7 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 
 bench: install ## Run every benchmark in its quick form
-	for name in credit estimators step; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in credit estimators step evaluation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 clean: ## Remove everything that can be rebuilt, but not your raw files nor .venv
 	rm -rf data runs reports mlflow.db* mlartifacts .prefect .cache .benchmarks .pytest_cache .mypy_cache .ruff_cache

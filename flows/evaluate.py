@@ -34,7 +34,7 @@ def evaluate(
     summary = read_json(result.directory / "summary.json")
     create_markdown_artifact(
         key=f"evaluation-{dataset}",
-        markdown=steps.summary_markdown(dataset, summary),
+        markdown=(result.directory / "summary.md").read_text(encoding="utf-8"),
         description=f"Held-out nDCG@{config.reward.k} on {dataset}",
     )
     return summary

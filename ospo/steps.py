@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from ospo import tracking
 from ospo.config import Algorithm, Config
 from ospo.errors import OspoError
-from ospo.files import read_json, sha256_file, sha256_json, write_json
+from ospo.files import atomic_file, read_json, sha256_file, sha256_json, write_json
 
 PREPARED = Path("data/prepared")
 VECTORS = Path("data/vectors")
@@ -233,6 +233,7 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
         from ospo.data.dataset import load_prepared
         from ospo.evaluation import evaluate
         from ospo.evaluation.report import write_report
+        from ospo.evaluation.wording import summary_markdown
 
         models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
         summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
@@ -240,7 +241,10 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
             run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
         report = directory / "report.html"
         resamples = config.evaluation.resamples
-        write_report(directory, report, resamples=resamples, seed=config.seed, facts={"MLflow run": run.id})
+        facts = {"MLflow run": run.id}
+        analysis = write_report(directory, report, resamples=resamples, seed=config.seed, facts=facts)
+        with atomic_file(directory / "summary.md") as temporary:
+            temporary.write_text(summary_markdown(analysis, dataset), encoding="utf-8")
         for name in ("evaluation.parquet", "summary.json", "report.html"):
             run.log_artifact(directory / name)
 
@@ -310,16 +314,6 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> st
         registry.note(config, dataset, None, decision={"promoted": False, "reason": reason})
         return reason
     return promotion.consider(config, dataset, directory, challenger=policy).reason
-
-
-def summary_markdown(dataset: str, summary: dict[str, Any]) -> str:
-    """An evaluation's summary as a markdown table."""
-    figures = summary["test"]
-    retrievers = list(next(iter(figures.values())))
-    lines = [f"### {dataset}: nDCG@10 on held-out requests", "", f"| policy | {' | '.join(retrievers)} |"]
-    lines.append("|---" * (len(retrievers) + 1) + "|")
-    lines += [f"| {name} | {' | '.join(f'{row[r]:.3f}' for r in retrievers)} |" for name, row in figures.items()]
-    return "\n".join(lines) + "\n"
 
 
 @contextmanager
