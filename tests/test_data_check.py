@@ -2,6 +2,7 @@
 
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -110,3 +111,8 @@ def test_page_escapes_text_from_data(esci_tiny, tmp_path):
     Reader().feed((tmp_path / "page.html").read_text())
     assert "script" not in tags
     assert tags.count("title") == 1
+
+
+def test_docs_explain_every_drop():
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    assert all(f"| `{reason}` | {text} |" in page for reason, text in REASONS.items())
