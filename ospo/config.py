@@ -193,6 +193,7 @@ class Rl(Section):
     optimizer: str = "adamw_torch"
     beta: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    repeat_cost: float = Field(0.0, ge=0, le=1)
     max_prompt_tokens: int = Field(ge=8)
     max_completion_tokens: int = Field(ge=2)
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"

@@ -53,6 +53,17 @@ WHEELS = {
 }
 
 
+def quiet() -> None:
+    """Keep the libraries' own progress bars and known warnings off the screen; ours show what matters."""
+    import warnings
+
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    # TRL 1.16 reads the name that transformers 5.23 renames.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+
+
 def fast_bfloat16() -> bool:
     """Whether this machine computes in bfloat16 in hardware: a GPU of Ampere or later, or a CPU with AVX512-BF16/AMX.
 

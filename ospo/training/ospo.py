@@ -179,7 +179,9 @@ class OSPOTrainer(GRPOTrainer):
         metrics = self._metrics["train"]
         for name, value in seconds.items():
             metrics[f"seconds/{name}"].append(value)
-        metrics["ndcg"].append(float(rollouts.values.mean()))
+        price = getattr(self.reward_function.reward, "price", None)
+        priced_B = rollouts.values + price(rollouts.answers) if price else rollouts.values
+        metrics["ndcg"].append(float(priced_B.mean()))
         metrics["empty_answers"].append(float(np.mean([not answer.strip() for answer in rollouts.answers])))
         if credits is not None:
             for name, value in credit_metrics(rollouts, credits).items():

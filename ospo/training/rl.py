@@ -17,11 +17,12 @@ from ospo.data.dataset import PreparedData
 from ospo.data.prompts import fit_messages
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
-from ospo.models import autocast_bfloat16, load_policy, save_policy
+from ospo.models import autocast_bfloat16, load_policy, quiet, save_policy
 from ospo.reward import SearchReward
 from ospo.training.callbacks import CheckpointMarker, last_checkpoint, standard_callbacks
-from ospo.training.ospo import OSPOTrainer, SearchRewardFunction
+from ospo.training.ospo import OSPOTrainer, Reward, SearchRewardFunction
 from ospo.training.rollouts import RolloutTable
+from ospo.training.waste import ThriftyReward
 
 Algorithm = Literal["grpo", "ospo"]
 
@@ -103,7 +104,7 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
         importance_sampling_level=rl.importance_sampling_level,
         num_iterations=1,
         # The library turns checkpointing on by default; it trades a third more compute for memory small models have.
-        gradient_checkpointing=rl.gradient_checkpointing,
+        activation_checkpointing=rl.gradient_checkpointing,
         bf16=autocast_bfloat16(model) or (gpu and model.dtype == "bfloat16"),
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
@@ -127,7 +128,8 @@ def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> 
     for key in ("output_dir", "logging_dir"):
         values.pop(key, None)
     credit = config.credit.model_dump() if algorithm == "ospo" else {"redistribution": "none"}
-    return {"algorithm": algorithm, "credit": credit, "trainer": values}
+    reward = config.reward.model_dump() | {"repeat_cost": config.preset.rl.repeat_cost}
+    return {"algorithm": algorithm, "credit": credit, "reward": reward, "trainer": values}
 
 
 def prompt_rows(data: PreparedData, count: int, seed: int) -> np.ndarray:
@@ -151,7 +153,7 @@ def prompt_dataset(data: PreparedData, rows: np.ndarray, tokenizer: Any, max_tok
     return Dataset.from_dict({"prompt": [known[row] for row in rows.tolist()], "row": rows.tolist()})
 
 
-def credit_engine(config: Config, reward: SearchReward) -> CreditEngine:
+def credit_engine(config: Config, reward: Reward) -> CreditEngine:
     """The credit engine of ``config.credit``, over the very function that gives the terminal reward."""
     credit = config.credit
     return CreditEngine(
@@ -177,6 +179,7 @@ def build_trainer(
     """A trainer ready to run ``algorithm`` from the policy in ``sft_model``; ``out/trainer_args.json`` is written."""
     from accelerate import PartialState
 
+    quiet()
     rl = config.preset.rl
     processes = PartialState(cpu=not torch.cuda.is_available()).num_processes
     arguments = trainer_arguments(config, algorithm, out, processes)
@@ -185,14 +188,15 @@ def build_trainer(
     generations = math.ceil(rl.steps * batch.accumulation / batch.steps_per_generation)
     rows = prompt_rows(data, generations * rl.prompts_per_step, config.seed)
     credit = config.credit
+    value: Reward = ThriftyReward(reward, rl.repeat_cost) if rl.repeat_cost else reward
     table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
     trainer = OSPOTrainer(
         model=network,
         args=arguments,
-        reward_funcs=SearchRewardFunction(reward, tokenizer),
+        reward_funcs=SearchRewardFunction(value, tokenizer),
         train_dataset=prompt_dataset(data, rows, tokenizer, rl.max_prompt_tokens),
         processing_class=tokenizer,
-        engine=credit_engine(config, reward) if algorithm == "ospo" else None,
+        engine=credit_engine(config, value) if algorithm == "ospo" else None,
         redistribution=credit.redistribution if algorithm == "ospo" else "none",
         alpha=credit.alpha,
         clip=credit.clip,

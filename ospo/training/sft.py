@@ -3,6 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import fit_messages
 from ospo.errors import InputError
-from ospo.models import autocast_bfloat16, create_policy, save_policy
+from ospo.models import autocast_bfloat16, create_policy, quiet, save_policy
 from ospo.training.callbacks import standard_callbacks
 from ospo.training.teacher import Teacher
 
 IGNORE = -100  # label of a token that is not trained on
+_SHORT = 0.4  # share of a scratch policy's steps that show requests without history
 _BUCKET = 8  # batches sorted by length together: less padding, and still random batches
 
 
@@ -31,18 +33,23 @@ def sft_examples(
 ) -> list[dict[str, list[int]]]:
     """``count`` examples in training order: ``input_ids`` (prompt, answer, end) and ``labels`` (the prompt ignored).
 
-    Requests come in seeded shuffles of the training split, each pass with newly drawn teacher texts.
+    Requests come in seeded shuffles of the training split, each pass with newly drawn teacher texts. A scratch policy
+    is shown requests without their history first: among few words it learns to copy, and short steps are cheap.
     """
     limit = config.preset.rl.max_prompt_tokens
-    prompts: dict[int, list[int]] = {}
+    short = round(_SHORT * count) if config.preset.model.source == "scratch" else 0
+    prompts: dict[tuple[int, bool], list[int]] = {}
     examples = []
-    for row, draw in _order(teacher.rows, count, config.seed):
-        if row not in prompts:
-            messages, _ = fit_messages(data.requests[row], tokenizer, limit)
-            prompts[row] = prompt_ids(tokenizer, messages)
+    for number, (row, draw) in enumerate(_order(teacher.rows, count, config.seed)):
+        key = (row, number < short)
+        if key not in prompts:
+            request = data.requests[row]
+            messages, _ = fit_messages(replace(request, history=()) if key[1] else request, tokenizer, limit)
+            prompts[key] = prompt_ids(tokenizer, messages)
+        prompt = prompts[key]
         answer = tokenizer(teacher.completion(row, draw), add_special_tokens=False)["input_ids"]
         answer = answer[: config.preset.rl.max_completion_tokens - 1] + [tokenizer.eos_token_id]
-        examples.append({"input_ids": prompts[row] + answer, "labels": [IGNORE] * len(prompts[row]) + answer})
+        examples.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
     return _bucketed(examples, config.preset.sft.batch_size, config.seed)
 
 
@@ -122,6 +129,7 @@ def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[i
     sft, model_config = config.preset.sft, config.preset.model
     out.mkdir(parents=True, exist_ok=True)
     (out / "metrics.jsonl").unlink(missing_ok=True)  # a warm start is short: an interrupted one begins again
+    quiet()
     set_seed(config.seed)
     teacher = Teacher(data, sft.teacher_noise, config.seed)
     network, tokenizer = create_policy(model_config, teacher.tokenizer_texts(), config.seed)
