@@ -160,10 +160,10 @@ def test_agrees_with_shapiq():
 
 def test_sixteen_players_well_under_a_second():
     values = np.random.default_rng(0).normal(size=1 << 16)
-    started = time.perf_counter()
+    started = time.process_time()
     shapley_values(values)
     owen_values(values, [range(6), range(6, 11), range(11, 16)])
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_no_players():

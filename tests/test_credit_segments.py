@@ -117,9 +117,9 @@ def test_spans_cover_arbitrary_unicode(text):
 
 def test_ten_thousand_characters():
     text = ("looking for a red cotton dress with long sleeves, slim fit and soft lining. " * 140)[:10_000]
-    started = time.perf_counter()
+    started = time.process_time()
     seg = segment(text, unions="clauses")
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert "".join(seg.units) == text
     assert len(seg) > 300
     merged = merge_segments(seg, 16)

@@ -133,7 +133,8 @@ def additive(credit: Tensor, share: Tensor, std: Tensor, segments: Tensor, alpha
 
     n φ̃_t estimates what the reward would be if every segment were as good as this one, so the deviation is on the
     scale of a reward; the mean is over the answer's tokens, which makes it mean-preserving over tokens (OSPO spec §3,
-    "additive"). A group with std 0 teaches nothing: 0.
+    "additive"). With α = 1, v(∅) = 0 and segments of equal length, A + d = (n φ̃_t − mean_group R) / std R: each phrase
+    is compared with the group's mean reward as if the whole text were like it. A group with std 0 teaches nothing: 0.
     """
     low, _, differ = _range(credit, share)
     centred = credit - low  # equal credits give exactly 0

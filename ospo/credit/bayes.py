@@ -15,6 +15,7 @@ a factor of two in any of them changes the error by about a tenth.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -62,6 +63,7 @@ class _Plan:
     def __init__(self, n: int, unions: Partition):
         self.n = n
         self.masks = all_masks(n)
+        self._lock = threading.Lock()
         self.cross = _times_kernel(np.asarray(value_operator.__wrapped__(n, unions)), n)  # Cov(φ, v), (n, 2**n)
         self.chosen: list[int] = []
         self._factors: list[np.ndarray] = []  # columns of the pivoted Cholesky factor of the kernel
@@ -84,10 +86,11 @@ class _Plan:
 
     def design(self, budget: int) -> np.ndarray:
         """The first ``budget`` coalitions, each the one that then lowers the total variance of φ most: (K, n)."""
-        while len(self.chosen) < min(budget, 1 << self.n):
-            gain = (self._cross_left**2).sum(0) / (self._left + JITTER)
-            gain[self.chosen] = -1
-            self._add(int(gain.argmax()))
+        with self._lock:
+            while len(self.chosen) < min(budget, 1 << self.n):
+                gain = (self._cross_left**2).sum(0) / (self._left + JITTER)
+                gain[self.chosen] = -1
+                self._add(int(gain.argmax()))
         return self.masks[self.chosen[:budget]]
 
 
