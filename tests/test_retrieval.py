@@ -2,8 +2,9 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from ospo.retrieval.dense import MiniLMRetriever
 from ospo.retrieval.hybrid import HybridRetriever, reciprocal_ranks
 from ospo.retrieval.lsa import LSARetriever
 from ospo.retrieval.mpnet import DIRECTORY, mpnet_directory, unpack
-from ospo.retrieval.packed import split_chunks
+from ospo.retrieval.packed import _workers, split_chunks
 from ospo.retrieval.static import StaticRetriever
 from ospo.retrieval.vectors import load_vectors, save_vectors
 
@@ -202,8 +203,33 @@ def test_minilm_does_not_depend_on_the_batch(dtype: str, esci_tiny: PreparedData
 
 def test_encoding_leaves_torch_threads_alone() -> None:
     before = torch.get_num_threads()
-    _minilm("auto").encode(TEXTS * 50)
-    assert torch.get_num_threads() == before
+    try:
+        torch.set_num_threads(2)
+        _workers.cache_clear()  # as in a fresh process
+        _minilm("auto").encode(TEXTS * 50)
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2  # threads yet to come
+        assert _workers(2).submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_scores_are_sums_on_a_grid(built: dict[str, Retriever], esci_tiny: PreparedData) -> None:
+    """What makes float64 sums exact, whatever their order: 2**-20 x 2**-20 (dense), 2**-12 x 2**-20, 2**-16."""
+    minilm, static, bm25 = (cast(Any, built[name]) for name in ("minilm", "static", "bm25"))
+    rows = np.arange(50)
+    terms = np.unique(np.concatenate(static.terms(["red shoes for the summer"])))
+    known = np.unique(np.concatenate(bm25.terms([request.query for request in esci_tiny.requests[:9]])))
+    for values, bits in (
+        (minilm.catalogue_vectors(), 20),
+        (minilm.vectors(["red dress"]), 20),
+        (static.term_scores(terms, rows), 32),
+        (bm25.term_scores(known, rows), 16),
+    ):
+        scaled = values.astype(np.float64) * 2.0**bits
+        assert np.abs(scaled).max() > 100
+        assert (scaled == np.round(scaled)).all()
 
 
 def test_split_chunks() -> None:

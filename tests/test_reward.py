@@ -169,6 +169,8 @@ def test_ndcg_bad_input() -> None:
         ("- - - shoes ---", "shoes"),
         ("shoes | boots\nboots", "shoes, boots"),
         ("鞋，鞋子。鞋", "鞋, 鞋子"),
+        ("_red_shoes__ _", "red shoes"),
+        ("Straße, STRASSE, straße", "Straße, STRASSE"),  # other words to a retriever, so not the same segment
         ("👟👟 , !?", ""),
         (" ", ""),
         ("", ""),
@@ -294,7 +296,7 @@ UNITS = [
     ["red", "running shoes,", "waterproof.", "for women"],
     ["rain", "rain", "jacket, jacket", "green rain"],  # words and segments that repeat across units
     ["5.5", "運動 鞋,", "5", "1,000", "_x_", "..."],
-    ["Straße", "STRASSE", "strasse", "ΣΑΣ", "İ"],
+    ["Straße,", "STRASSE,", "strasse", "ΣΑΣ", "İ"],
     [",,", "!", " "],
     ["socks"],
     [],

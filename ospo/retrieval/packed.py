@@ -31,11 +31,17 @@ GPU_CHUNK = 16384
 MAX_WORKERS = 8
 
 
+def _single_threaded() -> None:
+    """Torch sets a thread's number of threads at its first use in it: use it, then overrule that."""
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
 @lru_cache(maxsize=1)
 def _workers(count: int) -> ThreadPoolExecutor:
     """``count`` threads whose torch operations are single-threaded; the caller's own setting stays as it is."""
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, "encode", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(count, "encode", initializer=_single_threaded)
     barrier = Barrier(count)
     list(pool.map(lambda _: barrier.wait(), range(count)))  # all of them started
     torch.set_num_threads(threads)  # set_num_threads(1) also set the default of threads yet to come
