@@ -165,22 +165,29 @@ def _read_history(client: MlflowClient, dataset: str) -> list[int]:
 
 
 def _description(
-    dataset: str, policy: str, preset: str, summary: Mapping[str, Mapping[str, float]], facts: Mapping[str, str]
+    dataset: str,
+    policy: str,
+    config: Config,
+    summary: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, str],
 ) -> str:
-    retrievers = list(summary[policy])
+    training = config.retrievers.training
+    retrievers = sorted(summary[policy], key=lambda name: (name != training, name))
     rows = [name for name in ("raw", "sft", policy) if name in summary]
     table = [f"| nDCG@10 | {' | '.join(retrievers)} |", "|---" * (len(retrievers) + 1) + "|"]
     labels = {"raw": "raw query", "sft": "SFT", policy: f"**{policy.upper()} (this)**"}
     table += [f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |" for row in rows]
+    worse = [name for name in retrievers if "raw" in summary and summary[policy][name] < summary["raw"][name]]
     return "\n".join(
         [
-            f"Rewrites a shopper's request into a search text ({dataset}). Policy `{preset}`, trained with "
-            f"{policy.upper()} against {retrievers[0]}; the other retrievers were never seen in training.",
+            f"Rewrites a shopper's request into a search text ({dataset}). Policy `{config.policy}`, trained with "
+            f"{policy.upper()} against {training}; the other retrievers were never seen in training.",
             "",
             "Held-out requests (test split), candidate pools:",
             "",
             *table,
             "",
+            *([f"**Worse than the raw query under {', '.join(worse)}.**", ""] if worse else []),
             f"Data md5 `{facts['data_md5']}`, commit `{facts['git_commit']}` (dirty: {facts['git_dirty']}).",
             "",
             "Input: query strings, or JSON objects as strings with `query` and `history` "
@@ -207,7 +214,7 @@ def register(
 ) -> Version:
     """Make a policy a version of ``ospo-rewriter-<dataset>`` with alias ``challenger``.
 
-    ``policy``: its name in ``summary`` ({policy: {retriever: nDCG@10}} on the test split, training retriever first).
+    ``policy``: its name in ``summary`` ({policy: {retriever: nDCG@10}} on the test split).
     ``run_id``: the MLflow run that trained it. The first version becomes the champion directly. A policy whose files
     are registered already is not registered again: that version is returned.
     Raises InputError for a directory without a policy, RegistryError where MLflow does not answer.
@@ -255,7 +262,7 @@ def register(
             source=model_uri,
             run_id=run_id,
             tags=all_tags,
-            description=_description(dataset, policy, config.policy, summary, facts),
+            description=_description(dataset, policy, config, summary, facts),
             model_id=model_uri.rpartition("/")[2],
         )
         client.set_registered_model_alias(name, CHALLENGER, made.version)
