@@ -15,6 +15,7 @@ import typer
 if TYPE_CHECKING:
     from ospo import steps
 
+from ospo.cli_data import app as data_app
 from ospo.config import Algorithm, Config, Dataset, edit_params, load_config
 from ospo.errors import OspoError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Show or edit params.yaml.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 
 DatasetArgument = Annotated[Dataset, typer.Argument(help="esci or hm")]
 DatasetOption = Annotated[Dataset, typer.Option("--dataset", help="esci or hm")]
