@@ -192,7 +192,7 @@ def check_wheel(file: Path, wheel: Wheel) -> None:
 def _convert_gguf(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    network: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are plain bfloat16 by now; what is left of the GGUF quantization makes save_pretrained refuse.
     network.hf_quantizer = None
@@ -272,7 +272,10 @@ def create_policy(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
     if model.source == "scratch":
         if model.lora_rank:
             raise InputError(
-                "params.yaml", "model.lora_rank", "an adapter on random weights learns little", "set it to 0 for scratch"
+                "params.yaml",
+                "model.lora_rank",
+                "an adapter on random weights learns little",
+                "set it to 0 for scratch",
             )
         return build_scratch(model, texts, seed)
     network, tokenizer = _load_base(model)

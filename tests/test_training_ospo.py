@@ -58,7 +58,14 @@ def test_credit_lands_on_the_answers_own_tokens(prefix: str) -> None:
     assert rollouts.answers == [answer]
     credit = fake_credit(answer, [1.0, -1.0])
     result = token_advantages(
-        "additive", torch.tensor([0.5]), torch.tensor([1.0]), rollouts, [credit], torch.ones(1, len(ids)), alpha=1.0, clip=9.0
+        "additive",
+        torch.tensor([0.5]),
+        torch.tensor([1.0]),
+        rollouts,
+        [credit],
+        torch.ones(1, len(ids)),
+        alpha=1.0,
+        clip=9.0,
     )[0]
     text, spans = rollouts.texts[0], rollouts.spans[0]
     first, second = text.index("red"), text.index("linen")
@@ -199,9 +206,7 @@ def test_the_loss_by_hand(
     assert loss_of(trainer, ADVANTAGES, IDS, MASK).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_tokens_gradient_follows_its_own_advantage(
-    esci_tiny: PreparedData, policy: Path, tmp_path: Path
-) -> None:
+def test_each_tokens_gradient_follows_its_own_advantage(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
     trainer = trainer_for(esci_tiny, policy, tmp_path)
 
     def gradient(advantages: torch.Tensor) -> torch.Tensor:
@@ -274,7 +279,11 @@ def test_only_two_methods_of_the_library_are_overridden() -> None:
 def test_the_reward_is_learned(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
     gains = {}
     for algorithm in ("grpo", "ospo"):
-        overrides = ["presets.nano.rl.steps=25", "presets.nano.rl.prompts_per_step=4", "presets.nano.rl.learning_rate=1.0e-2"]
+        overrides = [
+            "presets.nano.rl.steps=25",
+            "presets.nano.rl.prompts_per_step=4",
+            "presets.nano.rl.learning_rate=1.0e-2",
+        ]
         trainer = trainer_for(esci_tiny, policy, tmp_path / algorithm, algorithm, *overrides)
         trainer.train()
         rewards = trainer.table.frame()["reward"].to_numpy().reshape(25, -1).mean(axis=1)

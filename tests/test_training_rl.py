@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from training_shop import ROOT, SMALL, LetterReward, make_policy, small_config, weights
+from training_shop import ROOT, LetterReward, make_policy, small_config, weights
 
 from ospo.config import load_config
 from ospo.credit.game import CreditEngine

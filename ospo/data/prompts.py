@@ -96,8 +96,9 @@ def extract_answer(completion: str) -> tuple[str, int]:
     """The search text of a completion, and the offset in characters at which it starts there.
 
     It is what stands between ``<answer>`` after any thinking and the first ``</answer>`` that follows it (or the end,
-    where none follows), of repeated openings the last; without an opening tag, what follows ``</think>``, up to a closing tag. Thinking that never
-    ends holds no answer. ``completion[offset : offset + len(answer)] == answer`` always.
+    where none follows), of repeated openings the last; without an opening tag, what follows ``</think>``, up to a
+    closing tag. Thinking that never ends holds no answer. ``completion[offset : offset + len(answer)] == answer``
+    always.
     """
     start = completion.rfind(THINK_CLOSE)
     if start >= 0:

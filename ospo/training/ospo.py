@@ -131,7 +131,7 @@ class OSPOTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's rollouts, with (B, T) advantages in place of (B,) while training; evaluation is left as it is."""
-        if not self.model.training:
+        if not self.model.training:  # type: ignore[union-attr]
             return super()._generate_and_score_completions(inputs)
         cache = self.reward_function.reward
         hits, misses = getattr(cache, "hits", 0), getattr(cache, "misses", 0)
@@ -166,12 +166,14 @@ class OSPOTrainer(GRPOTrainer):
 
     def _group_std(self, local: int) -> Tensor:
         """(B,) std of the rewards of each local completion's group, as TRL computes it; exactly 0 where all equal."""
+        group = self.num_generations
         assert self._gathered is not None
-        groups_GK = self._gathered[:, 0].view(-1, self.num_generations)
+        assert group is not None
+        groups_GK = self._gathered[:, 0].view(-1, group)
         std_G = nanstd(groups_GK, dim=1)
         std_G = torch.where((groups_GK == groups_GK[:, :1]).all(dim=1), torch.zeros_like(std_G), std_G)
         start = self.accelerator.process_index * local
-        return std_G.repeat_interleave(self.num_generations)[start : start + local]
+        return std_G.repeat_interleave(group)[start : start + local]
 
     def _record(
         self, rollouts: Rollouts, sequence_B: Tensor, credits: list[Credit] | None, seconds: dict[str, float]
@@ -227,9 +229,7 @@ def token_advantages(
     inside_BT = np.zeros_like(credit_BT)
     for b, credit in enumerate(credits):
         if not credit.skipped:
-            credit_T, inside_T = token_credit(
-                rollouts.spans[b], rollouts.offsets[b], credit.segmentation, credit.phi_N
-            )
+            credit_T, inside_T = token_credit(rollouts.spans[b], rollouts.offsets[b], credit.segmentation, credit.phi_N)
             credit_BT[b, : len(credit_T)], inside_BT[b, : len(inside_T)] = credit_T, inside_T
     device = sequence_B.device
     segments_B = torch.tensor([len(credit.segmentation) for credit in credits], device=device)

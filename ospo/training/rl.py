@@ -233,7 +233,8 @@ def train_rl(
     trainer = build_trainer(config, data, algorithm, sft_model, reward, out, on_log)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
-        trainer.table.write()
+        if trainer.table is not None:
+            trainer.table.write()
         network = trainer.accelerator.unwrap_model(trainer.model)
         network.eval()
         save_policy(network, trainer.processing_class, config.preset.model, out / "model")

@@ -9,7 +9,7 @@ import polars as pl
 from ospo.errors import InputError
 from ospo.files import atomic_file
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "step": pl.Int32,
     "request_id": pl.String,
     "answer": pl.String,

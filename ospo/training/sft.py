@@ -48,7 +48,7 @@ def sft_examples(
             prompts[key] = prompt_ids(tokenizer, messages)
         prompt = prompts[key]
         answer = tokenizer(teacher.completion(row, draw), add_special_tokens=False)["input_ids"]
-        answer = answer[: config.preset.rl.max_completion_tokens - 1] + [tokenizer.eos_token_id]
+        answer = [*answer[: config.preset.rl.max_completion_tokens - 1], tokenizer.eos_token_id]
         examples.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
     return _bucketed(examples, config.preset.sft.batch_size, config.seed)
 
@@ -139,7 +139,7 @@ def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[i
         """Takes the examples as they come: they are shuffled already, and sorted into batches of like length."""
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-            return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+            return SequentialSampler(examples)
 
     pad = tokenizer.pad_token_id
     trainer = InOrder(

@@ -30,7 +30,7 @@ class Teacher:
     """Writes teacher texts for training requests, each a pure function of (seed, request row, draw)."""
 
     def __init__(self, data: PreparedData, noise: float, seed: int):
-        """``noise`` in [0, 1]: the share of attributes that are lost (half of it) or another item's (the other half)."""
+        """``noise`` in [0, 1]: the share of attributes that are lost (half of it) or another item's (the rest)."""
         self.data, self.noise, self.seed = data, noise, seed
         self.rows = data.rows("train")
         self._attributes = _item_attributes(data)

