@@ -259,7 +259,7 @@ def _trained(mode) -> float:
     ones = torch.ones_like(credit)
     logits = torch.zeros(SLOTS, WORDS, dtype=torch.float64)
     logits[0, 0] = logits[1, 1] = 0.1  # symmetric optima: lean to one of them
-    for _ in range(400):
+    for _ in range(150):
         log_p = torch.log_softmax(logits, dim=1)
         log_tokens = torch.stack([log_p[j, words[:, j]] for j in range(SLOTS)], dim=1)
         p = log_tokens.sum(1).exp()
@@ -280,7 +280,7 @@ def _trained(mode) -> float:
         # Gradient of Σ_text p · Σ_t A_t log π(word_t): for each slot, Σ p A (one-hot − π).
         for j in range(SLOTS):
             weight = p * advantages[:, j]
-            logits[j] += 0.3 * (
+            logits[j] += 0.8 * (
                 torch.zeros(WORDS, dtype=torch.float64).index_add(0, words[:, j], weight)
                 - weight.sum() * log_p[j].exp()
             )

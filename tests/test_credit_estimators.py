@@ -95,6 +95,13 @@ def test_seeds_matter_where_there_is_a_choice(name):
     assert estimate(name, values, 9, 27, seed=3).tolist() == estimate(name, values, 9, 27, seed=3).tolist()
 
 
+def test_orders_come_with_their_reverse():
+    chains = get_estimator("permutation").plan(6, (), 40, np.random.default_rng(0)).reshape(-1, 7, 6)
+    assert len(chains) >= 4
+    for first, second in zip(chains[::2], chains[1::2], strict=False):
+        assert second.tolist() == (~first[::-1]).tolist()
+
+
 # --- the paper's estimator --------------------------------------------------------------------------------------------
 
 

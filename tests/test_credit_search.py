@@ -25,11 +25,11 @@ def minilm(esci_tiny: PreparedData, tiny_config: Config) -> SearchReward:
 def _answers(data: PreparedData) -> tuple[list[str], list[int]]:
     """Texts of 7 or so phrases: a query, half of a relevant title, half of another item's."""
     texts, rows = [], []
-    for row in range(4):
+    for row in range(3):
         pool, gains = data.pools_RP[row], data.gains_RP[row]
         right = data.item_texts[pool[int(gains.argmax())]].split()
         wrong = data.item_texts[pool[int(gains.argmin())]].split()
-        parts = [data.requests[row].query, *(" ".join(w[i : i + 3]) for w in (right, wrong) for i in (0, 3, 6))]
+        parts = [data.requests[row].query, *(" ".join(w[i : i + 3]) for w in (right, wrong) for i in (0, 3, 6))][:7]
         texts.append(", ".join(part for part in parts if part))
         rows.append(row)
     return texts, rows
@@ -54,20 +54,24 @@ def test_scores_explain_the_rewards(minilm: SearchReward, esci_tiny: PreparedDat
         assert minilm.measure(given[None], row).tolist() == minilm([text], [row]).tolist()
 
 
-def test_auto_is_close_to_exact_on_real_texts(minilm: SearchReward, esci_tiny: PreparedData) -> None:
+def test_auto_is_close_to_exact_on_real_texts(esci_tiny: PreparedData, tiny_config: Config) -> None:
+    # Static embeddings stand in for an encoder: their scores are shown, their parts are not. Encoders are in the
+    # benchmark, where all coalitions of many texts take minutes.
+    reward = _reward("static", esci_tiny, tiny_config)
+    del reward.coalition_values
     answers, rows = _answers(esci_tiny)
     errors: dict[str, float] = dict.fromkeys(("auto", "bayes", "contiguous"), 0.0)
     partial = 0
     for name in errors:
-        engine = CreditEngine(minilm, segments="delimiters", estimator=name, budget=32)
+        engine = CreditEngine(reward, segments="delimiters", estimator=name, budget=32)
         for credit in engine.credit(answers, rows):
             masks = all_masks(len(credit.segmentation))
             row = rows[answers.index(credit.segmentation.text)]
-            values = minilm([coalition_text(credit.segmentation, mask) for mask in masks], [row] * len(masks))
+            values = reward([coalition_text(credit.segmentation, mask) for mask in masks], [row] * len(masks))
             errors[name] += float(((credit.phi_N - shapley_values(values)) ** 2).mean())
             partial += len(masks) > 32
             assert credit.evaluations <= 32
-    assert partial >= 6  # of 12: else nothing was estimated
+    assert partial >= 6  # of 9: else nothing was estimated
     assert errors["auto"] <= errors["contiguous"] / 4
     assert errors["bayes"] <= errors["contiguous"] / 2
 
