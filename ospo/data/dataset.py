@@ -1,8 +1,11 @@
 """Prepared data of one dataset in memory, row-indexed: what training and evaluation read."""
 
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import polars as pl
@@ -11,6 +14,8 @@ from ospo.data.schemas import PREPARED, SPLITS, check_prepared
 from ospo.errors import InputError
 
 _AGAIN = "prepare the dataset again (ospo prepare)"
+_CHUNK = 1 << 16
+_READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,47 @@ class Request:
     target_id: str
 
 
+class Requests(Sequence[Request]):
+    """Requests over a table, made when they are asked for: millions of objects would not fit in memory."""
+
+    def __init__(self, frame: pl.DataFrame) -> None:
+        self.frame = frame
+        self._made: dict[int, Request] = {}
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    @overload
+    def __getitem__(self, row: int) -> Request: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[Request]: ...
+    def __getitem__(self, row: int | slice) -> Request | list[Request]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        row = operator.index(row)
+        if row < 0:
+            row += len(self)
+        if not 0 <= row < len(self):
+            raise IndexError(f"request row {row} of {len(self)}")
+        if row not in self._made:
+            if len(self._made) >= _CHUNK:
+                self._made.clear()
+            self._made[row] = _request(self.frame.row(row, named=True))
+        return self._made[row]
+
+    def __iter__(self) -> Iterator[Request]:
+        return (_request(row) for row in self.frame.iter_rows(named=True, buffer_size=4096))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Requests) and self.frame.equals(other.frame)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _request(row: dict) -> Request:
+    return Request(**{**row, "history": tuple(Purchase(**purchase) for purchase in row["history"])})
+
+
 @dataclass(frozen=True, eq=False)
 class PreparedData:
     """Everything of one dataset.
@@ -47,7 +93,7 @@ class PreparedData:
     name: str
     directory: Path
     catalogue: pl.DataFrame
-    requests: list[Request]
+    requests: Requests
     pools_RP: np.ndarray
     gains_RP: np.ndarray
 
@@ -63,12 +109,12 @@ class PreparedData:
 
     @cached_property
     def _rows_by_split(self) -> dict[str, np.ndarray]:
-        splits = np.array([request.split for request in self.requests])
+        splits = self.requests.frame["split"].to_numpy()
         return {split: np.flatnonzero(splits == split) for split in SPLITS}
 
     @cached_property
     def _row_by_id(self) -> dict[str, int]:
-        return {request.request_id: row for row, request in enumerate(self.requests)}
+        return {name: row for row, name in enumerate(self.requests.frame["request_id"])}
 
     def rows(self, split: str) -> np.ndarray:
         """Request rows of a split (train, validation or test), ascending. Raises KeyError for another name."""
@@ -81,16 +127,41 @@ class PreparedData:
 
 def read_prepared_table(directory: Path, table: str) -> pl.DataFrame:
     """One prepared table, held to its contract. Raises InputError."""
+    file = _existing(directory, table)
+    try:
+        frame = pl.read_parquet(file)
+    except _READ_ERRORS as error:
+        raise _unreadable(file, error) from None
+    check_prepared(file, frame, table)
+    return frame.select(list(PREPARED[table]))
+
+
+def _existing(directory: Path, table: str) -> Path:
     file = directory / f"{table}.parquet"
     if not file.is_file():
         raise InputError(file, "", "file not found", _AGAIN)
-    try:
-        frame = pl.read_parquet(file)
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
-        problem = str(error).splitlines()[0][:200]
-        raise InputError(file, "", f"is not a readable parquet file ({problem})", _AGAIN) from None
-    check_prepared(file, frame, table)
-    return frame.select(list(PREPARED[table]))
+    return file
+
+
+def _unreadable(file: Path, error: BaseException) -> InputError:
+    problem = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return InputError(file, "", f"is not a readable parquet file ({problem})", _AGAIN)
+
+
+def _pool_tables(directory: Path) -> Iterator[pl.DataFrame]:
+    """pools.parquet in chunks, each held to the contract."""
+    file = _existing(directory, "pools")
+    begin = 0
+    while True:
+        try:
+            frame = pl.scan_parquet(file).slice(begin, _CHUNK).collect()
+        except _READ_ERRORS as error:
+            raise _unreadable(file, error) from None
+        check_prepared(file, frame, "pools")
+        if frame.is_empty():
+            return
+        yield frame
+        begin += _CHUNK
 
 
 def load_prepared(directory: str | Path) -> PreparedData:
@@ -103,14 +174,15 @@ def load_prepared(directory: str | Path) -> PreparedData:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(directory, "", "folder not found", "prepare the dataset first (ospo prepare)")
-    catalogue, requests, qrels, pools = (read_prepared_table(directory, name) for name in PREPARED)
+    catalogue, requests, qrels = (read_prepared_table(directory, name) for name in ("catalogue", "requests", "qrels"))
     _check_ids(directory, catalogue, requests)
-    pools_RP, gains_RP = _pool_matrices(directory, catalogue, requests, qrels, pools)
+    pools_RP = _pools(directory, catalogue, requests)
+    gains_RP = _gains(directory, catalogue, requests, qrels, pools_RP)
     return PreparedData(
         name=directory.name,
         directory=directory,
         catalogue=catalogue,
-        requests=_request_objects(requests),
+        requests=Requests(requests),
         pools_RP=pools_RP,
         gains_RP=gains_RP,
     )
@@ -130,48 +202,65 @@ def _check_ids(directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame)
         raise InputError(directory / "requests.parquet", "split", problem, _AGAIN)
 
 
-def _pool_matrices(
-    directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame, qrels: pl.DataFrame, pools: pl.DataFrame
-) -> tuple[np.ndarray, np.ndarray]:
-    pools_file, qrels_file = directory / "pools.parquet", directory / "qrels.parquet"
+def _pools(directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame) -> np.ndarray:
+    """(R, P) catalogue rows of the pools."""
+    file = directory / "pools.parquet"
+    items = catalogue.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
+    pools_RP = np.full((len(requests), 1), -1, dtype=np.int32)
+    begin = 0
+    for table in _pool_tables(directory):
+        if table["request_id"].to_list() != requests["request_id"][begin : begin + len(table)].to_list():
+            raise InputError(file, "request_id", "does not match requests.parquet row by row", _AGAIN)
+        lengths = table["item_ids"].list.len().to_numpy().astype(np.int64)
+        if not lengths.all():
+            name = table["request_id"][int(np.argmin(lengths))]
+            raise InputError(file, "item_ids", f"the pool of request {name!r} is empty", _AGAIN)
+        long = table.select(pl.col("item_ids").explode().alias("item_id"))
+        long = long.join(items, on="item_id", how="left", maintain_order="left")
+        if long["item"].null_count():
+            unknown = long.filter(pl.col("item").is_null())["item_id"][0]
+            raise InputError(file, "item_ids", f"item {unknown!r} is not in catalogue.parquet", _AGAIN)
+        if (wider := int(lengths.max()) - pools_RP.shape[1]) > 0:
+            pools_RP = np.pad(pools_RP, ((0, 0), (0, wider)), constant_values=-1)
+        row = np.repeat(np.arange(len(table)), lengths)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        pools_RP[begin + row, place] = long["item"].to_numpy()
+        begin += len(table)
+    if begin != len(requests):
+        raise InputError(file, "request_id", "does not match requests.parquet row by row", _AGAIN)
+    return pools_RP
+
+
+def _gains(
+    directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame, qrels: pl.DataFrame, pools_RP: np.ndarray
+) -> np.ndarray:
+    """(R, P) gains of the items in the pools."""
+    file = directory / "qrels.parquet"
     items = catalogue.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     rows = requests.select("request_id", row=pl.int_range(pl.len(), dtype=pl.Int32))
-    if pools["request_id"].to_list() != requests["request_id"].to_list():
-        raise InputError(pools_file, "request_id", "does not match requests.parquet row by row", _AGAIN)
-    if len(empty := pools.filter(pl.col("item_ids").list.len() == 0)):
-        raise InputError(pools_file, "item_ids", f"the pool of request {empty['request_id'][0]!r} is empty", _AGAIN)
-    long = (
-        pools.select(row=pl.int_range(pl.len(), dtype=pl.Int32), item_id="item_ids")
-        .explode("item_id")
-        .with_columns(position=pl.int_range(pl.len(), dtype=pl.Int32).over("row"))
+    relevant = (
+        qrels.filter(pl.col("gain") > 0)
+        .join(rows, on="request_id", how="left", maintain_order="left")
         .join(items, on="item_id", how="left", maintain_order="left")
     )
-    if long["item"].null_count():
-        unknown = long.filter(pl.col("item").is_null())["item_id"][0]
-        raise InputError(pools_file, "item_ids", f"item {unknown!r} is not in catalogue.parquet", _AGAIN)
-    pools_RP = np.full((len(requests), int(long["position"].max()) + 1), -1, dtype=np.int32)  # type: ignore[arg-type]
-    gains_RP = np.zeros(pools_RP.shape, dtype=np.float32)
-    pools_RP[long["row"], long["position"]] = long["item"]
-
-    relevant = qrels.filter(pl.col("gain") > 0).join(rows, on="request_id", how="left", maintain_order="left")
     if relevant["row"].null_count():
         unknown = relevant.filter(pl.col("row").is_null())["request_id"][0]
-        raise InputError(qrels_file, "request_id", f"{unknown!r} is not in requests.parquet", _AGAIN)
-    placed = relevant.join(long.select("row", "item_id", "position"), on=["row", "item_id"], how="left")
-    if placed["position"].null_count():
-        lost = placed.filter(pl.col("position").is_null()).sort("request_id", "item_id").row(0, named=True)
-        problem = f"relevant item {lost['item_id']!r} of request {lost['request_id']!r} is not in its pool"
-        raise InputError(pools_file, "item_ids", problem, _AGAIN)
-    gains_RP[placed["row"], placed["position"]] = placed["gain"]
+        raise InputError(file, "request_id", f"{unknown!r} is not in requests.parquet", _AGAIN)
+    gains_RP = np.zeros(pools_RP.shape, dtype=np.float32)
+    item = relevant["item"].fill_null(-2).to_numpy()
+    row, gain = relevant["row"].to_numpy(), relevant["gain"].to_numpy()
+    for begin in range(0, len(row), _CHUNK):
+        part = slice(begin, begin + _CHUNK)
+        found = pools_RP[row[part]] == item[part, None]
+        place = found.argmax(axis=1)
+        lost = np.flatnonzero(~found[np.arange(len(place)), place])
+        if len(lost):
+            first = relevant.row(begin + int(lost[0]), named=True)
+            problem = f"relevant item {first['item_id']!r} of request {first['request_id']!r} is not in its pool"
+            raise InputError(directory / "pools.parquet", "item_ids", problem, _AGAIN)
+        gains_RP[row[part], place] = gain[part]
     without = np.flatnonzero(gains_RP.max(axis=1) <= 0)
     if len(without):
         name = requests["request_id"][int(without[0])]
-        raise InputError(qrels_file, "gain", f"request {name!r} has no relevant item", _AGAIN)
-    return pools_RP, gains_RP
-
-
-def _request_objects(requests: pl.DataFrame) -> list[Request]:
-    return [
-        Request(**{**row, "history": tuple(Purchase(**purchase) for purchase in row["history"])})
-        for row in requests.iter_rows(named=True)
-    ]
+        raise InputError(file, "gain", f"request {name!r} has no relevant item", _AGAIN)
+    return gains_RP

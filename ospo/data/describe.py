@@ -50,8 +50,9 @@ def _histogram(title: str, values: np.ndarray, most: int = 12) -> Bars:
 
 def describe(data: PreparedData) -> Profile:
     """Profile of prepared data: sizes, splits, lengths, the largest categories, three requests."""
-    words = np.array([len(request.query.split()) for request in data.requests])
-    history = np.array([len(request.history) for request in data.requests])
+    requests = data.requests.frame
+    words = requests["query"].str.split(" ").list.len().to_numpy().astype(np.int64)
+    history = requests["history"].list.len().to_numpy().astype(np.int64)
     relevant = (data.gains_RP > 0).sum(axis=1)
     places = (data.pools_RP >= 0).sum(axis=1)
     texts = data.catalogue["text"].str.len_chars().to_numpy()
@@ -66,7 +67,7 @@ def describe(data: PreparedData) -> Profile:
         "items": f"{len(data.item_ids):,}",
         "requests": f"{len(data.requests):,}",
         **{split: f"{len(data.rows(split)):,}" for split in SPLITS},
-        "customers": f"{len({request.customer_id for request in data.requests} - {''}):,}",
+        "customers": f"{requests['customer_id'].replace({'': None}).drop_nulls().n_unique():,}",
         "categories": f"{categories.height:,}",
         "pool places, mean": f"{places.mean():.1f}",
         "relevant items in a pool, mean": f"{relevant.mean():.2f}",
