@@ -7,7 +7,8 @@ Compares, in one run on one machine and with the same requests, decoding and ans
 * ``server``: a real ``mlflow models serve`` of the registered champion, with 1, 4 and 16 clients at once.
 
 Without a registered champion (or with --scratch) a freshly drawn ``nano`` policy is registered in a temporary folder;
-its answers run to the token limit, so its figures are the slow end. Figures vary with load: nothing else should run.
+its answers run to the token limit, so its figures are the slow end. Latency and throughput vary with whatever else
+runs; processor time a request (of the server's process where there is one) hardly does.
 """
 
 import argparse
@@ -32,6 +33,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+import psutil
 
 from ospo import registry, tracking
 from ospo.config import Config, load_config
@@ -132,12 +134,13 @@ def served(config: Config, dataset: str, threads: int) -> Iterator[int]:
 def measure(call: Callable[[list[str]], object], groups: list[list[str]]) -> dict[str, float]:
     """Latency of ``call`` on each group of requests, one call after the other."""
     seconds = []
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     for group in groups:
         start = time.perf_counter()
         call(group)
         seconds.append(time.perf_counter() - start)
-    return figures(seconds, sum(map(len, groups)), time.perf_counter() - begun)
+    total, cpu = time.perf_counter() - begun, time.process_time() - worked
+    return figures(seconds, sum(map(len, groups)), total, cpu)
 
 
 def measure_server(port: int, queries: list[str], clients: int) -> dict[str, float]:
@@ -162,20 +165,35 @@ def measure_server(port: int, queries: list[str], clients: int) -> dict[str, flo
                     failures.append(content)
 
     threads = [threading.Thread(target=client) for _ in range(clients)]
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), processor_seconds(port)
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if failures:
         raise RuntimeError(f"{len(failures)} requests failed, the first with {failures[0][:500]!r}")
-    return figures(seconds, len(queries), time.perf_counter() - begun)
+    total = time.perf_counter() - begun
+    return figures(seconds, len(queries), total, processor_seconds(port) - worked)
 
 
-def figures(seconds: list[float], requests: int, total: float) -> dict[str, float]:
-    """p50 and p99 latency in milliseconds, and requests per second."""
+def processor_seconds(port: int) -> float:
+    """Processor time so far of the process that listens on ``port``."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            times = psutil.Process(connection.pid).cpu_times()
+            return float(times.user + times.system)
+    raise RuntimeError(f"nothing listens on port {port}")
+
+
+def figures(seconds: list[float], requests: int, total: float, cpu: float) -> dict[str, float]:
+    """p50 and p99 latency and processor time a request in milliseconds, and requests per second."""
     p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-    return {"p50_ms": round(float(p50), 1), "p99_ms": round(float(p99), 1), "per_second": round(requests / total, 1)}
+    return {
+        "p50_ms": round(float(p50), 1),
+        "p99_ms": round(float(p99), 1),
+        "per_second": round(requests / total, 1),
+        "cpu_ms": round(cpu / requests * 1000, 1),
+    }
 
 
 def transformers_loop(directory: Path, max_new_tokens: int) -> Callable[[list[str]], object]:
@@ -238,7 +256,10 @@ def run(config: Config, dataset: str, requests: int, threads: int) -> dict[str, 
 
 def report(name: str, row: dict[str, float]) -> None:
     """One line of the table."""
-    print(f"{name:22} {row['p50_ms']:10.1f} {row['p99_ms']:10.1f} {row['per_second']:12.1f}", flush=True)
+    print(
+        f"{name:22} {row['p50_ms']:10.1f} {row['p99_ms']:10.1f} {row['per_second']:12.1f} {row['cpu_ms']:10.1f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -255,7 +276,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.scratch:
             config = scratch_registry(config, Path(folder))
-        print(f"{'':22} {'p50 ms':>10} {'p99 ms':>10} {'requests/s':>12}")
+        print(f"{'':22} {'p50 ms':>10} {'p99 ms':>10} {'requests/s':>12} {'cpu ms':>10}")
         results = run(config, "esci" if options.scratch else options.dataset, options.requests, options.threads)
     machine = {"platform": platform.platform(terse=True), "cpus": len(os.sched_getaffinity(0))}
     write_json(options.out, {"results": results, "threads": options.threads, "scratch": options.scratch, **machine})
