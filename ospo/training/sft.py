@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from ospo.config import Config
-from ospo.data.dataset import PreparedData
-from ospo.data.prompts import fit_messages
+from ospo.data.dataset import PreparedData, Request
+from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
 from ospo.errors import InputError
 from ospo.models import autocast_bfloat16, create_policy, quiet, save_policy
 from ospo.training.callbacks import standard_callbacks
@@ -36,21 +36,30 @@ def sft_examples(
     Requests come in seeded shuffles of the training split, each pass with newly drawn teacher texts. A scratch policy
     is shown requests without their history first: among few words it learns to copy, and short steps are cheap.
     """
-    limit = config.preset.rl.max_prompt_tokens
+    rl = config.preset.rl
     short = round(_SHORT * count) if config.preset.model.source == "scratch" else 0
-    prompts: dict[tuple[int, bool], list[int]] = {}
-    examples = []
+    requests, texts = [], []
     for number, (row, draw) in enumerate(_order(teacher.rows, count, config.seed)):
-        key = (row, number < short)
-        if key not in prompts:
-            request = data.requests[row]
-            messages, _ = fit_messages(replace(request, history=()) if key[1] else request, tokenizer, limit)
-            prompts[key] = prompt_ids(tokenizer, messages)
-        prompt = prompts[key]
-        answer = tokenizer(teacher.completion(row, draw), add_special_tokens=False)["input_ids"]
-        answer = [*answer[: config.preset.rl.max_completion_tokens - 1], tokenizer.eos_token_id]
+        request, text = teacher.example(row, draw)
+        requests.append(replace(request, history=()) if number < short else request)
+        texts.append(f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}")
+    answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    examples = []
+    for prompt, answer in zip(_prompts(requests, tokenizer, rl.max_prompt_tokens), answers, strict=True):
+        answer = [*answer[: rl.max_completion_tokens - 1], tokenizer.eos_token_id]
         examples.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
     return _bucketed(examples, config.preset.sft.batch_size, config.seed)
+
+
+def _prompts(requests: list[Request], tokenizer: Any, limit: int) -> list[list[int]]:
+    """Token ids of the requests' prompts, each at most ``limit``: all at once, those too long again one by one."""
+    conversations = [prompt_messages(request) for request in requests]
+    texts = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
+    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    for number, prompt in enumerate(prompts):
+        if len(prompt) > limit:
+            prompts[number] = prompt_ids(tokenizer, fit_messages(requests[number], tokenizer, limit)[0])
+    return prompts
 
 
 def _order(rows: np.ndarray, count: int, seed: int) -> Iterator[tuple[int, int]]:

@@ -8,14 +8,16 @@ find, and there is variety to find it in. Only requests of the training split ar
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from ospo.data.dataset import PreparedData
-from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, clean, prompt_messages
+from ospo.data.dataset import PreparedData, Request
+from ospo.data.prompts import clean, prompt_messages
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MAX_ATTRIBUTES = 4  # in one text
+_CATALOGUE = 0.15  # share of examples that ask for an item of the catalogue
 _TEXT_WORDS = 60  # of an item's text that are looked at
 _RARE, _COMMON = 3, 0.2  # an attribute is worn by at least 3 items and at most a fifth of the catalogue
 # Words that join, not describe. The upper bound on frequency finds most; a small catalogue lets these through.
@@ -33,7 +35,8 @@ class Teacher:
         """``noise`` in [0, 1]: the share of attributes that are lost (half of it) or another item's (the rest)."""
         self.data, self.noise, self.seed = data, noise, seed
         self.rows = data.rows("train")
-        self._attributes = _item_attributes(data)
+        self._names = data.catalogue.select("category", "colour")
+        self._attributes, self._shared = _item_attributes(data)
         self._relevant = {int(row): _best_items(data, int(row)) for row in self.rows}
 
     def attributes(self, item: int) -> tuple[str, ...]:
@@ -47,9 +50,40 @@ class Teacher:
         """
         items = self._relevant[row]
         rng = np.random.default_rng([self.seed, row, draw])
-        query = clean(self.data.requests[row].query)
-        seen = set(query.lower().split())
-        own = self._fresh(items[rng.integers(len(items))], seen)
+        item = items[rng.integers(len(items))]
+        return self._write(clean(self.data.requests[row].query), self._attributes[item], rng)
+
+    def example(self, row: int, draw: int) -> tuple[Request, str]:
+        """A request to imitate and its search text, made from the training request in ``row``.
+
+        A few hundred requests are soon learned by heart, and what is known by heart is not copied. So a quarter of the
+        draws ask for an item of the catalogue by its colour and type; every other one asks for one of the shopper's
+        own purchases by its type, with the others as history; and each shows the purchases in another order.
+        """
+        request = self.data.requests[row]
+        rng = np.random.default_rng([self.seed, row, draw, 1])
+        if rng.random() < _CATALOGUE:
+            item = int(rng.integers(len(self._attributes)))
+            named = self._named(item)
+            query = " ".join(named[i] for i in rng.permutation(len(named)))
+            if query:
+                return replace(request, query=query, history=()), self._write(query, self._attributes[item], rng)
+        history = [request.history[i] for i in rng.permutation(len(request.history))]
+        if len(history) > 1 and rng.random() < 0.5 and clean(history[0].type):
+            bought, history = history[0], history[1:]
+            words = (word for word in clean(bought.name).split() if word in self._shared)
+            attributes = tuple(dict.fromkeys([field for field in (clean(bought.colour),) if field] + list(words)))
+            text = self._write(clean(bought.type), attributes, rng)
+            return replace(request, query=bought.type, history=tuple(history)), text
+        return replace(request, history=tuple(history)), self.text(row, draw)
+
+    def _named(self, item: int) -> list[str]:
+        """Type and colour of an item, as far as they are known."""
+        return [text for text in map(clean, self._names.row(item)) if text]
+
+    def _write(self, query: str, attributes: tuple[str, ...], rng: np.random.Generator) -> str:
+        seen = set(query.split())
+        own = _fresh(attributes, seen)
         picked = [own[i] for i in rng.permutation(len(own))[: rng.integers(1, _MAX_ATTRIBUTES + 1)]]
         parts = [query]
         for phrase in picked:
@@ -57,7 +91,7 @@ class Teacher:
             if roll < self.noise / 2:
                 continue
             if roll < self.noise:
-                other = self._fresh(int(rng.integers(len(self._attributes))), seen)
+                other = _fresh(self._attributes[rng.integers(len(self._attributes))], seen)
                 if not other:
                     continue
                 phrase = other[rng.integers(len(other))]
@@ -66,19 +100,13 @@ class Teacher:
         # Commas mostly; now and then the words run on, so that the policy knows both ways.
         return (", " if rng.random() < 0.8 else " ").join(part for part in parts if part)
 
-    def completion(self, row: int, draw: int) -> str:
-        """``text`` between the answer tags."""
-        return f"{ANSWER_OPEN}{self.text(row, draw)}{ANSWER_CLOSE}"
-
-    def _fresh(self, item: int, seen: set[str]) -> list[str]:
-        return [phrase for phrase in self._attributes[item] if not seen.issuperset(phrase.split())]
-
     def tokenizer_texts(self, draws: int = 4) -> Iterator[str]:
         """Prompts and teacher texts of the training split: what a scratch policy's tokenizer is trained on."""
         for row in self.rows.tolist():
             yield prompt_messages(self.data.requests[row], instruct=False)[0]["content"]
             for draw in range(draws):
                 yield self.text(row, draw)
+            yield from (f" {word}" for word in clean(self.data.requests[row].query).split())
 
 
 def _best_items(data: PreparedData, row: int) -> list[int]:
@@ -86,22 +114,30 @@ def _best_items(data: PreparedData, row: int) -> list[int]:
     return data.pools_RP[row][gains_P >= gains_P.max()].tolist()
 
 
-def _item_attributes(data: PreparedData) -> list[tuple[str, ...]]:
-    """Attribute phrases of every catalogue row: its colour, type and brand, then words that several items share.
+def _fresh(attributes: tuple[str, ...], seen: set[str]) -> list[str]:
+    return [phrase for phrase in attributes if not seen.issuperset(phrase.split())]
 
-    How many items use a word tells attributes from names (too rare) and from filler (too common), in any language.
+
+def _item_attributes(data: PreparedData) -> tuple[list[tuple[str, ...]], frozenset[str]]:
+    """Attribute phrases of every catalogue row, and the words that count as attributes.
+
+    An item's are its colour, type and brand, then words that several items share. How many items use a word tells
+    attributes from names (too rare) and from filler (too common), in any language; words of the item's department
+    tell nothing that its type does not.
     """
-    columns = ["text", "colour", "category", "brand"]
+    columns = ["text", "group", "colour", "category", "brand"]
     words: list[list[str]] = []
     fields: list[list[str]] = []
-    for text, *rest in data.catalogue.select(columns).iter_rows():
+    for text, group, *rest in data.catalogue.select(columns).iter_rows():
         start = clean(" ".join(text.split()[:_TEXT_WORDS]))
-        words.append(list(dict.fromkeys(word.lower() for word in _WORD.findall(start))))
+        department = set(clean(group).split())
+        words.append([word for word in dict.fromkeys(_WORD.findall(start)) if word not in department])
         fields.append([" ".join(clean(field).lower().split()[:3]) for field in rest])
     count = Counter(word for item in words for word in item)
     most = max(_RARE, _COMMON * len(words))
-    shared = {word for word, n in count.items() if _RARE <= n <= most and word not in _JOINING}
-    return [
+    shared = frozenset(word for word, n in count.items() if _RARE <= n <= most and word not in _JOINING)
+    attributes = [
         tuple(dict.fromkeys([field for field in item_fields if field] + [word for word in item if word in shared]))
         for item, item_fields in zip(words, fields, strict=True)
     ]
+    return attributes, shared
