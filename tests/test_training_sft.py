@@ -64,12 +64,32 @@ def test_nothing_is_written_for_held_out_requests(hm_tiny: PreparedData) -> None
     for row in [*hm_tiny.rows("test").tolist(), *hm_tiny.rows("validation").tolist()]:
         with pytest.raises(KeyError):
             teacher.text(row, 0)
-    config = small_config()
-    _, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), 0)
-    examples = sft_examples(config, hm_tiny, tokenizer, teacher, 3 * len(train))
-    prompts = {tokenizer.decode([i for i, label in zip(e["input_ids"], e["labels"], strict=True) if label == IGNORE])
-               for e in examples}  # fmt: skip
-    assert len(prompts) <= len(train)
+        for draw in range(10):
+            with pytest.raises(KeyError):
+                teacher.example(row, draw)
+
+
+def test_examples_show_only_what_a_training_request_and_the_catalogue_hold(hm_tiny: PreparedData) -> None:
+    teacher = Teacher(hm_tiny, 0.0, 0)
+    kinds = {"request": 0, "purchase": 0, "item": 0}
+    named = {" ".join(sorted(f"{c} {k}".lower().split())) for c, k in hm_tiny.catalogue["colour", "category"].rows()}
+    for row in teacher.rows.tolist():
+        original = hm_tiny.requests[row]
+        for draw in range(12):
+            request, text = teacher.example(row, draw)
+            assert request.request_id == original.request_id
+            assert set(request.history) <= set(original.history)
+            assert text.startswith(clean(request.query))
+            if request.query == original.query:
+                kinds["request"] += 1
+                assert len(request.history) == len(original.history)
+            elif request.history:
+                kinds["purchase"] += 1
+                assert request.query in {purchase.type for purchase in original.history}
+            else:
+                kinds["item"] += 1
+                assert " ".join(sorted(request.query.split())) in named
+    assert min(kinds.values()) > 20
 
 
 def test_only_the_answer_is_trained_on_and_it_ends(esci_tiny: PreparedData) -> None:

@@ -56,10 +56,14 @@ class Teacher:
     def example(self, row: int, draw: int) -> tuple[Request, str]:
         """A request to imitate and its search text, made from the training request in ``row``.
 
-        A few hundred requests are soon learned by heart, and what is known by heart is not copied. So a quarter of the
-        draws ask for an item of the catalogue by its colour and type; every other one asks for one of the shopper's
+        A few hundred requests are soon learned by heart, and what is known by heart is not copied. So some draws ask for
+        an item of the catalogue by its colour and type; of the others every second one asks for one of the shopper's
         own purchases by its type, with the others as history; and each shows the purchases in another order.
+
+        Raises KeyError for a request outside the training split.
         """
+        if row not in self._relevant:
+            raise KeyError(f"request row {row} is not of the training split")
         request = self.data.requests[row]
         rng = np.random.default_rng([self.seed, row, draw, 1])
         if rng.random() < _CATALOGUE:
