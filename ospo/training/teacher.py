@@ -56,8 +56,8 @@ class Teacher:
     def example(self, row: int, draw: int) -> tuple[Request, str]:
         """A request to imitate and its search text, made from the training request in ``row``.
 
-        A few hundred requests are soon learned by heart, and what is known by heart is not copied. So some draws ask for
-        an item of the catalogue by its colour and type; of the others every second one asks for one of the shopper's
+        A few hundred requests are soon learned by heart, and what is known by heart is not copied. So some draws ask
+        for an item of the catalogue by its colour and type; of the others every second asks for one of the shopper's
         own purchases by its type, with the others as history; and each shows the purchases in another order.
 
         Raises KeyError for a request outside the training split.
