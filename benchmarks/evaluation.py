@@ -27,10 +27,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from ospo.config import Config, load_config
-from ospo.data.dataset import PreparedData, load_prepared
+from ospo.data.dataset import PreparedData, Requests, load_prepared
 from ospo.evaluation.scoring import TOP_K, score_chunk
 from ospo.files import write_json
 from ospo.retrieval import build_retriever
@@ -136,14 +137,15 @@ def measure(
 def repeated(data: PreparedData, requests: int) -> PreparedData:
     """``data`` with its requests repeated as test requests under new ids and shoppers, ``requests`` of them in all."""
     count = len(data.requests)
-    many = []
-    for n in range(requests):
-        request = data.requests[n % count]
-        name = f"{request.request_id}-{n // count}"
+    number = np.arange(requests)
+    places = number % count
+    copied = pl.Series(number >= count)
+    frame = data.requests.frame[places].with_columns(
         # A shopper each: repeated queries on two sides of the split are no leak then.
-        split = request.split if n < count else "test"
-        many.append(dataclasses.replace(request, request_id=name, customer_id=name, split=split))
-    places = np.arange(requests) % count
+        request_id=pl.col("request_id") + "-" + pl.Series((number // count).astype(str)),
+        split=pl.when(copied).then(pl.lit("test")).otherwise(pl.col("split")),
+    )
+    many = Requests(frame.with_columns(customer_id=pl.col("request_id")))
     return dataclasses.replace(data, requests=many, pools_RP=data.pools_RP[places], gains_RP=data.gains_RP[places])
 
 

@@ -134,9 +134,9 @@ class Credit(Section):
 
     segments: Literal["phrases", "delimiters", "sentences", "tokens"] = "phrases"
     unions: Literal["none", "sentences", "clauses"] = "none"
-    estimator: Literal[
-        "auto", "exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "surrogate"
-    ] = "auto"
+    estimator: Literal["auto", "exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "surrogate"] = (
+        "auto"
+    )
     window: int = Field(8, ge=1)
     budget: int = Field(32, ge=2)
     redistribution: Literal["none", "prop", "rank", "hybrid", "signed-prop", "additive"] = "additive"
