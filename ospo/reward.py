@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ospo.data.dataset import PreparedData
-from ospo.retrieval.base import Retriever, check_scores
+from ospo.retrieval.base import Retriever, check_scores, one_blas_thread
 from ospo.retrieval.linear import LinearRetriever
 
 # Where a search text breaks into segments: , ; . ! ? and line ends, their full-width forms, bars and bullets. A comma
@@ -255,7 +255,7 @@ class SearchReward:
         """
         rows_B = self._check(rows, units=units, masks=masks)
         started = time.perf_counter()
-        with self._lock:
+        with self._lock, one_blas_thread():
             try:
                 return self._linear_values(units, rows_B, [np.asarray(mask, dtype=bool) for mask in masks])
             finally:

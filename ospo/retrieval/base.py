@@ -2,6 +2,8 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +35,22 @@ class Retriever(Protocol):
         Equal scores keep catalogue order. K is the smaller of ``top_k`` and the catalogue's size.
         """
         ...
+
+
+@lru_cache(maxsize=1)
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """NumPy's products on one thread within: a pool's are too small to share out.
+
+    OpenBLAS would wake its other threads for each, and they wait for the next one by spinning: measured, that took
+    more processor time than encoding the texts.
+    """
+    return _blas().limit(limits=1, user_api="blas")
 
 
 def pool_runs(rows_BP: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.files import sha256_file, sha256_json
-from ospo.retrieval.base import check_rows, pool_runs, top_rows
+from ospo.retrieval.base import check_rows, one_blas_thread, pool_runs, top_rows
 from ospo.retrieval.linear import on_grid
 from ospo.retrieval.vectors import load_vectors, texts_digest
 
@@ -99,9 +99,10 @@ class EmbeddingRetriever:
         rows_BP = check_rows(self.name, texts, rows_BP, self.items)
         vectors_BD = self.vectors(texts).astype(np.float64)
         scores_BP = np.empty(rows_BP.shape, dtype=np.float32)
-        for start, stop in pool_runs(rows_BP):
-            pool_PD = self._vectors_ID[np.maximum(rows_BP[start], 0)].astype(np.float64)
-            scores_BP[start:stop] = vectors_BD[start:stop] @ pool_PD.T
+        with one_blas_thread():
+            for start, stop in pool_runs(rows_BP):
+                pool_PD = self._vectors_ID[np.maximum(rows_BP[start], 0)].astype(np.float64)
+                scores_BP[start:stop] = vectors_BD[start:stop] @ pool_PD.T
         scores_BP[rows_BP < 0] = -np.inf
         return scores_BP
 

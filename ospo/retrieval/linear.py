@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ospo.retrieval.base import check_rows, pool_runs, top_rows
+from ospo.retrieval.base import check_rows, one_blas_thread, pool_runs, top_rows
 
 
 def on_grid(values: np.ndarray, bits: int) -> np.ndarray:
@@ -58,9 +58,10 @@ class LinearRetriever:
         rows_BP = check_rows(self.name, texts, rows_BP, self.items)
         scores_BP = np.empty(rows_BP.shape, dtype=np.float32)
         terms_B = self.terms(texts)
-        for start, stop in pool_runs(rows_BP):
-            terms_V, incidence_BV = union_terms(terms_B[start:stop])
-            scores_BP[start:stop] = incidence_BV @ self.term_scores(terms_V, rows_BP[start])
+        with one_blas_thread():
+            for start, stop in pool_runs(rows_BP):
+                terms_V, incidence_BV = union_terms(terms_B[start:stop])
+                scores_BP[start:stop] = incidence_BV @ self.term_scores(terms_V, rows_BP[start])
         scores_BP[rows_BP < 0] = -np.inf
         return scores_BP
 
