@@ -139,7 +139,7 @@ class Credit(Section):
     )
     window: int = Field(8, ge=1)
     budget: int = Field(32, ge=2)
-    redistribution: Literal["none", "prop", "rank", "hybrid", "signed-prop", "additive"] = "additive"
+    redistribution: Literal["none", "prop", "rank", "hybrid", "signed-prop", "additive"] = "signed-prop"
     alpha: float = Field(1.0, ge=0)
     clip: float = Field(2.0, gt=0)
 
