@@ -183,11 +183,12 @@ def test_prompts_come_in_seeded_passes_over_the_training_split(esci_tiny: Prepar
 
 def test_repeats_cost_and_their_credit_is_negative() -> None:
     assert wasted_share("red dress, linen") == 0
-    assert wasted_share("red, red, red, red") == 0.75
+    assert wasted_share("red, red, red, red") == pytest.approx(15 / 18)
+    assert wasted_share("red,,,,,,,") == pytest.approx(7 / 10)
     assert wasted_share("") == 0
     reward = ThriftyReward(LetterReward(), 0.4)
     plain = LetterReward()(["red, red, red, red"], [0])[0]
-    assert reward(["red, red, red, red"], [0])[0] == pytest.approx(plain - 0.3)
+    assert reward(["red, red, red, red"], [0])[0] == pytest.approx(plain - 0.4 * 15 / 18)
     engine = CreditEngine(reward, segments="delimiters")
     credit = engine.credit(["eee, eee"], [0], reward(["eee, eee"], [0]))[0]
     whole = CreditEngine(LetterReward(), segments="delimiters").credit(["eee, eee"], [0])[0]

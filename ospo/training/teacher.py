@@ -17,6 +17,7 @@ from ospo.data.prompts import clean, prompt_messages
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MAX_ATTRIBUTES = 4  # in one text
+_LOST = 2 / 3  # of the noise: attributes left out; the rest are another item's
 _CATALOGUE = 0.15  # share of examples that ask for an item of the catalogue
 _TEXT_WORDS = 60  # of an item's text that are looked at
 _RARE, _COMMON = 3, 0.2  # an attribute is worn by at least 3 items and at most a fifth of the catalogue
@@ -32,10 +33,11 @@ class Teacher:
     """Writes teacher texts for training requests, each a pure function of (seed, request row, draw)."""
 
     def __init__(self, data: PreparedData, noise: float, seed: int):
-        """``noise`` in [0, 1]: the share of attributes that are lost (half of it) or another item's (the rest)."""
+        """``noise`` in [0, 1]: the share of attributes that are lost (two thirds) or another item's (one third)."""
         self.data, self.noise, self.seed = data, noise, seed
         self.rows = data.rows("train")
         self._names = data.catalogue.select("category", "colour")
+        self._kinds = {item: clean(kind) for item, kind in data.catalogue.select("item_id", "category").rows()}
         self._attributes, self._shared = _item_attributes(data)
         self._relevant = {int(row): _best_items(data, int(row)) for row in self.rows}
 
@@ -56,9 +58,11 @@ class Teacher:
     def example(self, row: int, draw: int) -> tuple[Request, str]:
         """A request to imitate and its search text, made from the training request in ``row``.
 
-        A few hundred requests are soon learned by heart, and what is known by heart is not copied. So some draws ask
-        for an item of the catalogue by its colour and type; of the others every second asks for one of the shopper's
-        own purchases by its type, with the others as history; and each shows the purchases in another order.
+        A few hundred requests are soon learned by heart, and what is known by heart is not copied, nor inferred, and
+        earns rewards in training that do not come back on held-out requests. So a shopper's targets are left to the
+        reward: the example asks for one of the other purchases in the words of the request, with the rest as history
+        in any order. Some draws ask for an item of the catalogue by its colour and type. Requests without purchases
+        are shown as they are.
 
         Raises KeyError for a request outside the training split.
         """
@@ -73,13 +77,18 @@ class Teacher:
             if query:
                 return replace(request, query=query, history=()), self._write(query, self._attributes[item], rng)
         history = [request.history[i] for i in rng.permutation(len(request.history))]
-        if len(history) > 1 and rng.random() < 0.5 and clean(history[0].type):
+        if len(history) > 1 and clean(history[0].type):
             bought, history = history[0], history[1:]
+            query = self._asking_for(request, clean(bought.type))
             words = (word for word in clean(bought.name).split() if word in self._shared)
             attributes = tuple(dict.fromkeys([field for field in (clean(bought.colour),) if field] + list(words)))
-            text = self._write(clean(bought.type), attributes, rng)
-            return replace(request, query=bought.type, history=tuple(history)), text
+            return replace(request, query=query, history=tuple(history)), self._write(query, attributes, rng)
         return replace(request, history=tuple(history)), self.text(row, draw)
+
+    def _asking_for(self, request: Request, kind: str) -> str:
+        """The request's words with ``kind`` in place of the target's; ``kind`` alone where the target is not named."""
+        query, target = clean(request.query), self._kinds.get(request.target_id, "")
+        return query.replace(target, kind) if target and target in query else kind
 
     def _named(self, item: int) -> list[str]:
         """Type and colour of an item, as far as they are known."""
@@ -92,7 +101,7 @@ class Teacher:
         parts = [query]
         for phrase in picked:
             roll = rng.random()
-            if roll < self.noise / 2:
+            if roll < self.noise * _LOST:
                 continue
             if roll < self.noise:
                 other = _fresh(self._attributes[rng.integers(len(self._attributes))], seen)

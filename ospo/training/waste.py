@@ -1,4 +1,4 @@
-"""A price for words that the retriever never sees. Training only: evaluation scores nDCG alone.
+"""A price for text that the retriever never sees. Training only: evaluation scores nDCG alone.
 
 Repeated and empty segments are dropped before retrieval, so they earn nothing; but nothing is also what they cost, and
 a policy sampled at temperature 1 learns to go on writing ("dotted, dotted, dotted, …" up to the token limit), because
@@ -15,7 +15,7 @@ from ospo.reward import search_text
 
 
 class ThriftyReward:
-    """``reward`` less ``cost`` × the share of a text's words that ``search_text`` drops.
+    """``reward`` less ``cost`` × the share of a text that ``search_text`` drops.
 
     The same function gives terminal rewards and coalition values, so credit still sums up the reward. Blank texts are
     worth what ``reward`` says. ``hits`` and ``misses`` are the reward's.
@@ -44,6 +44,9 @@ class ThriftyReward:
 
 
 def wasted_share(text: str) -> float:
-    """Share of a text's words that the retriever never sees, in [0, 1]; 0 for a text without words."""
-    written = len(text.split())
-    return max(0.0, 1 - len(search_text(text).split()) / written) if written else 0.0
+    """Share of a text's characters that the retriever never sees, in [0, 1]; 0 for a blank text.
+
+    Characters, not words: ",,,,," is waste too.
+    """
+    text = text.strip()
+    return max(0.0, 1 - len(search_text(text)) / len(text)) if text else 0.0
