@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def register(
 
     ``policy``: its name in ``summary`` ({policy: {retriever: nDCG@10}} on the test split).
     ``run_id``: the MLflow run that trained it. The first version becomes the champion directly. A policy whose files
-    are registered already is not registered again: that version is returned.
+    are registered already is not registered again: that version is returned, as challenger unless it is the champion.
     Raises InputError for a directory without a policy, RegistryError where MLflow does not answer.
     """
     if run_id.startswith("pending:"):
@@ -232,7 +232,10 @@ def register(
         digest = sha256_file(staged / MANIFEST)
         for item in _versions(client, dataset):
             if item.tags.get("policy_sha256") == digest:
-                return item
+                if item.aliases:
+                    return item
+                client.set_registered_model_alias(item.name, CHALLENGER, str(item.version))  # a candidate once more
+                return replace(item, aliases=(CHALLENGER,))
         rl = config.preset.rl
         settings = {
             "max_prompt_tokens": rl.max_prompt_tokens,

@@ -267,7 +267,7 @@ class Server:
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=2).close()
@@ -302,11 +302,14 @@ def test_nothing_is_lost_while_the_server_is_away(
     """Down at the start, up, killed in the middle, up again before the end; then down at the end, and sync."""
     began = time.monotonic()
     with tracking.run(config, "early", kind="pipeline", directory=tmp_path / "early", params={"a": 1}) as early:
-        assert time.monotonic() - began < 20, "a server that is away must not hold training up"
+        assert time.monotonic() - began < 60, "a server that is away must not hold training up"
         assert early.id.startswith("pending:")
         early.log_metrics(1, {"loss": 1.0})
         with tracking.run(config, "child", kind="sft", directory=tmp_path / "child", parent_id=early.id) as child:
             child.log_dict("config.json", {"a": 1})
+        assert tracking.sync(config, tmp_path / "child") == 0
+        with pytest.raises(tracking.TrackingError, match="still wait"):
+            tracking.sync(config, tmp_path / "child", strict=True)
         server.start()
         wait_for(lambda: not early.id.startswith("pending:"))
         early.log_metrics(2, {"loss": 0.5})
@@ -326,11 +329,6 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert [f.path for f in client.list_artifacts(early.id)] == ["table.json"]
     assert "does not answer" in caplog.text
     # The child ended while the server was away: the next command sends it.
-    server.stop()
-    assert tracking.sync(config, tmp_path) == 0
-    with pytest.raises(tracking.TrackingError, match="still wait"):
-        tracking.sync(config, tmp_path, strict=True)
-    server.start()
     assert tracking.sync(config, tmp_path) == 1
     [sent] = client.search_runs([found.info.experiment_id], "tags.`ospo.kind` = 'sft'")
     assert (sent.info.status, sent.data.tags["mlflow.parentRunId"]) == ("FINISHED", early.id)
@@ -344,7 +342,7 @@ def test_nothing_is_lost_while_the_server_is_away(
         tracking.setup(config)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 # Before mlflow is imported: no usage reports; and a server that is away must be noticed in seconds, not after the
 # four minutes of MLflow's own retries. The journal retries for as long as the run lives.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
