@@ -50,7 +50,7 @@ def run(datasets: list[Dataset]) -> None:
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
         '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
         "  .venv/bin/mlflow server --workers 1 --backend-store-uri sqlite:///mlflow.db    runs and registered models\n"
-        "  PREFECT_HOME=.prefect .venv/bin/prefect server start                           flow runs and their tasks",
+        "  PREFECT_HOME=$PWD/.prefect .venv/bin/prefect server start                           flow runs and their tasks",
         highlight=False,
     )
 
