@@ -14,11 +14,13 @@ from ospo.data.describe import describe, write_page
 from ospo.data.stats import REASONS, Stats
 from ospo.errors import InputError
 
+PARAMS = Path(__file__).parent.parent / "params.yaml"
+
 
 @pytest.mark.parametrize("dataset", ["esci", "hm"])
 def test_check_real_sample(dataset, request):
     folder = request.getfixturevalue(f"{dataset}_real")
-    check = check_folder(folder, load_config())
+    check = check_folder(folder, load_config(PARAMS))
     assert check.kind == f"raw {dataset}"
     assert check.problems == []
     text = "\n".join(check.lines)
@@ -40,7 +42,7 @@ def test_check_tells_every_broken_file(esci_raw, tmp_path):
     for file in raw.iterdir():
         frame = pl.read_parquet(file)
         frame.drop("product_id").write_parquet(file)
-    problems = check_folder(raw, load_config()).problems
+    problems = check_folder(raw, load_config(PARAMS)).problems
     assert len(problems) == 2
     assert all("product_id: column is missing" in problem for problem in problems)
 
