@@ -322,8 +322,12 @@ def _promote(client: MlflowClient, dataset: str, version: int, decision: Mapping
     history = [number for number in _read_history(client, dataset) if number != version]
     client.set_registered_model_alias(name, CHAMPION, str(version))
     client.set_registered_model_tag(name, _HISTORY_TAG, json.dumps([*history, version]))
-    aliases = client.get_registered_model(name).aliases
-    if str(aliases.get(CHALLENGER)) == str(version):
+    _drop_challenger(client, name, version)
+
+
+def _drop_challenger(client: MlflowClient, name: str, version: int) -> None:
+    """A champion is nobody's challenger."""
+    if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == str(version):
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
@@ -353,6 +357,7 @@ def rollback(config: Config, dataset: str, root: str | Path = ".") -> Version:
             client, dataset, current.version, {"promoted": False, "reason": f"rolled back to version {former[-1]}"}
         )
         client.set_registered_model_alias(name, CHAMPION, str(former[-1]))
+        _drop_challenger(client, name, former[-1])
         client.set_registered_model_tag(name, _HISTORY_TAG, json.dumps(former))
         return next(item for item in _versions(client, dataset) if item.version == former[-1])
 

@@ -182,7 +182,7 @@ def test_first_version_is_champion_then_challenger_promote_rollback(own_shop: Sh
     assert "**Champion** since" in registry.champion(config, "esci").description
     again = own_shop.register("grpo", seed=1)
     assert (again.version, again.aliases) == (1, ("challenger",)), "a former champion that is trained again"
-    assert registry.rollback(config, "esci").version == 1
+    assert registry.rollback(config, "esci").aliases == ("champion",)
     assert registry.champion(config, "esci").version == 1
     with pytest.raises(registry.RegistryError, match="versions: 2, 1"):
         registry.promote(config, "esci", 9)
