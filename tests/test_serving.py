@@ -19,7 +19,9 @@ from ospo.data.prompts import prompt_messages
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, read_json, verify_manifest, write_manifest
 from ospo.models import create_policy, load_policy, save_policy
+from ospo.reward import search_text
 from ospo.serving import requests
+from ospo.serving.packaging import copy_policy
 from ospo.serving.requests import Request, RequestError, parse_options, parse_request
 from ospo.serving.rewriter import Rewriter
 
@@ -394,7 +396,7 @@ def test_odd_queries_are_answered_with_clean_text(rewriter: Rewriter, query: str
 
 
 def test_an_empty_answer_falls_back_to_the_query(rewriter: Rewriter) -> None:
-    assert rewriter._text(Request("Red  shoes,,"), "<answer> ,, </answer>") == "Red shoes"
+    assert rewriter._text(Request("Red  shoes,,"), "<answer> ,, </answer>") == search_text("Red shoes")
     assert rewriter.rewrite([""]) == [""]
 
 
@@ -407,10 +409,12 @@ def test_a_directory_without_a_policy_is_refused(own_shop: Shop, tmp_path: Path)
         Rewriter.load(tmp_path)
 
 
-def test_the_base_reference_holds_no_path_of_the_machine_for_wheels(tmp_path: Path) -> None:
-    from ospo.serving.packaging import copy_policy
-
+def test_the_adapter_names_its_base_by_source_not_by_where_it_lay(tmp_path: Path) -> None:
+    """`wheel:NAME` means the same everywhere; the folder that transformers loaded it from does not."""
     config = make_config(tmp_path)
-    make_policy(config, tmp_path / "p", seed=1, lora_rank=4)
+    base = make_policy(config, tmp_path / "base-model", seed=5)
+    make_policy(config, tmp_path / "p", seed=1, source=f"path:{base}", lora_rank=4)
     copy_policy(tmp_path / "p", tmp_path / "q")
-    assert read_json(tmp_path / "q" / "adapter_config.json")["base_model_name_or_path"] == "scratch"
+    assert read_json(tmp_path / "q" / "adapter_config.json")["base_model_name_or_path"] == f"path:{base}"
+    assert (tmp_path / "q" / "base" / "model.safetensors").is_file(), "a small base travels along"
+    verify_manifest(tmp_path / "q")
