@@ -17,6 +17,7 @@ from ospo.errors import ConfigError
 from ospo.models import build_tokenizer
 from ospo.training.ospo import OSPOTrainer, Rollouts, SearchRewardFunction, token_advantages
 from ospo.training.rl import build_trainer
+from ospo.training.waste import ThriftyReward
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_credits_of_a_step_sum_up_the_very_rewards(esci_tiny: PreparedData, 
     trainer.train()
     frame = trainer.table.frame()
     assert len(frame) == 4 * 2 * 4
-    reward = LetterReward()
+    reward = ThriftyReward(LetterReward(), small_config().preset.rl.repeat_cost)
     for row in frame.iter_rows(named=True):
         assert row["reward"] == reward([row["answer"]], [0])[0]
         assert "".join(row["segments"]) in ("", row["answer"])
