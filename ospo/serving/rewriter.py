@@ -23,6 +23,7 @@ from ospo.serving.requests import Options, Request, parse_options, parse_request
 
 BASE_FILE = "base.json"  # written by ospo.models.save_policy beside an adapter
 MAX_WAITING = 4096  # inputs of all callers together; more are turned away at once instead of timing out late
+MAX_ANSWER = 1000  # characters; no preset's answers come near
 MAX_SECONDS = 60.0  # in the queue; by then MLflow's server has given the caller up (its own limit is 60 s too)
 
 
@@ -167,8 +168,8 @@ class Rewriter:
                 request = Request(query[: len(query) // 2])
 
     def _text(self, request: Request, completion: str) -> str:
-        text = search_text(clean(extract_answer(completion)[0]))
-        return text or search_text(clean(request.query))
+        answer = "".join(c if c.isprintable() else " " for c in extract_answer(completion)[0][:MAX_ANSWER])
+        return search_text(answer) or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
         """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that other callers get in."""
