@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from ospo.data.dataset import PreparedData
+from ospo.data.dataset import PreparedData, Requests
 from ospo.errors import InputError, OspoError
 from ospo.evaluation import best_policy, evaluate
 from ospo.evaluation.analysis import analyse
@@ -145,7 +145,7 @@ def test_request_choice(data) -> None:
     assert set(chosen) <= set(data.rows("test"))
     assert not np.array_equal(chosen, data.rows("test")[:10])
     assert set(chosen) <= set(choose_requests(data, "test", 20))  # more requests extend, never exchange
-    nothing = replace(data, requests=[replace(request, split="train") for request in data.requests])
+    nothing = replace(data, requests=Requests.of(replace(request, split="train") for request in data.requests))
     with pytest.raises(InputError, match="no request in split 'test'"):
         choose_requests(nothing, "test", 0)
 
@@ -156,13 +156,13 @@ def test_leaks_stop_the_evaluation(data, policies, tmp_path) -> None:
     requests = list(data.requests)
     requests[test] = replace(requests[test], split="train")  # its shopper's other request stays in the test split
     with pytest.raises(LeakError, match=r"1 customer\(s\) on two sides"):
-        evaluate(shop.config(), replace(data, requests=requests), policies, tmp_path / "a", cache=None)
+        evaluate(shop.config(), replace(data, requests=Requests.of(requests)), policies, tmp_path / "a", cache=None)
     anonymous = [replace(r, customer_id="", query=f"q{n}") for n, r in enumerate(data.requests)]
-    check_split(replace(data, requests=anonymous))
+    check_split(replace(data, requests=Requests.of(anonymous)))
     train = int(data.rows("train")[0])
     anonymous[test] = replace(anonymous[test], query=f" {anonymous[train].query.upper()} ")
     with pytest.raises(LeakError, match=r"1 query\(s\) on two sides"):
-        check_split(replace(data, requests=anonymous))
+        check_split(replace(data, requests=Requests.of(anonymous)))
     assert not (tmp_path / "a" / "evaluation.parquet").exists()
 
 

@@ -1,8 +1,8 @@
 """Prepared data of one dataset in memory, row-indexed: what training and evaluation read."""
 
 import operator
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import overload
@@ -46,6 +46,11 @@ class Requests(Sequence[Request]):
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
         self._made: dict[int, Request] = {}
+
+    @classmethod
+    def of(cls, requests: Iterable[Request]) -> "Requests":
+        """A table of the given requests."""
+        return cls(pl.DataFrame([asdict(request) for request in requests], schema=PREPARED["requests"]))
 
     def __len__(self) -> int:
         return len(self.frame)
