@@ -10,10 +10,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_credit_example_prints_what_it_says():
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
-    said = re.search(r"```text\n(.*?)```", README, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code[1]], capture_output=True, text=True)
-    assert done.stdout == said[1], done.stderr
+    found = re.search(r"```python\n(.*?)```\s*```text\n(.*?)```", README, re.DOTALL)
+    assert found, "no example with its output"
+    done = subprocess.run([sys.executable, "-c", found[1]], capture_output=True, text=True)
+    assert done.stdout == found[2], done.stderr
 
 
 def test_every_make_target_and_command_it_names_exists():
