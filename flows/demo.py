@@ -4,6 +4,7 @@ python -m flows.demo [--dataset esci] [--dataset hm]
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def run(datasets: list[Dataset]) -> None:
     config = load_config()  # wrong parameters are told before a server starts
     from flows.pipeline import pipeline
     from ospo.evaluation.demo_table import demo_table, write_demo_report
-    from ospo.evaluation.report import write_report
+    from ospo.files import atomic_file
     from ospo.steps import RUNS
 
     started = time.monotonic()
@@ -37,14 +38,14 @@ def run(datasets: list[Dataset]) -> None:
     registered = {dataset: result["registered"] for dataset, result in results.items()}
     seconds = time.monotonic() - started
     write_demo_report(REPORT, summaries, registered=registered, seconds=seconds, commit=commit())
-    resamples = config.evaluation.resamples
     console = Console()
     console.print()
     console.print(demo_table(summaries, config.retrievers.training))
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
         console.print(f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, {aliases}")
-        write_report(RUNS / dataset / "evaluation", REPORT.parent / f"{dataset}.html", resamples=resamples)
+        with atomic_file(REPORT.parent / f"{dataset}.html") as temporary:
+            shutil.copyfile(RUNS / dataset / "evaluation" / "report.html", temporary)
         console.print(f"{dataset}: report in {REPORT.parent / f'{dataset}.html'}", highlight=False)
     console.print(
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"

@@ -35,7 +35,7 @@ ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 _TRAINING_SOURCES = (
     "credit", "retrieval", "training", "data/dataset.py", "data/prompts.py", "models.py", "reward.py",
 )  # fmt: skip
-_EVALUATION_SOURCES = ("evaluation", "retrieval", "data/dataset.py", "data/prompts.py", "reward.py")
+_EVALUATION_SOURCES = ("credit", "evaluation", "retrieval", "data/dataset.py", "data/prompts.py", "reward.py")
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 
