@@ -284,8 +284,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/prepared/esci"), help="a prepared dataset")
     parser.add_argument("--replay", type=Path, help="completions.parquet of a training run on that dataset")
     parser.add_argument("--budget", type=int, help="coalitions a completion (default: params.yaml's credit.budget)")
-    parser.add_argument("--sample", type=int, default=150, help="coalitions valued one at a time")
+    parser.add_argument("--sample", type=int, help="coalitions valued one at a time (default 150)")
+    parser.add_argument("--quick", action="store_true", help="20 coalitions valued one at a time, unless --sample says")
     options = parser.parse_args()
+    options.sample = options.sample or (20 if options.quick else 150)
     config = load_config()
     budget = options.budget or config.credit.budget
     data = load_prepared(options.data)
