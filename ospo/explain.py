@@ -14,9 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ospo.config import Config
-from ospo.credit import CreditEngine, coalition_text
+from ospo.credit import coalition_text
 from ospo.credit.estimators import exact_evaluations
 from ospo.data.dataset import PreparedData, Request
+from ospo.engine import credit_engine
 from ospo.errors import InputError
 from ospo.files import atomic_file
 from ospo.retrieval.base import Retriever
@@ -100,15 +101,7 @@ def explain(
     asked: Request = data.requests[row]
     text = asked.query if text is None else text
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-    settings = config.credit
-    engine = CreditEngine(
-        reward,
-        segments=settings.segments,
-        unions=settings.unions,
-        estimator="auto",
-        budget=max(BUDGET, settings.budget),
-        seed=config.seed,
-    )
+    engine = credit_engine(config, reward, estimator="auto", budget=max(BUDGET, config.credit.budget))
     (credit,) = engine.credit([text], [row])
     seg = credit.segmentation
     n = len(seg)

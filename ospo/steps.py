@@ -33,9 +33,11 @@ RUNS = Path("runs")
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 _TRAINING_SOURCES = (
-    "credit", "retrieval", "training", "data/dataset.py", "data/prompts.py", "models.py", "reward.py",
+    "credit", "retrieval", "training", "data/dataset.py", "data/prompts.py", "engine.py", "models.py", "reward.py",
 )  # fmt: skip
-_EVALUATION_SOURCES = ("credit", "evaluation", "retrieval", "data/dataset.py", "data/prompts.py", "reward.py")
+_EVALUATION_SOURCES = (
+    "credit", "evaluation", "retrieval", "data/dataset.py", "data/prompts.py", "engine.py", "models.py", "reward.py",
+)  # fmt: skip
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 

@@ -65,3 +65,10 @@ def test_deployment_entrypoints_load(name):
     assert entrypoints, f"prefect.yaml deploys nothing from flows/{name}.py"
     for entrypoint in entrypoints:
         assert load_flow_from_entrypoint(entrypoint).name
+
+
+def test_evaluation_does_without_the_trainer():
+    """Reports, comparisons and explanations are made on machines that never train."""
+    code = "import sys, ospo.explain, ospo.evaluation.robustness, ospo.evaluation.report;sys.exit('trl' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

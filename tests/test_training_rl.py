@@ -18,9 +18,10 @@ from ospo.config import load_config
 from ospo.credit.game import CreditEngine
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import prompt_messages
+from ospo.engine import credit_engine
 from ospo.errors import ConfigError
 from ospo.training.callbacks import MARKER, MetricsLog, last_checkpoint, read_metrics
-from ospo.training.rl import batch_shape, credit_engine, prompt_dataset, prompt_rows, train_rl, trainer_arguments
+from ospo.training.rl import batch_shape, prompt_dataset, prompt_rows, train_rl, trainer_arguments
 from ospo.training.rollouts import RolloutTable
 from ospo.training.waste import ThriftyReward, wasted_share
 

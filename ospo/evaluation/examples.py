@@ -6,8 +6,8 @@ from typing import Any
 import polars as pl
 
 from ospo.config import Config
-from ospo.credit.game import CreditEngine
 from ospo.data.dataset import PreparedData, Request
+from ospo.engine import credit_engine
 from ospo.files import write_json
 from ospo.retrieval.base import Retriever
 from ospo.reward import SearchReward
@@ -74,16 +74,7 @@ def _credits(
     if not answers:
         return []
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-    settings = config.credit
-    engine = CreditEngine(
-        reward,
-        segments=settings.segments,
-        unions=settings.unions,
-        estimator=settings.estimator,
-        window=settings.window,
-        budget=settings.budget,
-        seed=config.seed,
-    )
+    engine = credit_engine(config, reward)
     credits = engine.credit(answers, rows, rewards=None, skip=None)
     return [
         [

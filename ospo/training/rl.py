@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from ospo.config import Config
-from ospo.credit.game import CreditEngine
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import fit_messages
+from ospo.engine import credit_engine
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
 from ospo.models import autocast_bfloat16, load_policy, quiet, save_policy
@@ -151,20 +151,6 @@ def prompt_dataset(data: PreparedData, rows: np.ndarray, tokenizer: Any, max_tok
     for row in np.unique(rows).tolist():
         known[row], _ = fit_messages(data.requests[row], tokenizer, max_tokens)
     return Dataset.from_dict({"prompt": [known[row] for row in rows.tolist()], "row": rows.tolist()})
-
-
-def credit_engine(config: Config, reward: Reward) -> CreditEngine:
-    """The credit engine of ``config.credit``, over the very function that gives the terminal reward."""
-    credit = config.credit
-    return CreditEngine(
-        reward,
-        segments=credit.segments,
-        unions=credit.unions,
-        estimator=credit.estimator,
-        window=credit.window,
-        budget=credit.budget,
-        seed=config.seed,
-    )
 
 
 def build_trainer(

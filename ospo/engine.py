@@ -1,0 +1,24 @@
+"""The credit engine of ``params.yaml``: one room for training, evaluation and explanations, which must agree."""
+
+from ospo.config import Config
+from ospo.credit import CreditEngine
+from ospo.credit.game import Value
+
+
+def credit_engine(
+    config: Config, reward: Value, *, estimator: str | None = None, budget: int | None = None
+) -> CreditEngine:
+    """The credit engine of ``config.credit``, over the very function that gives the terminal reward.
+
+    ``estimator`` and ``budget`` overrule the configured ones, for callers that may spend more on a text than training.
+    """
+    settings = config.credit
+    return CreditEngine(
+        reward,
+        segments=settings.segments,
+        unions=settings.unions,
+        estimator=estimator or settings.estimator,
+        window=settings.window,
+        budget=budget or settings.budget,
+        seed=config.seed,
+    )
