@@ -1,5 +1,6 @@
 """Writing files so that a reader never sees half of one: write to a temporary name, then rename."""
 
+import errno
 import hashlib
 import json
 import os
@@ -72,6 +73,22 @@ def sha256_file(path: str | Path) -> str:
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch and safetensors write through code of their own, which knows no errno: their words for the same.
+_FULL_WORDS = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos", "database or disk is full")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether ``error``, or one that led to it, says that the disk (or a quota) is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(words in str(error) for words in _FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 MANIFEST = "manifest.json"

@@ -19,7 +19,15 @@ import torch
 from ospo.config import Model
 from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN
 from ospo.errors import InputError
-from ospo.files import atomic_directory, read_json, sha256_file, write_json
+from ospo.files import (
+    MANIFEST,
+    atomic_directory,
+    read_json,
+    sha256_file,
+    verify_manifest,
+    write_json,
+    write_manifest,
+)
 
 CACHE = Path(".cache/models")
 BASE_FILE = "base.json"
@@ -300,19 +308,21 @@ def create_policy(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
 
 
 def save_policy(network: Any, tokenizer: Any, model: Model, directory: str | Path) -> None:
-    """Write a policy directory, whole or not at all: full weights, or the adapter and ``base.json``."""
+    """Write a policy directory, whole or not at all: full weights, or the adapter and ``base.json``; and checksums."""
     with atomic_directory(directory) as temporary:
         network.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if model.lora_rank:
             write_json(temporary / BASE_FILE, {"source": model.source, "dtype": model.dtype})
+        write_manifest(temporary)
 
 
 def load_policy(directory: str | Path, model: Model | None = None, *, trainable: bool = False) -> tuple[Any, Any]:
     """(model, tokenizer) of a policy directory that ``save_policy`` wrote.
 
     ``model`` names dtype and quantization of the base; without it, both are as saved and unquantized. ``trainable``
-    leaves adapter weights open to training. Raises InputError where the directory holds no policy.
+    leaves adapter weights open to training. Raises InputError where the directory holds no policy, or where a file
+    differs from the directory's checksums (``manifest.json``, which a policy made by other tools need not have).
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -322,6 +332,8 @@ def load_policy(directory: str | Path, model: Model | None = None, *, trainable:
         raise InputError(
             directory, "", "holds no policy (no config.json or adapter_config.json)", "train it or name its directory"
         )
+    if (directory / MANIFEST).is_file():
+        verify_manifest(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     tokenizer.padding_side = "left"
     if not adapter:

@@ -3,13 +3,14 @@
 A step lives in ``runs/<dataset>/<name>/``. Its ``step.json`` holds the fingerprint of everything that went in
 (data, parameters, source code, library versions, earlier steps), the MLflow run and whether it finished:
 
-* same fingerprint, finished: nothing to do;
+* same fingerprint, finished: nothing to do, unless the policy's files are damaged: then it is done again;
 * same fingerprint, not finished: the run was interrupted, so it goes on from its checkpoint in the same MLflow run;
 * another fingerprint: the old files are removed and the step starts afresh.
 """
 
 import hashlib
 import importlib.metadata
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,10 @@ from filelock import FileLock, Timeout
 
 from ospo import tracking
 from ospo.config import Algorithm, Config
-from ospo.errors import OspoError
-from ospo.files import atomic_file, read_json, sha256_file, sha256_json, write_json
+from ospo.errors import InputError, OspoError
+from ospo.files import atomic_file, is_full, read_json, sha256_file, sha256_json, verify_manifest, write_json
+
+LOGGER = logging.getLogger("ospo.steps")
 
 PREPARED = Path("data/prepared")
 VECTORS = Path("data/vectors")
@@ -133,6 +136,9 @@ def _run_step(
     state_file = directory / "step.json"
     fingerprint = sha256_json({"inputs": inputs, "params": params})
     state = read_json(state_file) if state_file.exists() else {}
+    if state.get("fingerprint") == fingerprint and state.get("finished") and (damage := _damage(directory, kind)):
+        LOGGER.warning("%s; the step is done again", damage)
+        state = {}
     if state.get("fingerprint") == fingerprint and state.get("finished"):
         return StepResult(name, dataset, directory, fingerprint, state["run_id"], True, state["seconds"])
     run_id = state.get("run_id") if state.get("fingerprint") == fingerprint else None
@@ -154,10 +160,40 @@ def _run_step(
     ) as run:
         write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": False})
         run.log_dataset(dataset, PREPARED / dataset, data_md5(dataset), context=kind)
-        work(directory, run)
+        with _full_disk_told(directory):
+            work(directory, run)
     seconds = round(time.monotonic() - started, 1)
     write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds})
     return StepResult(name, dataset, directory, fingerprint, run.id, False, seconds)
+
+
+def _damage(directory: Path, kind: str) -> str:
+    """What is wrong with the files of a finished step's policy; "" where they are whole, or the step makes none."""
+    if kind not in ("sft", "rl"):
+        return ""
+    try:
+        verify_manifest(directory / "model")
+    except InputError as error:
+        return str(error).partition(" Fix: ")[0].removesuffix(".")
+    return ""
+
+
+@contextmanager
+def _full_disk_told(directory: Path) -> Iterator[None]:
+    """A full disk is one clear line. What was half written is removed; the last good checkpoint stays."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error):
+            raise
+        from ospo.training.callbacks import last_checkpoint
+
+        last = last_checkpoint(directory / "checkpoints")
+        kept = f"{last.name} is whole" if last else "there is no checkpoint yet"
+        raise OspoError(
+            f"{directory}: the disk is full; {kept}. Fix: free some space (`ospo doctor` says how much there is), then "
+            "run the same command again: it goes on from there"
+        ) from error
 
 
 def _training_inputs(dataset: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from ospo.data.dataset import PreparedData
 from ospo.data.prompts import prompt_messages
 from ospo.engine import credit_engine
 from ospo.errors import ConfigError
-from ospo.training.callbacks import MARKER, MetricsLog, last_checkpoint, read_metrics
+from ospo.files import write_manifest
+from ospo.training.callbacks import MetricsLog, last_checkpoint, read_metrics
 from ospo.training.rl import batch_shape, prompt_dataset, prompt_rows, train_rl, trainer_arguments
 from ospo.training.rollouts import RolloutTable
 from ospo.training.waste import ThriftyReward, wasted_share
@@ -239,7 +240,8 @@ def test_half_written_checkpoints_are_passed_over(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "none") is None
     for step in (2, 10, 4):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-4" / MARKER).write_text("{}")
+    (tmp_path / "checkpoint-4" / "weights").write_text("w")
+    write_manifest(tmp_path / "checkpoint-4")
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     assert not (tmp_path / "checkpoint-10").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlflow
 
 import ospo
-from ospo.files import MANIFEST, read_json, write_json, write_manifest
+from ospo.files import MANIFEST, read_json, verify_manifest, write_json, write_manifest
 
 BUNDLE_BYTES = 1 << 30  # a base model up to this size travels with its adapter; a larger one is named only
 _KEPT = (".json", ".safetensors", ".jinja", ".model", ".txt")  # what a policy is made of; no pickles among them
@@ -24,7 +24,12 @@ _EXAMPLES = {
 
 
 def copy_policy(model_dir: Path, target: Path) -> None:
-    """Copy what a policy is made of, bundle a small base model with its adapter, and write the checksums."""
+    """Copy what a policy is made of, bundle a small base model with its adapter, and write the checksums.
+
+    Raises InputError where the policy's own checksums say that a file is damaged.
+    """
+    if (model_dir / MANIFEST).is_file():
+        verify_manifest(model_dir)
     for source in sorted(model_dir.rglob("*")):
         if source.is_file() and source.suffix in _KEPT and source.name != MANIFEST:
             to = target / source.relative_to(model_dir)

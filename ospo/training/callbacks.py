@@ -1,6 +1,7 @@
 """What is seen while training runs: a metrics file that is always written, a progress bar, complete checkpoints."""
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -9,13 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ospo.files import atomic_file, write_json
+from ospo.errors import InputError
+from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
 
+LOGGER = logging.getLogger("ospo.training")
 OnLog = Callable[[int, dict[str, float]], None]
-MARKER = "complete.json"  # written into a checkpoint after everything else
+MARKER = MANIFEST  # written into a checkpoint after everything else
 
 # The trainer library's names for what we log, and ours. What is not listed is not logged.
 _NAMES = {
@@ -123,7 +127,10 @@ class ProgressBar(TrainerCallback):
 
 
 class CheckpointMarker(TrainerCallback):
-    """Marks a checkpoint as complete once everything else in it is written; calls ``before`` first."""
+    """Marks a checkpoint as complete: the checksums of its files, written after everything else. ``before`` goes first.
+
+    Every process has written its part by then.
+    """
 
     def __init__(self, before: Callable[[], None] | None = None):
         self.before = before
@@ -132,18 +139,29 @@ class CheckpointMarker(TrainerCallback):
         """Mark the checkpoint of this step."""
         if self.before:
             self.before()
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            write_json(Path(args.output_dir) / f"checkpoint-{state.global_step}" / MARKER, {"step": state.global_step})
+            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest complete checkpoint in ``folder``; later, half-written ones are removed. None where there is none."""
+    """The latest whole checkpoint in ``folder``; None where there is none.
+
+    Later ones that were half written or are damaged (their checksums differ) are removed, each with one line that says
+    so: training then goes on from the one before.
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     while found:
         latest = found.pop()
-        if (latest / MARKER).is_file():
+        try:
+            verify_manifest(latest)
+        except InputError as error:
+            if (latest / MARKER).is_file():
+                before = f"{found[-1].name} is taken instead" if found else "training starts again"
+                LOGGER.warning("%s is damaged (%s); %s", latest, str(error).partition(" Fix: ")[0], before)
+            shutil.rmtree(latest)
+        else:
             return latest
-        shutil.rmtree(latest)
     return None
 
 
