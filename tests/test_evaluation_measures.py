@@ -1,4 +1,4 @@
-"""Ranking measures against hand-computed values and against ir_measures."""
+"""Ranking measures against hand-computed values and against ir_measures over whole rankings."""
 
 import math
 
@@ -6,7 +6,7 @@ import ir_measures
 import numpy as np
 import pytest
 
-from ospo.evaluation.measures import IR_MEASURES, MEASURES, full_catalogue, measure
+from ospo.evaluation.measures import BINARY, IR_MEASURES, MEASURES, binary_measures, full_catalogue, measure
 
 
 def test_hand_computed() -> None:
@@ -51,6 +51,45 @@ def test_against_ir_measures(seed: int) -> None:
         by_request = {metric.query_id: metric.value for metric in found}
         expected = [by_request[str(r)] for r in range(requests)]
         np.testing.assert_allclose(ours[name], expected, atol=1e-7, err_msg=name)
+
+
+def by_hand(hits: list[int], relevant: int) -> dict[str, float]:
+    """Binary measures from the ranks (from 1) of the relevant items found: the textbook formulas, one by one."""
+    ideal = sum(1 / math.log2(1 + rank) for rank in range(1, min(relevant, 10) + 1))
+    values = {
+        "ndcg_exact@10": sum(1 / math.log2(1 + rank) for rank in hits if rank <= 10) / ideal,
+        "rr": 1 / hits[0] if hits else 0.0,
+        "ap": sum((n + 1) / rank for n, rank in enumerate(hits)) / relevant,
+    }
+    return values | {f"recall@{k}": sum(rank <= k for rank in hits) / relevant for k in (10, 20, 50, 100, 1000)}
+
+
+@pytest.mark.parametrize(
+    ("hits", "relevant"),
+    [([1], 1), ([100], 1), ([], 3), ([2, 3, 11], 5), ([1, 2, 3, 4], 4), ([10, 20, 50, 64, 65], 5), ([1, 999, 1040], 4)],
+)
+def test_binary_measures_by_hand(hits: list[int], relevant: int) -> None:
+    hits_BP = np.zeros((1, 1100), dtype=bool)
+    hits_BP[0, [rank - 1 for rank in hits]] = True
+    found = dict(zip(BINARY, binary_measures(hits_BP, np.array([relevant]))[0], strict=True))
+    assert found == pytest.approx(by_hand(hits, relevant), abs=1e-12)
+
+
+def test_ranks_are_remembered_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is asked once for a set of ranks; a full memo forgets the oldest and changes no value."""
+    from ospo.evaluation import measures
+
+    monkeypatch.setattr(measures, "_memo", type(measures._memo)())
+    monkeypatch.setattr(measures, "MEMO", 5)
+    hits_BP = np.random.default_rng(0).random((40, 30)) < 0.2
+    hits_BP[20:] = hits_BP[:20]
+    first = binary_measures(hits_BP, hits_BP.sum(axis=1))
+    assert len(measures._memo) == 5
+    assert np.array_equal(first[:20], first[20:])
+    asked = []
+    monkeypatch.setattr(measures, "_by_library", lambda ranks, relevant: asked.append(len(ranks)) or [])
+    assert np.array_equal(binary_measures(hits_BP[15:20], hits_BP[15:20].sum(axis=1)), first[15:20])
+    assert asked == []
 
 
 def test_ties_keep_pool_order_and_padding_is_last() -> None:

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
+from ospo.config import Model
 from ospo.data.dataset import PreparedData, Requests
 from ospo.errors import InputError, OspoError
 from ospo.evaluation import best_policy, evaluate
@@ -22,9 +23,13 @@ from ospo.evaluation.leaks import LeakError, check_split
 from ospo.evaluation.measures import MEASURES, measure
 from ospo.evaluation.scoring import score_texts
 from ospo.evaluation.slices import OTHERS, in_order, slice_table
+from ospo.models import build_scratch, save_policy
 from ospo.retrieval import build_retriever
 from ospo.reward import SearchReward, search_text
 
+TINY = {
+    "source": "scratch", "vocab_size": 320, "hidden_size": 32, "layers": 1, "heads": 2, "dtype": "float32",
+}  # fmt: skip
 KEYS = ["policy", "retriever", "split", "scope", "decoding", "sample", "request_id"]
 
 
@@ -47,6 +52,16 @@ def policies(tmp_path_factory, data) -> dict[str, Path]:
 
     written = {"sft": half, "grpo": silent, "ospo": shop.oracle}
     return {name: shop.write_answers(root / f"{name}.jsonl", data, answer) for name, answer in written.items()}
+
+
+@pytest.fixture(scope="module")
+def tiny_policy(tmp_path_factory, data) -> Path:
+    """A real policy with random weights."""
+    settings = Model(**TINY)
+    directory = tmp_path_factory.mktemp("policy") / "model"
+    network, tokenizer = build_scratch(settings, data.item_texts, 0)
+    save_policy(network, tokenizer, settings, directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +299,77 @@ def test_several_seeds(result, data, policies, tmp_path) -> None:
     evaluate(shop.config(), data, {"other": policies["sft"]}, tmp_path, cache=None)
     with pytest.raises(InputError, match="other policies or retrievers"):
         analyse([result[0], tmp_path], resamples=400)
+
+
+def test_a_policy_of_several_seeds(data, tmp_path) -> None:
+    """One evaluation of three training runs: one table with a seed column, and statistics over both levels."""
+
+    def run(wrong: int):
+        return lambda request, colour: (
+            ("pink, " if int(request.request_id[1:]) % 7 < wrong else f"{colour}, ") + request.query
+        )
+
+    files = {
+        name: [shop.write_answers(tmp_path / f"{name}{s}.jsonl", data, run(wrong)) for s, wrong in enumerate(errors)]
+        for name, errors in {"sft": (6, 5, 6), "ospo": (2, 1, 3)}.items()
+    }
+    out = tmp_path / "out"
+    summary = evaluate(shop.config(), data, {"sft": files["sft"], "ospo": dict(enumerate(files["ospo"]))}, out)
+    table = pl.read_parquet(out / "evaluation.parquet")
+    assert not table.select([*KEYS, "seed"]).is_duplicated().any()
+    assert table.group_by("policy").agg(pl.col("seed").n_unique()).sort("policy").rows() == [
+        ("ospo", 3),
+        ("raw", 1),
+        ("sft", 3),
+    ]
+    analysis = analyse([out], resamples=1000)
+    assert analysis.seeds == 3
+    for policy in ("sft", "ospo"):
+        for retriever in analysis.retrievers:
+            seeds = analysis.seed_means[policy][retriever]
+            assert len(set(seeds)) > 1
+            assert analysis.means[policy][retriever].value == pytest.approx(np.mean(seeds))
+            assert summary["test"][policy][retriever] == pytest.approx(np.mean(seeds))
+    assert len(set(analysis.seed_means["raw"]["bm25"])) == 1
+    # Another order of the same runs, as one evaluation a seed: the same figures.
+    for s in range(3):
+        evaluate(shop.config(), data, {name: listed[s] for name, listed in files.items()}, tmp_path / f"s{s}")
+    apart = analyse([tmp_path / f"s{s}" for s in range(3)], resamples=1000)
+    assert apart.means == analysis.means
+    assert apart.comparisons == analysis.comparisons
+    # A clear difference over requests is not enough where the runs disagree: p is the larger of the two.
+    single = analyse([tmp_path / "s0"], resamples=1000)
+    gain = next(c for c in analysis.comparisons if (c.policy, c.reference, c.retriever) == ("ospo", "sft", "bm25"))
+    alone = next(c for c in single.comparisons if (c.policy, c.reference, c.retriever) == ("ospo", "sft", "bm25"))
+    assert gain.p > alone.p
+    examples = json.loads((out / "examples.json").read_text())
+    answers = {r["request_id"]: r["answer"] for r in map(json.loads, files["ospo"][0].read_text().splitlines())}
+    assert all(e["answer"] == answers[e["request_id"]] for e in examples if e["policy"] == "ospo")
+    details = json.loads((out / "details.json").read_text())
+    assert [run["seed"] for run in details["policies"]["ospo"]["runs"]] == [0, 1, 2]
+    evaluate(shop.config(), data, {"sft": files["sft"][:2], "ospo": files["ospo"]}, tmp_path / "uneven")
+    with pytest.raises(InputError, match="evaluate the same seeds"):
+        analyse([tmp_path / "uneven"])
+    with pytest.raises(InputError, match="names no policy"):
+        evaluate(shop.config(), data, {"sft": []}, tmp_path / "none")
+
+
+def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
+    """Sampled decoding of a real policy beside greedy decoding: as many rows as asked for, figures of their own."""
+    overrides = ["evaluation.samples=2", "evaluation.max_requests=10", "presets.nano.rl.max_completion_tokens=6"]
+    evaluate(shop.config(*overrides), data, {"mine": tiny_policy}, tmp_path / "out", cache=tmp_path / "cache")
+    table = pl.read_parquet(tmp_path / "out" / "evaluation.parquet").filter(pl.col("policy") == "mine")
+    drawn = table.filter(pl.col("decoding") == "sampled")
+    assert drawn.group_by("retriever", "scope", "split", "sample").len().sort("retriever", "sample").rows() == [
+        (retriever, "pool", "test", sample, 10) for retriever in ("bm25", "static") for sample in (0, 1)
+    ]
+    assert set(table.filter(pl.col("decoding") == "greedy")["sample"]) == {0}
+    by_sample = drawn.filter(pl.col("retriever") == "bm25").pivot("sample", index="request_id", values="answer")
+    assert (by_sample["0"] != by_sample["1"]).any()
+    analysis = analyse([tmp_path / "out"], resamples=200)
+    means = drawn.filter(pl.col("retriever") == "bm25")["ndcg@10"].mean()
+    assert analysis.measures["sampled"]["mine"]["bm25"]["ndcg@10"] == pytest.approx(means)
+    assert "raw" not in analysis.measures["sampled"]
 
 
 def test_examples_show_the_credit(result) -> None:

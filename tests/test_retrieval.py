@@ -13,7 +13,7 @@ import torch
 from ospo.config import Config, load_config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
-from ospo.retrieval import build_retriever, load_retriever, vectors_file, write_vectors
+from ospo.retrieval import build_retriever, families, load_retriever, vectors_file, write_vectors
 from ospo.retrieval.base import Retriever, pool_runs, top_rows
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
@@ -440,3 +440,45 @@ def test_mpnet_where_fetched(tiny_config: Config, esci_tiny: PreparedData) -> No
     rows, _ = retriever.search([esci_tiny.item_texts[7]], 1)
     assert rows[0, 0] == 7
     assert json.loads((DIRECTORY / "config.json").read_text())["model_type"] == "mpnet"
+
+
+def test_composed_retrievers_share_their_parts(esci_tiny: PreparedData, tiny_config: Config) -> None:
+    """A text is encoded once for MiniLM and the hybrid, and the hybrid's scores are those of one built alone."""
+    assert families(["static", "minilm", "lsa", "bm25"]) == [["static"], ["minilm"], ["lsa"], ["bm25"]]
+    assert families(["minilm", "lsa", "hybrid", "bm25"]) == [["minilm", "hybrid", "bm25"], ["lsa"]]
+    assert families(["static", "rerank:x"]) == [["static"], ["rerank:x"]]
+    shared: dict[str, Retriever] = {}
+    minilm: Any = build_retriever("minilm", tiny_config, esci_tiny, shared)
+    hybrid: Any = build_retriever("hybrid", tiny_config, esci_tiny, shared)
+    assert set(shared) == {"minilm", "bm25", "hybrid"}
+    texts, pools = [request.query for request in esci_tiny.requests[:8]], esci_tiny.pools_RP[:8]
+    minilm.score(texts, pools)
+    encoded = minilm.encoded
+    scores = hybrid.score(texts, pools)
+    assert minilm.encoded == encoded
+    alone: Any = build_retriever("hybrid", tiny_config, esci_tiny)
+    assert (scores == alone.score(texts, pools)).all()
+    rows, found = hybrid.search(texts, 30)
+    for text, row, score in zip(texts, rows, found, strict=True):
+        one_row, one = alone.search([text], 30)
+        np.testing.assert_allclose(
+            score, one[0], atol=2e-4
+        )  # float32 products over the catalogue depend on their shape
+        assert len(set(row) & set(one_row[0])) >= 29
+
+
+@pytest.mark.parametrize("name", ["static", "lsa"])
+def test_search_of_word_vectors_gives_the_scores_of_pools(
+    name: str, built: dict[str, Retriever], esci_tiny: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever: Any = built[name]
+    texts = [request.query for request in esci_tiny.requests[:8]]
+    rows, scores = retriever.search(texts, 50)
+    assert (scores == retriever.score(texts, rows)).all()
+    monkeypatch.setattr("ospo.retrieval.words.SMALL", 0)  # too large a catalogue to keep in float64 as well
+    monkeypatch.setattr("ospo.retrieval.words.CHUNK", 64)
+    large: Any = load_retriever(name, load_config(ROOT / "params.yaml"))
+    large.index(esci_tiny.item_ids, esci_tiny.item_texts)
+    again = large.search(texts, 50)
+    assert (again[0] == rows).all()
+    assert (again[1] == scores).all()

@@ -15,11 +15,12 @@ from ospo.evaluation.statistics import (
     Interval,
     Robustness,
     affordable,
-    bootstrap_means,
+    bootstrap_seed_means,
     holm,
     percentile_interval,
     randomisation_test,
     robustness,
+    seed_test,
 )
 from ospo.files import read_json
 
@@ -83,42 +84,74 @@ def read_table(directory: Path, file: str) -> Path:
 def load_values(directories: Sequence[Path], measure: str = MEASURE) -> tuple[pl.DataFrame, list[str], list[str]]:
     """Per-request values of greedy answers within pools on the test split.
 
-    Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for evaluation s, the
-    policies and the retrievers. Several evaluations (seeds) are paired on the requests they share.
-    Raises InputError where no request is left, or a policy or retriever is missing from one of them.
+    Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for training seed s (0, 1,
+    … in order), the policies and the retrievers. Seeds come from one evaluation's ``seed`` column or from several
+    evaluations, one a seed; they are paired on the requests that all share. A policy with one seed beside others with
+    several (the raw query) stands for itself under each.
+    Raises InputError where no request is left, or a policy, seed or retriever is missing from one of them.
     """
-    wide: pl.DataFrame | None = None
-    names: list[tuple[list[str], list[str]]] = []
-    for s, directory in enumerate(directories):
+    frames: list[pl.DataFrame] = []
+    retrievers: list[str] = []
+    for number, directory in enumerate(directories):
         file = read_table(directory, "evaluation.parquet")
+        table = pl.scan_parquet(file)
+        if "seed" not in table.collect_schema():  # evaluations made before there were seeds
+            table = table.with_columns(seed=pl.lit(0, pl.Int32))
         frame = (
-            pl.scan_parquet(file)
-            .filter((pl.col("split") == "test") & (pl.col("scope") == "pool") & (pl.col("decoding") == "greedy"))
-            .select("request_id", "policy", "retriever", measure)
+            table.filter((pl.col("split") == "test") & (pl.col("scope") == "pool") & (pl.col("decoding") == "greedy"))
+            .select("request_id", "policy", "retriever", "seed", value=measure)
             .collect()
         )
         if frame.is_empty():
             raise InputError(file, "split", "holds no test request", "evaluate at least one held-out request")
-        names.append(
-            (
-                frame["policy"].unique(maintain_order=True).to_list(),
-                frame["retriever"].unique(maintain_order=True).to_list(),
-            )
-        )
-        if set(names[0][0]) != set(names[-1][0]) or set(names[0][1]) != set(names[-1][1]):
+        found = frame["retriever"].unique(maintain_order=True).to_list()
+        retrievers = retrievers or found
+        if number and (set(found) != set(retrievers) or set(frame["policy"]) != set(frames[0]["policy"])):
             raise InputError(file, "policy", "has other policies or retrievers than the first", "evaluate them alike")
-        part = frame.with_columns(column=pl.concat_str(pl.lit(str(s)), "policy", "retriever", separator="|")).pivot(
-            "column", index="request_id", values=measure, aggregate_function="first"
-        )
-        wide = part if wide is None else wide.join(part, on="request_id", how="inner")
-    assert wide is not None
-    if wide.is_empty():
+        if len(directories) > 1:
+            if frame.group_by("policy").agg(pl.col("seed").n_unique())["seed"].max() != 1:
+                raise InputError(file, "seed", "holds several seeds itself", "name it alone")
+            frame = frame.with_columns(seed=pl.lit(number, pl.Int32))
+        frames.append(frame)
+    rows = pl.concat(frames)
+    policies = ordered(frames[0]["policy"].unique(maintain_order=True).to_list())
+    wide = _widened(directories, rows, _seeds(directories[0], rows, policies))
+    return wide, policies, retrievers
+
+
+def _seeds(directory: Path, rows: pl.DataFrame, policies: Sequence[str]) -> dict[str, list[int]]:
+    """Policy → its seed for each s; every policy has the same ones or a single one."""
+    found = {policy: sorted(rows.filter(pl.col("policy") == policy)["seed"].unique()) for policy in policies}
+    longest = max(found.values(), key=len)
+    for policy, seeds in found.items():
+        if len(seeds) > 1 and seeds != longest:
+            raise InputError(
+                directory / "evaluation.parquet",
+                "seed",
+                f"policy {policy!r} has seeds {seeds}, another has {longest}",
+                "evaluate the same seeds of every policy, or one seed of a policy",
+            )
+    return {policy: seeds if len(seeds) > 1 else seeds * len(longest) for policy, seeds in found.items()}
+
+
+def _widened(directories: Sequence[Path], rows: pl.DataFrame, seeds: dict[str, list[int]]) -> pl.DataFrame:
+    """One row a request, one column a (seed, policy, retriever)."""
+    key = pl.concat_str("seed", "policy", "retriever", separator="|")
+    wide = rows.with_columns(column=key).pivot("column", index="request_id", values="value", aggregate_function="first")
+    counts = wide.select(pl.all_horizontal(pl.all().is_not_null()).sum()).item()
+    if not counts:
         raise InputError(directories[0], "request_id", "the evaluations share no request", "evaluate the same data")
-    if wide.null_count().sum_horizontal().item():
+    if counts < len(wide) and len(directories) == 1:
         raise InputError(
             directories[0], MEASURE, "some requests miss a policy or a retriever", "run the evaluation again"
         )
-    return wide.sort("request_id"), ordered(names[0][0]), names[0][1]
+    columns = [
+        pl.col(f"{seed}|{policy}|{retriever}").alias(f"{s}|{policy}|{retriever}")
+        for policy, listed in seeds.items()
+        for s, seed in enumerate(listed)
+        for retriever in rows["retriever"].unique(maintain_order=True)
+    ]
+    return wide.drop_nulls().select("request_id", *columns).sort("request_id")
 
 
 def analyse(
@@ -129,10 +162,11 @@ def analyse(
     reference: str = "raw",
     pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Analysis:
-    """Analyse evaluations of the same policies: one directory, or one a seed.
+    """Analyse evaluations of the same policies: one directory (which may hold several seeds), or one a seed.
 
     ``pairs`` are the comparisons tested, by default each policy against the raw query, the RL policies against SFT and
-    OSPO against GRPO. With several seeds a request's value is its mean over seeds. Raises InputError.
+    OSPO against GRPO. With several seeds a request's value is its mean over seeds, intervals come from drawing seeds
+    and requests, and p is the larger one of the tests over requests and over seeds. Raises InputError.
     """
     if not directories:
         raise InputError("report", "evaluations", "none named", "name at least one evaluation directory")
@@ -147,7 +181,7 @@ def analyse(
     retrievers = [training, *(name for name in retrievers if name != training)]
     slices = _slice_rows(directories[0], wide)
     groups_R = slices["group"].to_numpy() if slices["group"].n_unique() < len(slices) else None
-    seeds = len(directories)
+    seeds = 1 + max(int(name.partition("|")[0]) for name in wide.columns if name != "request_id")
 
     values_SPER = np.stack(
         [
@@ -158,15 +192,19 @@ def analyse(
     values_PER = values_SPER.mean(axis=0)
     P, E, R = values_PER.shape
     resamples = affordable(resamples, R)
-    flat_RC = values_PER.reshape(P * E, R).T
-    draws_BC = bootstrap_means(flat_RC, resamples, seed, groups_R)
+    flat_SRC = values_SPER.reshape(seeds, P * E, R).transpose(0, 2, 1)
+    draws_BC = bootstrap_seed_means(flat_SRC, resamples, seed, groups_R)
     draws_BPE = draws_BC.reshape(len(draws_BC), P, E)
+    means_SPE = values_SPER.mean(axis=3)
     means_PE = values_PER.mean(axis=2)
 
     pairs = list(pairs) if pairs is not None else _default_pairs(policies, reference)
     index = {policy: p for p, policy in enumerate(policies)}
     differences_RC = np.stack([(values_PER[index[a]] - values_PER[index[b]]) for a, b in pairs]).reshape(-1, R).T
     p_values = randomisation_test(differences_RC, resamples, seed, groups_R)
+    if seeds > 1:  # clear over requests and over training runs: an intersection-union test (Berger 1982)
+        apart_SC = np.stack([means_SPE[:, index[a]] - means_SPE[:, index[b]] for a, b in pairs], 1).reshape(seeds, -1)
+        p_values = np.maximum(p_values, seed_test(apart_SC))
     corrected = holm(p_values)
     comparisons = []
     for c, ((a, b), e) in enumerate((pair, e) for pair in pairs for e in range(E)):
@@ -191,8 +229,7 @@ def analyse(
         },
         seed_means={
             policy: {
-                retriever: [float(values_SPER[s, p, e].mean()) for s in range(seeds)]
-                for e, retriever in enumerate(retrievers)
+                retriever: [float(value) for value in means_SPE[:, p, e]] for e, retriever in enumerate(retrievers)
             }
             for p, policy in enumerate(policies)
         },
@@ -206,7 +243,9 @@ def analyse(
             )
             for policy in learned
         },
-        slices=_slices(slices, values_PER[:, 0], policies, index[best], index[reference], groups_R, resamples, seed),
+        slices=_slices(
+            slices, values_SPER[:, :, 0], policies, index[best], index[reference], groups_R, resamples, seed
+        ),
         best=best,
     )
 
@@ -258,7 +297,7 @@ def _slice_rows(directory: Path, wide: pl.DataFrame) -> pl.DataFrame:
 
 def _slices(
     rows: pl.DataFrame,
-    values_PR: np.ndarray,
+    values_SPR: np.ndarray,
     policies: Sequence[str],
     best: int,
     reference: int,
@@ -275,9 +314,10 @@ def _slices(
             continue
         for value in found:
             here = column == value
-            gains_R1 = (values_PR[best] - values_PR[reference])[here][:, None]
-            draws = bootstrap_means(gains_R1, min(resamples, 2000), seed, None if groups_R is None else groups_R[here])
-            means = {policy: float(values_PR[p, here].mean()) for p, policy in enumerate(policies)}
-            gain = percentile_interval(float(gains_R1.mean()), draws[:, 0])
+            gains_SR1 = (values_SPR[:, best] - values_SPR[:, reference])[:, here, None]
+            groups = None if groups_R is None else groups_R[here]
+            draws = bootstrap_seed_means(gains_SR1, min(resamples, 2000), seed, groups)
+            means = {policy: float(values_SPR[:, p, here].mean()) for p, policy in enumerate(policies)}
+            gain = percentile_interval(float(gains_SR1.mean()), draws[:, 0])
             out.append(Slice(name, value, int(here.sum()), means, gain))
     return out

@@ -21,6 +21,7 @@ from ospo.reward import search_text
 _ANSWERS = pa.schema(
     [
         ("policy", pa.string()),
+        ("seed", pa.int32()),
         ("split", pa.string()),
         ("decoding", pa.string()),
         ("sample", pa.int32()),
@@ -38,9 +39,10 @@ _ANSWERS = pa.schema(
 
 @dataclass(frozen=True)
 class Job:
-    """A set of rollouts: one policy, one split, one decoding."""
+    """A set of rollouts: one policy of one training seed, one split, one decoding."""
 
     policy: str
+    seed: int
     split: str
     decoding: Decoding
 
@@ -48,10 +50,6 @@ class Job:
     def decoding_name(self) -> str:
         """``greedy`` or ``sampled``."""
         return "greedy" if self.decoding.temperature == 0 else "sampled"
-
-    def takes(self, split: str, scope: str) -> bool:
-        """Whether these rollouts are scored there: the whole catalogue is searched for greedy answers only."""
-        return self.split == split and (scope == "pool" or self.decoding_name == "greedy")
 
 
 def choose_requests(data: PreparedData, split: str, limit: int) -> np.ndarray:
@@ -80,7 +78,7 @@ def _chunks(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def write_answers(
-    policies: Mapping[str, Policy],
+    policies: Mapping[tuple[str, int], Policy],
     data: PreparedData,
     jobs: Sequence[Job],
     rows: Mapping[str, np.ndarray],
@@ -95,15 +93,15 @@ def write_answers(
             count = counts.setdefault(job.policy, {"answers": 0, "empty": 0, "unfinished": 0, "prompt_cut": 0})
             for part in _chunks(rows[job.split], chunk):
                 requests = [data.requests[row] for row in part]
-                rollouts = policies[job.policy].rollouts(requests, job.decoding)
+                rollouts = policies[job.policy, job.seed].rollouts(requests, job.decoding)
                 count["answers"] += len(rollouts)
                 count["empty"] += sum(not search_text(r.answer) for r in rollouts)
                 count["unfinished"] += sum(not r.finished for r in rollouts)
                 count["prompt_cut"] += sum(r.prompt_cut for r in rollouts)
                 writer.write_table(_answers_table(job, part, requests, rollouts))
                 bar.update(len(part))
-            if not any(later.policy == job.policy for later in jobs[number + 1 :]):
-                policies[job.policy].release()
+            if not any((later.policy, later.seed) == (job.policy, job.seed) for later in jobs[number + 1 :]):
+                policies[job.policy, job.seed].release()
     return counts
 
 
@@ -111,6 +109,7 @@ def _answers_table(job: Job, part: np.ndarray, requests: Sequence[Any], rollouts
     n = len(rollouts)
     columns = {
         "policy": [job.policy] * n,
+        "seed": [job.seed] * n,
         "split": [job.split] * n,
         "decoding": [job.decoding_name] * n,
         "sample": [job.decoding.sample] * n,
@@ -131,18 +130,19 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def plan(config: Config, policies: Mapping[str, Policy]) -> list[Job]:
+def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job]:
     """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test split if asked for.
 
-    A policy's jobs stand together, so that its model is in memory once.
+    ``policies``: (name, training seed) → policy. A policy's jobs stand together: its model is in memory once.
     """
     rl = config.preset.rl
     jobs = []
-    for name, policy in policies.items():
-        jobs += [Job(name, split, Decoding(rl.max_completion_tokens)) for split in ("validation", "test")]
+    for (name, seed), policy in policies.items():
+        jobs += [Job(name, seed, split, Decoding(rl.max_completion_tokens)) for split in ("validation", "test")]
         if isinstance(policy, Rewriter):  # the others have one answer a request
             for sample in range(config.evaluation.samples):
-                jobs.append(Job(name, "test", Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)))
+                decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)
+                jobs.append(Job(name, seed, "test", decoding))
     return jobs
 
 
@@ -157,8 +157,9 @@ class Answers:
             self.first.append(group)
             group += -(-len(rows[job.split]) // chunk)
 
-    def chunks(self, split: str, scope: str) -> Iterator[tuple[np.ndarray, list[Job], list[pa.Table]]]:
+    def chunks(self, split: str) -> Iterator[tuple[np.ndarray, list[Job], list[pa.Table]]]:
         """(request rows, jobs, their answers), chunk by chunk."""
-        wanted = [(job, first) for job, first in zip(self.jobs, self.first, strict=True) if job.takes(split, scope)]
+        wanted = [(job, first) for job, first in zip(self.jobs, self.first, strict=True) if job.split == split]
+        jobs = [job for job, _ in wanted]
         for number, part in enumerate(_chunks(self.rows[split], self.chunk)):
-            yield part, [job for job, _ in wanted], [self.file.read_row_group(first + number) for _, first in wanted]
+            yield part, jobs, [self.file.read_row_group(first + number) for _, first in wanted]

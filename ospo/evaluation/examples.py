@@ -19,7 +19,8 @@ def pick(table: Path, training: str) -> pl.DataFrame:
     """The most improved and the most worsened test requests of each policy against the raw query.
 
     Columns: policy, kind (improved | worse), request_id, raw, value (nDCG@10), raw_rank, rank (of the first relevant
-    item in the pool). Requests whose score did not change are neither. Ties are settled by request id.
+    item in the pool). Requests whose score did not change are neither. Ties are settled by request id. Of a policy
+    trained under several seeds the first one speaks.
     """
     here = (
         (pl.col("retriever") == training)
@@ -28,7 +29,8 @@ def pick(table: Path, training: str) -> pl.DataFrame:
         & (pl.col("decoding") == "greedy")
     )
     columns = ["policy", "request_id", "ndcg@10", "rr"]
-    rows = pl.scan_parquet(table).filter(here).select(columns).collect()
+    first_seed = pl.col("seed") == pl.col("seed").min().over("policy")
+    rows = pl.scan_parquet(table).filter(here).filter(first_seed).select(columns).collect()
     raw = rows.filter(pl.col("policy") == "raw").select("request_id", raw="ndcg@10", raw_rr="rr")
     both = (
         rows.filter(pl.col("policy") != "raw").join(raw, on="request_id").with_columns(gain=pl.col("ndcg@10") - "raw")
@@ -59,6 +61,7 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
     answers = (
         pl.scan_parquet(out / "answers.parquet")
         .filter((pl.col("split") == "test") & (pl.col("decoding") == "greedy") & pl.col("request_id").is_in(wanted))
+        .filter(pl.col("seed") == pl.col("seed").min().over("policy"))
         .select("policy", "request_id", "answer", "row")
         .collect()
     )

@@ -1,11 +1,13 @@
 """Ranking measures of many requests at once, from scores over candidate pools.
 
-nDCG goes through ``ospo.reward.ndcg``, the function that trains the policies, so evaluation and reward cannot drift
-apart. The others follow the trec_eval definitions behind ir_measures, against which tests check every one of them.
-
-Graded measures (``ndcg@k``) use all gains. Binary ones (``ndcg_exact@10``, ``rr``, ``ap``, ``recall@k``) take as
-relevant a request's highest grade: ESCI's Exact products, H&M's article bought.
+Graded nDCG (``ndcg@k``, all gains) is ``ospo.reward.ndcg``, the function that trains the policies, so that evaluation
+and reward cannot drift apart. The binary measures (``ndcg_exact@10``, ``rr``, ``ap``, ``recall@k``), which take a
+request's highest grade as relevant (ESCI's Exact products, H&M's article bought), are computed by ir_measures. They
+depend on the ranks of the relevant items alone, so the library is asked once for every distinct set of ranks.
 """
+
+from collections import OrderedDict
+from functools import lru_cache
 
 import numpy as np
 
@@ -13,16 +15,14 @@ from ospo.reward import ndcg
 
 NDCG_CUTS = (10, 20, 50, 100)
 RECALL_CUTS = (10, 20, 50, 100, 1000)
-MEASURES = (*(f"ndcg@{k}" for k in NDCG_CUTS), "ndcg_exact@10", "rr", "ap", *(f"recall@{k}" for k in RECALL_CUTS))
+BINARY = {"ndcg_exact@10": "nDCG@10", "rr": "RR", "ap": "AP", **{f"recall@{k}": f"R@{k}" for k in RECALL_CUTS}}
+MEASURES = (*(f"ndcg@{k}" for k in NDCG_CUTS), *BINARY)
 
 # The same measures in ir_measures' notation, for tests and for readers who want to recompute a figure.
-IR_MEASURES = {
-    **{f"ndcg@{k}": f"nDCG@{k}" for k in NDCG_CUTS},
-    "ndcg_exact@10": "nDCG@10",
-    "rr": "RR",
-    "ap": "AP",
-    **{f"recall@{k}": f"R@{k}" for k in RECALL_CUTS},
-}
+IR_MEASURES = {**{f"ndcg@{k}": f"nDCG@{k}" for k in NDCG_CUTS}, **BINARY}
+
+MEMO = 100_000  # sets of ranks remembered: some 30 MB
+_memo: OrderedDict[bytes, tuple[float, ...]] = OrderedDict()
 
 
 def relevant(gains_BP: np.ndarray) -> np.ndarray:
@@ -42,26 +42,62 @@ def measure(scores_BP: np.ndarray, gains_BP: np.ndarray) -> dict[str, np.ndarray
     ``scores_BP`` holds -inf for padding (gain 0) and for relevant items that were not retrieved: these count in ideal
     DCG and in the divisors of AP and recall, and are never found. A request without relevant items scores 0 throughout.
     """
-    exact_BP = relevant(gains_BP)
-    # One sort serves all measures: the nDCGs then see scores already in order.
     order_BP = rank_order(scores_BP)
     ranked_BP = np.take_along_axis(scores_BP, order_BP, axis=1)
     ranked_gains_BP = np.take_along_axis(gains_BP, order_BP, axis=1)
-    hits_BP = np.take_along_axis(exact_BP, order_BP, axis=1)
-
+    # The nDCGs then see scores already in order.
     values = {f"ndcg@{k}": ndcg(ranked_BP, ranked_gains_BP, k) for k in NDCG_CUTS}
-    values["ndcg_exact@10"] = ndcg(ranked_BP, hits_BP.astype(np.float32), 10)
+    hits_BP = np.take_along_axis(relevant(gains_BP), order_BP, axis=1)
+    relevant_B = hits_BP.sum(axis=1)
+    table_BM = binary_measures(hits_BP & np.isfinite(ranked_BP), relevant_B)
+    return values | {name: table_BM[:, m] for m, name in enumerate(BINARY)}
 
-    divisor_B = np.maximum(hits_BP.sum(axis=1), 1)
-    hits_BP = hits_BP & np.isfinite(ranked_BP)
-    some_B = hits_BP.any(axis=1)
-    ranks_P = np.arange(1, hits_BP.shape[1] + 1)
-    found_BP = np.cumsum(hits_BP, axis=1)
-    values["rr"] = np.where(some_B, 1.0 / (1 + np.argmax(hits_BP, axis=1)), 0.0)
-    values["ap"] = (hits_BP * found_BP / ranks_P).sum(axis=1) / divisor_B
-    for k in RECALL_CUTS:
-        values[f"recall@{k}"] = found_BP[:, min(k, hits_BP.shape[1]) - 1] / divisor_B
-    return values
+
+def binary_measures(hits_BP: np.ndarray, relevant_B: np.ndarray) -> np.ndarray:
+    """The measures of ``BINARY`` (B, M) float64 by ir_measures.
+
+    ``hits_BP`` (B, P) bool: whether a relevant item stands on that rank; ``relevant_B`` (B,): how many there are in
+    all, retrieved or not.
+    """
+    keys = [
+        bits.tobytes().rstrip(b"\0") + b"/%d" % count
+        for bits, count in zip(np.packbits(hits_BP, axis=1), relevant_B.tolist(), strict=True)
+    ]
+    new = {key: b for b, key in enumerate(keys) if key not in _memo}
+    if new:
+        places = list(new.values())
+        found = _by_library([np.flatnonzero(hits_BP[b]) for b in places], relevant_B[places].tolist())
+        _memo.update(zip(new, found, strict=True))
+    table_BM = np.array([_memo[key] for key in keys], dtype=np.float64).reshape(len(keys), len(BINARY))
+    while len(_memo) > MEMO:
+        _memo.popitem(last=False)
+    return table_BM
+
+
+@lru_cache(maxsize=16)
+def _ranking(length: int) -> dict[str, float]:
+    """A run of ``length`` items named by their rank, from 0."""
+    return {str(rank): float(length - rank) for rank in range(length)}
+
+
+def _by_library(ranks: list[np.ndarray], relevant: list[int]) -> list[tuple[float, ...]]:
+    """ir_measures' values for each set of ranks (from 0, ascending) at which relevant items were retrieved."""
+    import ir_measures
+
+    wanted = {ir_measures.parse_measure(text): m for m, text in enumerate(BINARY.values())}
+    values = np.zeros((len(ranks), len(BINARY)))
+    runs, qrels = {}, {}
+    for n, (ranks_H, count) in enumerate(zip(ranks, relevant, strict=True)):
+        if not len(ranks_H):
+            continue  # nothing found: all of them are 0
+        # What ranks below the last relevant item changes nothing: a power of two lets rankings be shared.
+        runs[str(n)] = _ranking(1 << int(ranks_H[-1]).bit_length())
+        lost = range(count - len(ranks_H))
+        qrels[str(n)] = dict.fromkeys(map(str, ranks_H.tolist()), 1) | {f"lost {i}": 1 for i in lost}
+    if runs:
+        for metric in ir_measures.iter_calc(list(wanted), qrels, runs):
+            values[int(metric.query_id), wanted[metric.measure]] = metric.value
+    return [tuple(row) for row in values.tolist()]
 
 
 def full_catalogue(

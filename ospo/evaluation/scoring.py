@@ -1,9 +1,9 @@
 """Measures of answers under one retriever, with the retriever's contract checked."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from ospo.data.dataset import PreparedData
 from ospo.errors import OspoError
@@ -92,26 +92,40 @@ def score_texts(
     return values
 
 
-def score_chunk(
-    retriever: Retriever, data: PreparedData, part: np.ndarray, tables: Sequence[pa.Table], scope: str
-) -> dict[str, np.ndarray]:
-    """Measures of a chunk's answers, job-major: name → (jobs * requests,). Equal texts of a request are scored once.
+@dataclass(frozen=True)
+class Chunk:
+    """The distinct search texts of a chunk of requests, whoever wrote them; retrievers score each of them once.
 
-    Texts go to the retriever request by request, so that all texts of a request share one lookup of its pool.
+    texts (U,): request by request, so that all texts of a request share one lookup of its pool. owners_U: the request
+    row each belongs to. slots_JR: which text is the answer of job j to request r.
     """
-    columns = [table["answer"].to_pylist() for table in tables]
-    unique: dict[tuple[int, str], int] = {}
-    slots_JR = np.empty((len(columns), len(part)), dtype=np.int64)
-    for r in range(len(part)):
-        for j, column in enumerate(columns):
-            slots_JR[j, r] = unique.setdefault((r, search_text(column[r])), len(unique))
-    owners = part[np.array([r for r, _ in unique], dtype=np.int64)]
-    values = score_texts(
-        retriever,
-        [text for _, text in unique],
-        data.pools_RP[owners],
-        data.gains_RP[owners],
-        scope,
-        len(data.item_ids),
-    )
-    return {name: value[slots_JR].ravel() for name, value in values.items()}
+
+    texts: list[str]
+    owners_U: np.ndarray
+    slots_JR: np.ndarray
+
+    @classmethod
+    def of(cls, part: np.ndarray, columns: Sequence[Sequence[str]]) -> "Chunk":
+        """``part`` (R,): request rows; ``columns``: each job's answers to them."""
+        unique: dict[tuple[int, str], int] = {}
+        slots_JR = np.empty((len(columns), len(part)), dtype=np.int64)
+        for r in range(len(part)):
+            for j, column in enumerate(columns):
+                slots_JR[j, r] = unique.setdefault((r, search_text(column[r])), len(unique))
+        owners = part[np.array([r for r, _ in unique], dtype=np.int64)]
+        return cls([text for _, text in unique], owners, slots_JR)
+
+    def only(self, jobs: Sequence[int]) -> "Chunk":
+        """The same for some of the jobs."""
+        if len(jobs) == len(self.slots_JR):
+            return self
+        kept, slots = np.unique(self.slots_JR[list(jobs)], return_inverse=True)
+        texts = [self.texts[u] for u in kept]
+        return Chunk(texts, self.owners_U[kept], slots.reshape(len(jobs), self.slots_JR.shape[1]))
+
+
+def score_chunk(retriever: Retriever, data: PreparedData, chunk: Chunk, scope: str) -> dict[str, np.ndarray]:
+    """Measures of a chunk's answers: name → (jobs, requests)."""
+    pools_UP, gains_UP = data.pools_RP[chunk.owners_U], data.gains_RP[chunk.owners_U]
+    values = score_texts(retriever, chunk.texts, pools_UP, gains_UP, scope, len(data.item_ids))
+    return {name: value[chunk.slots_JR] for name, value in values.items()}

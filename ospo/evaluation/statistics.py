@@ -1,8 +1,10 @@
 """Is a difference between two policies more than luck? Paired bootstrap, paired randomisation, Holm's correction.
 
 The unit of resampling is the request or, where several requests come from one shopper, the shopper: requests of a
-shopper are not independent, and an interval that took them so would be too narrow. All comparisons of a table share
-the same resamples, so ratios of gains (robustness) get intervals too. Everything is seeded and vectorised.
+shopper are not independent, and an interval that took them so would be too narrow. Policies trained under several
+seeds add a second level: other requests *and* other training runs could have been drawn, so the bootstrap draws both,
+and a difference counts only where it is clear over both. All comparisons of a table share the same resamples, so
+ratios of gains (robustness) get intervals too. Everything is seeded and vectorised.
 """
 
 from dataclasses import dataclass
@@ -64,6 +66,45 @@ def bootstrap_means(values_RC: np.ndarray, resamples: int, seed: int, groups_R: 
         counts_BG = np.bincount(flat, minlength=block * units).reshape(block, units).astype(np.float64)
         means.append((counts_BG @ sums_GC) / (counts_BG @ sizes_G)[:, None])
     return np.concatenate(means)
+
+
+def bootstrap_seed_means(
+    values_SRC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None
+) -> np.ndarray:
+    """Bootstrap means (B, C) over training seeds and requests, both drawn with replacement; the same for every column.
+
+    values_SRC: (S, R, C), S training seeds of the same policies (paired: seed s is drawn for all columns at once). Of S
+    seeds S - 1 are drawn, so that the variance of their mean is the unbiased s**2 / S and not (S - 1) / S of it, which
+    matters for the few seeds one has (Rao & Wu, "Resampling inference with complex survey data", JASA 1988). With one
+    seed this is ``bootstrap_means``.
+    """
+    values_SRC = np.asarray(values_SRC, dtype=np.float64)
+    seeds, requests, columns = values_SRC.shape
+    flat_RC = values_SRC.transpose(1, 0, 2).reshape(requests, seeds * columns)
+    means_BSC = bootstrap_means(flat_RC, resamples, seed, groups_R).reshape(resamples, seeds, columns)
+    if seeds == 1:
+        return means_BSC[:, 0]
+    generator = np.random.default_rng([seed, 1])
+    drawn_BS = generator.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=resamples)
+    return np.einsum("bs,bsc->bc", drawn_BS / (seeds - 1), means_BSC)
+
+
+def seed_test(differences_SC: np.ndarray) -> np.ndarray:
+    """Two-sided p-values (C,) of a paired t-test over S training seeds' mean differences; NaN with fewer than two.
+
+    With the three to ten seeds one has, random signs could never reach a small p (2 of 2**S assignments are as extreme
+    as the observed one), so this test assumes normality. Differences that are all the same and not 0 have p = 0.
+    """
+    differences_SC = np.asarray(differences_SC, dtype=np.float64)
+    if len(differences_SC) < 2:
+        return np.full(differences_SC.shape[1], np.nan)
+    from scipy.stats import t
+
+    mean_C = differences_SC.mean(axis=0)
+    error_C = differences_SC.std(axis=0, ddof=1) / np.sqrt(len(differences_SC))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic_C = np.where(mean_C == 0, 0.0, np.abs(mean_C) / error_C)
+    return 2 * t.sf(statistic_C, df=len(differences_SC) - 1)
 
 
 def affordable(resamples: int, units: int) -> int:

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ospo.config import Config
@@ -11,7 +11,16 @@ from ospo.data.dataset import PreparedData, read_prepared_table
 from ospo.errors import InputError
 from ospo.retrieval.base import Retriever
 
-__all__ = ["NAMES", "Retriever", "build_retriever", "load_retriever", "vectors_file", "write_vectors"]
+__all__ = [
+    "NAMES",
+    "Retriever",
+    "build_retriever",
+    "families",
+    "load_retriever",
+    "parts",
+    "vectors_file",
+    "write_vectors",
+]
 
 
 def _minilm(name: str, config: Config) -> Retriever:
@@ -40,9 +49,11 @@ def _lsa(name: str, config: Config) -> Retriever:
     return LSARetriever(name, config.seed)
 
 
-def _hybrid(name: str, config: Config) -> Retriever:
+def _hybrid(name: str, config: Config, shared: Mapping[str, Retriever] | None = None) -> Retriever:
     from ospo.retrieval.hybrid import HybridRetriever
 
+    if shared:
+        return HybridRetriever(name, shared["bm25"], shared["minilm"], ready=True)
     return HybridRetriever(name, _bm25("bm25", config), _minilm("minilm", config))
 
 
@@ -64,8 +75,8 @@ _LOADERS: dict[str, Callable[[str, Config], Retriever]] = {
 NAMES = tuple(_LOADERS)
 
 
-def load_retriever(name: str, config: Config) -> Retriever:
-    """The retriever called ``name`` in params.yaml, not yet indexed.
+def load_retriever(name: str, config: Config, shared: Mapping[str, Retriever] | None = None) -> Retriever:
+    """The retriever called ``name`` in params.yaml, not yet indexed; ``shared``: its parts, indexed already.
 
     One of ``NAMES``; ``hub:ORG/MODEL`` or ``path:DIR``, a sentence-transformers model; ``rerank:MODEL-OR-DIR``, a
     cross-encoder over BM25's and MiniLM's candidates; or ``package.module:Class``, a class of your own.
@@ -74,6 +85,8 @@ def load_retriever(name: str, config: Config) -> Retriever:
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     kind, colon, rest = name.partition(":")
+    if shared and name == "hybrid":
+        return _hybrid(name, config, shared)
     if name in _LOADERS:
         try:
             return _LOADERS[name](name, config)
@@ -86,7 +99,8 @@ def load_retriever(name: str, config: Config) -> Retriever:
     if kind == "rerank" and rest:
         from ospo.retrieval.rerank import RerankRetriever
 
-        return RerankRetriever(name, rest, _hybrid("hybrid", config))
+        first = shared["hybrid"] if shared else _hybrid("hybrid", config)
+        return RerankRetriever(name, rest, first, ready=bool(shared))
     if colon and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         from ospo.retrieval.custom import import_retriever
 
@@ -105,11 +119,39 @@ def vectors_file(name: str, data: PreparedData) -> Path:
     return data.directory.parent.parent / "vectors" / data.name / vectors_name(name)
 
 
-def build_retriever(name: str, config: Config, data: PreparedData) -> Retriever:
-    """``load_retriever``, indexed over the catalogue of ``data``; stored vectors are reused where they fit."""
-    retriever = load_retriever(name, config)
-    retriever.index(data.item_ids, data.item_texts, vectors_file(name, data))
-    return retriever
+def build_retriever(
+    name: str, config: Config, data: PreparedData, shared: dict[str, Retriever] | None = None
+) -> Retriever:
+    """``load_retriever``, indexed over the catalogue of ``data``; stored vectors are reused where they fit.
+
+    ``shared`` holds retrievers built already over the same data: what this one is put together of (the hybrid's BM25
+    and MiniLM) is taken from there or added, so that a text is encoded once for all of them.
+    """
+    if shared is None:
+        retriever = load_retriever(name, config)
+        retriever.index(data.item_ids, data.item_texts, vectors_file(name, data))
+        return retriever
+    if name not in shared:
+        for part in parts(name):
+            build_retriever(part, config, data, shared)
+        retriever = load_retriever(name, config, shared)
+        retriever.index(data.item_ids, data.item_texts, vectors_file(name, data))
+        shared[name] = retriever
+    return shared[name]
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """The retrievers that one is put together of; none for most."""
+    if name == "hybrid":
+        return "bm25", "minilm"
+    return ("hybrid",) if name.startswith("rerank:") else ()
+
+
+def families(names: Sequence[str]) -> list[list[str]]:
+    """``names`` in groups that are best built together, in their order: a composed retriever with its parts."""
+    composed = any(parts(name) for name in names)
+    linked = [name for name in names if composed and (parts(name) or name in ("bm25", "minilm"))]
+    return [linked if name in linked else [name] for name in names if name not in linked[1:]]
 
 
 def write_vectors(config: Config, prepared: str | Path, out: str | Path) -> list[Path]:

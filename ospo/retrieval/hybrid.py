@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ospo.retrieval.base import Retriever, check_rows
+from ospo.retrieval.base import Retriever, check_rows, top_rows
 
 K = 60
 DEPTH = 1000  # a list of a search over the whole catalogue goes this deep
@@ -28,18 +28,22 @@ def reciprocal_ranks(scores_BP: np.ndarray) -> np.ndarray:
 
 
 class HybridRetriever:
-    """Fusion of a lexical and a dense retriever. An item without any of the text's words is not in BM25's list."""
+    """Fusion of a lexical and a dense retriever. An item without any of the text's words is not in BM25's list.
+
+    ``ready``: both are indexed already, over the catalogue that ``index`` will be given.
+    """
 
     linear = False
 
-    def __init__(self, name: str, lexical: Retriever, dense: Retriever) -> None:
-        self.name, self.lexical, self.dense = name, lexical, dense
+    def __init__(self, name: str, lexical: Retriever, dense: Retriever, ready: bool = False) -> None:
+        self.name, self.lexical, self.dense, self.ready = name, lexical, dense, ready
         self.items = 0
 
     def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
-        """Index both; ``cache`` names this retriever's file, the dense one's lies beside it."""
-        self.lexical.index(item_ids, item_texts)
-        self.dense.index(item_ids, item_texts, cache and cache.with_name(f"{self.dense.name}.safetensors"))
+        """Index both, unless they are; ``cache`` names this retriever's file, the dense one's lies beside it."""
+        if not self.ready:
+            self.lexical.index(item_ids, item_texts)
+            self.dense.index(item_ids, item_texts, cache and cache.with_name(f"{self.dense.name}.safetensors"))
         self.items = len(item_ids)
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
@@ -56,13 +60,15 @@ class HybridRetriever:
         width, depth = min(top_k, self.items), min(max(top_k, DEPTH), self.items)
         rows_BK = np.zeros((len(texts), width), np.int64)
         scores_BK = np.zeros((len(texts), width), np.float32)
-        for b, text in enumerate(texts):
-            fused_I = np.zeros(self.items)
+        # Some texts at a time: one row of sums over the whole catalogue each.
+        step = max(1, 2_000_000 // self.items)
+        for start in range(0, len(texts), step):
+            some = texts[start : start + step]
+            fused_BI = np.zeros((len(some), self.items))
             for part in (self.lexical, self.dense):
-                rows_1K, found_1K = part.search([text], depth)
-                listed = found_1K > 0 if part is self.lexical else np.ones_like(found_1K, dtype=bool)
-                ranks_1K = reciprocal_ranks(np.where(listed, found_1K, -np.inf))
-                fused_I[rows_1K[0]] += ranks_1K[0]
-            best = np.argsort(-fused_I, kind="stable")[:width]
-            rows_BK[b], scores_BK[b] = best, fused_I[best]
+                part_BK, found_BK = part.search(some, depth)
+                listed = found_BK > 0 if part is self.lexical else np.ones(found_BK.shape, dtype=bool)
+                ranks_BK = reciprocal_ranks(np.where(listed, found_BK, -np.inf))
+                np.put_along_axis(fused_BI, part_BK, np.take_along_axis(fused_BI, part_BK, axis=1) + ranks_BK, axis=1)
+            rows_BK[start : start + step], scores_BK[start : start + step] = top_rows(fused_BI, width)
         return rows_BK, scores_BK

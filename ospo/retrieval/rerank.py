@@ -20,10 +20,10 @@ class RerankRetriever:
 
     linear = False
 
-    def __init__(self, name: str, source: str, first: Retriever, depth: int = DEPTH) -> None:
+    def __init__(self, name: str, source: str, first: Retriever, depth: int = DEPTH, ready: bool = False) -> None:
         from sentence_transformers import CrossEncoder
 
-        self.name, self.first, self.depth, self.items = name, first, depth, 0
+        self.name, self.first, self.depth, self.ready, self.items = name, first, depth, ready, 0
         try:
             self._model = CrossEncoder(source, num_labels=1, trust_remote_code=False)
         except Exception as error:
@@ -33,8 +33,9 @@ class RerankRetriever:
             ) from error
 
     def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
-        """Index the first stage and keep the items' texts; see ``Retriever``."""
-        self.first.index(item_ids, item_texts, cache)
+        """Index the first stage, unless it is ``ready``, and keep the items' texts; see ``Retriever``."""
+        if not self.ready:
+            self.first.index(item_ids, item_texts, cache)
         self._texts, self.items = list(item_texts), len(item_ids)
 
     def _rerank(self, texts: Sequence[str], rows_BK: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ospo.retrieval.base import top_rows
 from ospo.retrieval.linear import LinearRetriever, on_grid
 
 WORD = re.compile(r"[^\W_]+")
@@ -17,12 +18,14 @@ WORD = re.compile(r"[^\W_]+")
 WORD_BITS, ITEM_BITS = 12, 20
 MEMO_WORDS = 50_000
 CHUNK = 4096
+SMALL = 8_000_000  # vector entries (64 MB in float64)
 
 
 class WordVectorRetriever(LinearRetriever):
     """Base of static embeddings and LSA: ``word_vectors`` is theirs. A word is a run of letters and digits."""
 
     dimensions = 0
+    _items64_ID: np.ndarray | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -60,8 +63,37 @@ class WordVectorRetriever(LinearRetriever):
                 total_D = self._vectors[terms].sum(axis=0)
                 if norm := np.sqrt(total_D @ total_D):
                     vectors_ID[row] = on_grid(total_D / norm, ITEM_BITS)
-        self._item_vectors_ID = vectors_ID
+        self._item_vectors_ID, self._items64_ID = vectors_ID, None
         self.items = len(item_ids)
+
+    def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Best rows (B, K) and scores (B, K) of the whole catalogue; see ``Retriever``.
+
+        The words' vectors are added before the product with the items: the sums are exact, so these are the scores of
+        ``score`` to the bit, at one product a text instead of one a word.
+        """
+        if not self.items:
+            raise ValueError(f"retriever {self.name}: search before index")
+        width = min(top_k, self.items)
+        rows_BK = np.zeros((len(texts), width), np.int64)
+        scores_BK = np.zeros((len(texts), width), np.float32)
+        items_ID = self._exact_items()
+        step = max(1, 2_000_000 // self.items)
+        for start in range(0, len(texts), step):
+            terms_B = self.terms(texts[start : start + step])
+            text_BD = np.stack([self._vectors[np.unique(terms)].sum(axis=0) for terms in terms_B])
+            scores_BI = np.empty((len(text_BD), self.items), dtype=np.float32)
+            for first in range(0, self.items, CHUNK):
+                part_ID = items_ID[first : first + CHUNK].astype(np.float64, copy=False)
+                scores_BI[:, first : first + CHUNK] = text_BD @ part_ID.T
+            rows_BK[start : start + step], scores_BK[start : start + step] = top_rows(scores_BI, top_k)
+        return rows_BK, scores_BK
+
+    def _exact_items(self) -> np.ndarray:
+        """The items' vectors (I, D), in float64 where the catalogue is small enough to keep them twice."""
+        if self._item_vectors_ID.size <= SMALL and self._items64_ID is None:
+            self._items64_ID = self._item_vectors_ID.astype(np.float64)
+        return self._item_vectors_ID if self._items64_ID is None else self._items64_ID
 
     def term_scores(self, terms_V: np.ndarray, rows_P: np.ndarray | None) -> np.ndarray:
         """Scores (V, P) float64; see ``LinearRetriever``."""
