@@ -1,10 +1,11 @@
-"""The same preparation written plainly with pandas: the baseline of benchmarks/prepare.py, and a check of its counts.
+"""The same preparation written plainly with pandas: the baseline of benchmarks/prepare.py, and a check of its results.
 
-It builds the same requests and pools of the same composition; the sampled negatives differ, as the random numbers do.
+It builds the same catalogue, requests, judgements and composition of pools; splits and sampled negatives differ, as the
+random numbers do. tests/test_benchmarks_prepare.py compares the two.
 """
 
-import html
 import re
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,50 @@ import pandas as pd
 
 from ospo.config import Config
 
-_TAG = re.compile(r"<[/!]?[a-zA-Z][^<>]*>")
+_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<script\b.*?(?:</script\s*>|\Z)|<style\b.*?(?:</style\s*>|\Z)", re.I | re.S)
+_TAG = re.compile(r"""<[/!]?[a-zA-Z](?:[^<>"']|"[^"]*"|'[^']*')*>""", re.S)
+_BROKEN_TAG = re.compile(r"<[/!]?[a-zA-Z][^<>]*(?:>|\Z)", re.S)
+_ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+_AFTER_HEAD = re.compile(r"(?:[,|(\[{:;/–—0-9]| - | (?:for|with|by|in|from|of|and|that|para|con|de|y) ).*\Z", re.S)
+_LAST_WORD = re.compile(r"((?:[^\W\d_]|['’-])+)(?:[\W\d_])*\Z")
+
+
+def _strip_tags(text: str) -> str:
+    return _BROKEN_TAG.sub(" ", _TAG.sub(" ", _HIDDEN.sub(" ", text)))
 
 
 def _clean(text: object) -> str:
-    if not isinstance(text, str) or text == "None":
+    if not isinstance(text, str) or text.strip() in ("None", "nan", "NaN", "null"):
         return ""
-    return " ".join(_TAG.sub(" ", html.unescape(_TAG.sub(" ", text))).split())
+    text = _strip_tags(text.strip())
+    text = _strip_tags(_ENTITY.sub(lambda found: unescape(found[0]), text))
+    return " ".join(_INVISIBLE.sub(" ", text).split())
+
+
+def _head_noun(title: str) -> str:
+    title = title[:160].lower()
+    lead = _AFTER_HEAD.sub("", title, count=1)
+    if not any(character.isalpha() for character in lead):
+        lead = title
+    while lead and not lead[-1].isalpha():
+        lead = lead[:-1]
+    found = _LAST_WORD.search(lead)
+    word = found[1].strip("'’-") if found else ""
+    return word[:-1] if word.endswith("s") and not word.endswith("ss") and len(word) > 3 else word
+
+
+def _groups(products: pd.DataFrame, judged: pd.DataFrame) -> pd.Series:
+    """A category's most co-judged more frequent category, else itself."""
+    heads = judged.merge(products[["product_id", "category"]], on="product_id")
+    heads = heads.loc[heads.category != "", ["query_id", "category"]].drop_duplicates()
+    size = heads.category.value_counts()
+    pairs = heads.merge(heads, on="query_id", suffixes=("", "_other"))
+    pairs = pairs[pairs.category_other.map(size) > pairs.category.map(size)]
+    counts = pairs.groupby(["category", "category_other"], as_index=False).size()
+    counts = counts.sort_values(["category", "size", "category_other"], ascending=[True, False, True])
+    parent = counts.drop_duplicates("category").set_index("category").category_other
+    return products.category.map(parent).fillna(products.category)
 
 
 def _write(tables: dict[str, pd.DataFrame], out: Path) -> dict[str, int]:
@@ -74,27 +112,28 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     for field in fields:
         products[field] = products[field].apply(_clean)
     products["text"] = products[fields].apply(lambda row: ". ".join(part for part in row if part)[:4000], axis=1)
-    products["category"] = products.product_title.str.lower().str.split(r"[,(]| for | with ", regex=True).str[0]
-    products["category"] = products.category.str.extract(r"([^\W\d]+)[^\w]*$", expand=False).fillna("")
+    products = products[products.text != ""]
+    products["category"] = products.product_title.apply(_head_noun)
     examples = examples[examples.product_id.isin(products.product_id)]
     exact = examples[examples.esci_label == "E"].groupby("query_id").size()
     kept = exact[(exact >= options.min_exact) & (exact <= options.max_exact)].index
     examples = examples[examples.query_id.isin(kept)]
-    category_of = products.set_index("product_id").category
-    members = products.groupby("category").product_id.apply(np.array)
+    products["group"] = _groups(products, examples)
+    place_of = products.set_index("product_id")[["category", "group"]]
+    members, groups = (products.groupby(name).product_id.apply(np.array) for name in ("category", "group"))
     items = products.product_id.to_numpy()
     requests, pools = [], []
     for query, rows in examples.groupby("query_id"):
         target = rows.sort_values(["gain", "product_id"], ascending=[False, True]).iloc[0]
         fixed = rows.product_id.tolist()[: config.data.pool.size]
-        same = members[category_of[target.product_id]]
-        pools.append((str(query), _pool(fixed, same, same, items, config.data.pool.size, random)))
+        category, group = place_of.loc[target.product_id]
+        pools.append((str(query), _pool(fixed, members[category], groups[group], items, config.data.pool.size, random)))
         requests.append((str(query), target["query"], target.product_id))
     table = pd.DataFrame(requests, columns=["request_id", "query", "target_id"])
     table["split"] = _split(table["query"], config)
     return _write(
         {
-            "catalogue": products[["product_id", *fields, "text", "category"]],
+            "catalogue": products[["product_id", *fields, "text", "category", "group"]],
             "requests": table,
             "qrels": examples[["query_id", "product_id", "gain", "esci_label"]],
             "pools": pd.DataFrame(pools, columns=["request_id", "item_ids"]),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from scipy.sparse import csr_array
 
 from ospo.config import Config, EsciData
 from ospo.data.hashing import assign_split, hash_strings
@@ -21,7 +22,7 @@ from ospo.data.schemas import (
     scan_parquet,
 )
 from ospo.data.stats import Stats
-from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html
+from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html, text_codes
 from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
@@ -180,24 +181,23 @@ def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
 
     ESCI has no taxonomy; shoppers' queries relate "charger" to "phone", and annotators judged both.
     """
-    names = catalogue["category"].unique().sort()
-    codes = catalogue.select(pl.col("category").rank("dense").cast(pl.UInt32) - 1).to_series()
-    heads = judged.select("query_id", category=codes.gather(judged["item"])).unique()
+    codes, names = text_codes(catalogue["category"])
+    heads = judged.select("query_id", category=pl.Series(codes).gather(judged["item"])).unique().sort("query_id")
     if names[0] == "":
         heads = heads.filter(pl.col("category") > 0)
-    sizes = heads.group_by("category").agg(size=pl.len())
-    heads = heads.join(sizes, on="category")
-    parents = (
-        heads.join(heads, on="query_id", suffix="_other")
-        .filter(pl.col("size_other") > pl.col("size"))
-        .group_by("category", group="category_other")
-        .agg(together=pl.len())
-        .sort(["category", "together", "group"], descending=[False, True, False])
-        .unique("category", keep="first", maintain_order=True)
-    )
-    group = np.arange(len(names), dtype=np.uint32)
-    group[parents["category"].to_numpy()] = parents["group"].to_numpy()
-    return names.gather(group[codes.to_numpy()]).alias("group")
+    # Queries × categories, 0 or 1: entry (a, b) of MᵀM counts the queries for which both were judged.
+    query, category = heads["query_id"].rle_id().to_numpy(), heads["category"].to_numpy()
+    judged_QC = csr_array((np.ones(len(heads), np.int32), (query, category)), shape=(len(heads), len(names)))
+    together_CC = (judged_QC.T @ judged_QC).tocoo()
+    size = judged_QC.sum(axis=0)
+    child, parent = together_CC.coords
+    larger = size[parent] > size[child]
+    child, parent, together = child[larger], parent[larger], together_CC.data[larger]
+    order = np.lexsort((parent, -together, child))
+    first = order[np.concatenate(([True], np.diff(child[order]) != 0))] if len(order) else order
+    group = np.arange(len(names))
+    group[child[first]] = parent[first]
+    return names.gather(group[codes]).alias("group")
 
 
 def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, stats: Stats) -> Prepared:
@@ -211,7 +211,7 @@ def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, sta
     row = judged["request_id"].rle_id().to_numpy().astype(np.int64)
     item = judged["item"].to_numpy()
     relevant = judged["gain"].to_numpy() > 0
-    category, group = (catalogue[name].rank("dense").to_numpy() for name in ("category", "group"))
+    category, group = (text_codes(catalogue[name])[0] for name in ("category", "group"))
     pools = pool_chunks(
         relevant=Judged(row[relevant], item[relevant]),
         irrelevant=Judged(row[~relevant], item[~relevant]),

@@ -30,7 +30,7 @@ from ospo.data.schemas import (
     scan_csv,
 )
 from ospo.data.stats import Stats
-from ospo.data.text import join_parts, known, strip_html
+from ospo.data.text import join_parts, known, strip_html, text_codes
 from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
@@ -260,7 +260,7 @@ def _assemble(
             )
 
     nothing = np.zeros(0, dtype=np.int64)
-    category, group = (articles[name].rank("dense").to_numpy() for name in ("product_type_name", "product_group_name"))
+    category, group = (text_codes(articles[name])[0] for name in ("product_type_name", "product_group_name"))
     pools = pool_chunks(
         relevant=Judged(np.arange(len(item)), item),
         irrelevant=Judged(nothing, nothing),

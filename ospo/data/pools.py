@@ -173,11 +173,17 @@ def _walk(length: np.ndarray, hashes: np.ndarray, width: int) -> np.ndarray:
 
 
 def _not_among(drawn: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Whether each drawn item is none of the fixed items of its row (-1: padding)."""
+    """Whether each drawn item is none of the fixed items of its row (-1: padding, last)."""
+    count = (fixed >= 0).sum(axis=1)
+    order = np.argsort(-count, kind="stable")  # so that each step compares only the rows that have so many
+    drawn, fixed, count = drawn[order], fixed[order], count[order]
     fresh = np.ones(drawn.shape, dtype=bool)
     for column in range(fixed.shape[1]):
-        fresh &= drawn != fixed[:, column, None]
-    return fresh
+        rows = int(np.searchsorted(-count, -column, side="left"))
+        fresh[:rows] &= drawn[:rows] != fixed[:rows, column, None]
+    out = np.empty_like(fresh)
+    out[order] = fresh
+    return out
 
 
 def _shuffled(items: np.ndarray, hashes: np.ndarray, size: int) -> np.ndarray:

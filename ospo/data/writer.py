@@ -1,6 +1,7 @@
 """The last step of preparation, the same for both datasets: tables held to their contracts, written in row groups."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,13 +37,13 @@ class Prepared:
 
 def write_prepared(prepared: Prepared, directory: Path, stats: Stats) -> None:
     """Write the four tables and stats.json into ``directory``; requests and pools never stand in memory as a whole."""
-    for name, table in (("catalogue", prepared.catalogue), ("qrels", prepared.qrels)):
-        file = directory / f"{name}.parquet"
-        table = table.select(list(PREPARED[name]))
-        check_prepared(file, table, name)
-        table.write_parquet(file, compression="zstd", compression_level=_LEVEL, row_group_size=1 << 16)
-    splits = _write_requests(prepared.request_chunks, directory / "requests.parquet")
-    places = _write_pools(prepared, directory / "pools.parquet")
+    # Compressing the catalogue keeps one core busy and drawing pools (NumPy) the other.
+    with ThreadPoolExecutor(1) as beside:
+        catalogue = beside.submit(_write_table, directory, "catalogue", prepared.catalogue)
+        _write_table(directory, "qrels", prepared.qrels)
+        splits = _write_requests(prepared.request_chunks, directory / "requests.parquet")
+        places = _write_pools(prepared, directory / "pools.parquet")
+        catalogue.result()
     stats.kept |= {
         "items": len(prepared.catalogue),
         "requests": len(prepared.request_ids),
@@ -52,6 +53,13 @@ def write_prepared(prepared: Prepared, directory: Path, stats: Stats) -> None:
         "pool_places": places,
     }
     write_json(directory / "stats.json", stats.as_dict())
+
+
+def _write_table(directory: Path, name: str, table: pl.DataFrame) -> None:
+    file = directory / f"{name}.parquet"
+    table = table.select(list(PREPARED[name]))
+    check_prepared(file, table, name)
+    table.write_parquet(file, compression="zstd", compression_level=_LEVEL, row_group_size=1 << 16)
 
 
 def _write_requests(chunks: Iterable[pl.DataFrame], file: Path) -> dict[str, int]:
@@ -96,8 +104,10 @@ def _write_pools(prepared: Prepared, file: Path) -> int:
             items = pools[filled]
             dictionary = ids
             if len(ids) > len(items):  # a large catalogue: only the items of this row group
-                used, items = np.unique(items, return_inverse=True)
-                dictionary = ids.take(pa.array(used))
+                wanted = np.zeros(len(ids), dtype=bool)
+                wanted[items] = True
+                dictionary = ids.take(pa.array(np.flatnonzero(wanted)))
+                items = (np.cumsum(wanted, dtype=np.int32) - 1)[items]
             values = pa.DictionaryArray.from_arrays(pa.array(items.astype(np.int32)), dictionary)
             lists = pa.ListArray.from_arrays(pa.array(offsets), values)
             writer.write_table(
