@@ -91,15 +91,19 @@ def prepare(
 def vectors(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Option(help="folder to write, one file a retriever")],
+    prepared: Annotated[Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")] = None,
+    full: Annotated[
+        bool | None, typer.Option("--full/--pools", help="all items, or those in pools; default: evaluation.catalogue")
+    ] = None,
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Encode the catalogue with every configured retriever that works on vectors."""
+    """Encode items with every configured retriever that works on vectors; stopped, it goes on where it was."""
     from ospo.retrieval import write_vectors
 
     config = _config(params, overrides)
     out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
-    written = write_vectors(config, Path("data/prepared") / dataset, out)
+    written = write_vectors(config, prepared or Path("data/prepared") / dataset, out, full)
     typer.echo("\n".join(f"wrote {path}" for path in written) or "no configured retriever keeps vectors")
 
 

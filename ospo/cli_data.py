@@ -32,16 +32,19 @@ def describe(
     dataset: Annotated[Dataset, typer.Argument(help="esci or hm")],
     data: Annotated[Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")] = None,
     html: Annotated[Path | None, typer.Option(help="default: reports/data-DATASET.html")] = None,
+    plots: Annotated[Path | None, typer.Option(help="also write each chart as a CSV file here, for dvc plots")] = None,
 ) -> None:
     """Print a short profile of prepared data and write it as a page with charts."""
     from ospo.data.dataset import load_prepared
     from ospo.data.describe import describe as describe_data
-    from ospo.data.describe import write_page
+    from ospo.data.describe import write_page, write_plots
 
     profile = describe_data(load_prepared(data or Path("data/prepared") / dataset))
     page = html or Path("reports") / f"data-{dataset}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_page(profile, page)
+    if plots:
+        write_plots(profile, plots)
     typer.echo("\n".join(f"{name}: {value}" for name, value in profile.figures.items()))
     typer.echo(f"wrote {page}")
 

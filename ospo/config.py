@@ -11,6 +11,7 @@ from ospo.errors import ConfigError
 
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
+NO_QUERIES = "ospo/data/no_queries.jsonl"
 Algorithm = Literal["grpo", "ospo"]
 
 
@@ -52,7 +53,14 @@ class HmData(Section):
     requests_per_customer: int = Field(2, ge=1)
     holdout_days: int = Field(7, ge=1)
     max_requests: int = Field(0, ge=0)
-    queries_file: str = ""
+    queries_file: str = NO_QUERIES
+
+    @field_validator("queries_file")
+    @classmethod
+    def _queries_file(cls, file: str) -> str:
+        if not file:  # DVC depends on the file, and cannot on none
+            raise ValueError(f"must name a file; {NO_QUERIES}, which is empty, stands for none")
+        return file
 
 
 class Split(Section):
@@ -114,6 +122,7 @@ class Retrievers(Section):
     training: str = "minilm"
     unseen: list[str] = ["bm25", "static"]
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    flat_up_to: int = Field(500_000, ge=0)
 
     @model_validator(mode="after")
     def _unseen(self) -> "Retrievers":

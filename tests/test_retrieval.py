@@ -1,4 +1,4 @@
-"""Retrievers: against reference implementations, bit for bit over batches, stored vectors, names and bad input."""
+"""Retrievers: against reference implementations, bit for bit over batches, names and bad input."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ import torch
 from ospo.config import Config, load_config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
-from ospo.retrieval import build_retriever, families, load_retriever, vectors_file, write_vectors
+from ospo.retrieval import build_retriever, families, load_retriever, vectors_file
 from ospo.retrieval.base import Retriever, pool_runs, top_rows
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
@@ -22,7 +22,6 @@ from ospo.retrieval.lsa import LSARetriever
 from ospo.retrieval.mpnet import DIRECTORY, mpnet_directory, unpack
 from ospo.retrieval.packed import _workers, split_chunks
 from ospo.retrieval.static import StaticRetriever
-from ospo.retrieval.vectors import load_vectors, save_vectors
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
@@ -281,45 +280,9 @@ def test_top_rows_and_pool_runs() -> None:
 # --- stored vectors
 
 
-def test_vectors_are_reused_and_byte_equal(esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path) -> None:
-    first, second = (write_vectors(tiny_config, esci_tiny.directory, tmp_path / at) for at in "ab")
-    assert [file.name for file in first] == ["minilm.safetensors"]
-    assert first[0].read_bytes() == second[0].read_bytes()
-    fresh = _minilm(tiny_config.retrievers.dtype)
-    mark = fresh.catalogue_fingerprint(esci_tiny.item_ids, esci_tiny.item_texts)
-    assert (load_vectors(first[0], mark, len(esci_tiny.item_ids)) == fresh.item_vectors(esci_tiny.item_texts)).all()
-    # Marked vectors under the same fingerprint show that they are read; under another they must not be.
-    marked = np.full((len(esci_tiny.item_ids), 384), 0.5, dtype=np.float32)
-    save_vectors(tmp_path / "m", esci_tiny.item_ids, marked, mark)
-    fresh.index(esci_tiny.item_ids, esci_tiny.item_texts, tmp_path / "m")
-    assert (fresh._vectors_ID == 0.5).all()
-    changed = [*esci_tiny.item_texts[:-1], "something else"]
-    fresh.index(esci_tiny.item_ids, changed, tmp_path / "m")
-    assert not (fresh._vectors_ID == 0.5).any()
-    other = _minilm("float32" if str(fresh._dtype) == "torch.bfloat16" else "bfloat16")
-    assert other.catalogue_fingerprint(esci_tiny.item_ids, esci_tiny.item_texts) != mark
-
-
 def test_vectors_file_lies_beside_the_prepared_data(esci_tiny: PreparedData) -> None:
     folder = esci_tiny.directory.parent.parent
     assert vectors_file("hub:org/model", esci_tiny) == folder / "vectors" / "esci" / "hub-org-model.safetensors"
-
-
-@pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 100])
-def test_broken_vectors_file(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "v").write_bytes(content)
-    with pytest.raises(InputError, match="is not a vectors file") as error:
-        load_vectors(tmp_path / "v", "x", 1)
-    assert "\n" not in str(error.value)
-
-
-def test_vectors_of_other_shape(tmp_path: Path) -> None:
-    save_vectors(tmp_path / "v", ["a"], np.ones((1, 3), np.float32), "x")
-    with pytest.raises(InputError, match="do not fit the catalogue"):
-        load_vectors(tmp_path / "v", "x", 2)
-    save_vectors(tmp_path / "v", ["a"], np.full((1, 3), np.nan, np.float32), "x")
-    with pytest.raises(InputError, match="do not fit the catalogue"):
-        load_vectors(tmp_path / "v", "x", 1)
 
 
 # --- names

@@ -153,6 +153,16 @@ def _unreadable(file: Path, error: BaseException) -> InputError:
     return InputError(file, "", f"is not a readable parquet file ({problem})", _AGAIN)
 
 
+def pool_items(directory: Path) -> pl.Series:
+    """Ids of the items that stand in a pool, sorted; pools.parquet is streamed. Raises InputError."""
+    file = _existing(directory, "pools")
+    try:
+        frame = pl.scan_parquet(file).select(item_id=pl.col("item_ids").explode().unique())
+        return frame.collect(engine="streaming")["item_id"].sort()
+    except _READ_ERRORS as error:
+        raise _unreadable(file, error) from None
+
+
 def _pool_tables(directory: Path) -> Iterator[pl.DataFrame]:
     """pools.parquet in chunks, each held to the contract."""
     file = _existing(directory, "pools")

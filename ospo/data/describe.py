@@ -1,5 +1,6 @@
 """``ospo data describe``: a short profile of prepared data, as figures and as one HTML page with SVG bars."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,7 +11,8 @@ import polars as pl
 
 from ospo.data.dataset import PreparedData
 from ospo.data.schemas import SPLITS
-from ospo.files import atomic_file
+from ospo.errors import InputError
+from ospo.files import atomic_directory, atomic_file, read_json
 
 _STYLE = """
 :root { color-scheme: light dark; }
@@ -85,8 +87,32 @@ def describe(data: PreparedData) -> Profile:
     ]
     if history.any():
         charts.insert(2, _histogram("Purchases shown with a request", history))
+    if left_out := _left_out(data.directory):
+        charts.append(left_out)
     rows = np.linspace(0, len(data.requests) - 1, 3).astype(int)
     return Profile(data.name, figures, charts, [_example(data, int(row)) for row in dict.fromkeys(rows)])
+
+
+def _left_out(directory: Path) -> Bars | None:
+    """What preparation left out, by reason, from stats.json beside the tables; None where it is not there."""
+    file = directory / "stats.json"
+    if not file.is_file():
+        return None
+    try:
+        dropped = read_json(file)["dropped"]
+        counts = [(str(reason), int(count)) for reason, count in dropped.items() if int(count) > 0]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(file, "dropped", f"is not readable ({error})", "prepare the dataset again") from None
+    return Bars("Left out, by reason", counts) if counts else None
+
+
+def write_plots(profile: Profile, folder: str | Path) -> None:
+    """Write each chart as a CSV file (name, count), for `dvc plots`; the folder appears or is replaced as a whole."""
+    with atomic_directory(folder) as temporary:
+        for bars in profile.charts:
+            slug = re.sub(r"[^a-z]+", "_", bars.title.lower()).strip("_")
+            frame = pl.DataFrame(bars.counts, schema={"name": pl.String, "count": pl.Int64}, orient="row")
+            frame.write_csv(temporary / f"{slug}.csv")
 
 
 def _example(data: PreparedData, row: int) -> str:

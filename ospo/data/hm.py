@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ospo.config import Config, HmData
+from ospo.config import NO_QUERIES, Config, HmData
 from ospo.data.hashing import assign_split, hash_strings, mix
 from ospo.data.pools import Judged, item_ranges, pool_chunks
 from ospo.data.queries import read_queries, template_queries, with_supplied_queries
@@ -248,7 +248,7 @@ def _assemble(
     ids = ids.with_columns(
         request_ids, split=pl.Series(splits[customer]), query=template_queries(articles, item, mix(hashes_R))
     )
-    if options.queries_file:
+    if options.queries_file != NO_QUERIES:
         file = Path(options.queries_file)
         ids = with_supplied_queries(ids, read_queries(file, article_id), stats)
 

@@ -62,7 +62,8 @@ def read_queries(file: Path, article_id: Callable[[pl.Expr], pl.Expr]) -> pl.Dat
 def _read_lines(file: Path) -> pl.DataFrame:
     rows: list[tuple[str, str, str]] = []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a line separator of Unicode may stand inside a JSON string.
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(file, "", f"cannot be read ({error})", "set data.hm.queries_file to a UTF-8 file") from None
     for number, line in enumerate(lines, start=1):

@@ -4,10 +4,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
 
 from ospo.config import Config
-from ospo.data.dataset import PreparedData, read_prepared_table
+from ospo.data.dataset import PreparedData, pool_items, read_prepared_table
 from ospo.errors import InputError
 from ospo.retrieval.base import Retriever
 
@@ -28,7 +33,9 @@ def _minilm(name: str, config: Config) -> Retriever:
 
     from ospo.retrieval.dense import MiniLMRetriever
 
-    return MiniLMRetriever(name, Path(MODEL_DIR), config.retrievers.dtype)
+    retriever = MiniLMRetriever(name, Path(MODEL_DIR), config.retrievers.dtype)
+    retriever.flat_up_to = config.retrievers.flat_up_to
+    return retriever
 
 
 def _static(name: str, config: Config) -> Retriever:
@@ -59,9 +66,16 @@ def _hybrid(name: str, config: Config, shared: Mapping[str, Retriever] | None = 
 
 def _mpnet(name: str, config: Config) -> Retriever:
     from ospo.retrieval.mpnet import mpnet_directory
+
+    return _sentence(name, mpnet_directory(), config)
+
+
+def _sentence(name: str, source: str | Path, config: Config) -> Retriever:
     from ospo.retrieval.sentence import SentenceRetriever
 
-    return SentenceRetriever(name, mpnet_directory(), config.retrievers.dtype)
+    retriever = SentenceRetriever(name, source, config.retrievers.dtype)
+    retriever.flat_up_to = config.retrievers.flat_up_to
+    return retriever
 
 
 _LOADERS: dict[str, Callable[[str, Config], Retriever]] = {
@@ -93,9 +107,7 @@ def load_retriever(name: str, config: Config, shared: Mapping[str, Retriever] | 
         except ImportError as error:
             raise InputError("params.yaml", f"retrievers: {name}", str(error), "install the package") from error
     if kind in ("hub", "path") and rest:
-        from ospo.retrieval.sentence import SentenceRetriever
-
-        return SentenceRetriever(name, Path(rest) if kind == "path" else rest, config.retrievers.dtype)
+        return _sentence(name, Path(rest) if kind == "path" else rest, config)
     if kind == "rerank" and rest:
         from ospo.retrieval.rerank import RerankRetriever
 
@@ -154,26 +166,52 @@ def families(names: Sequence[str]) -> list[list[str]]:
     return [linked if name in linked else [name] for name in names if name not in linked[1:]]
 
 
-def write_vectors(config: Config, prepared: str | Path, out: str | Path) -> list[Path]:
+def write_vectors(config: Config, prepared: str | Path, out: str | Path, full: bool | None = None) -> list[Path]:
     """Encode a prepared catalogue with every configured retriever that works on vectors; one file each in ``out``.
 
-    Shows progress on stderr. Same catalogue, model and processor kind: same bytes. Returns the files written.
+    Only items that stand in a pool, unless the ``full`` catalogue is asked for (default: evaluation.catalogue). A run
+    that was stopped goes on where it was; a file that is there and right stays, vectors of other retrievers go.
+    Shows progress on stderr. Same catalogue, model and processor kind: same bytes. Returns the files.
     """
     from tqdm import tqdm
 
     from ospo.retrieval.dense import EmbeddingRetriever
-    from ospo.retrieval.vectors import save_vectors
+    from ospo.retrieval.vectors import is_vectors_file, write_resumably
 
-    catalogue = read_prepared_table(Path(prepared), "catalogue")
+    prepared, out = Path(prepared), Path(out)
+    full = config.evaluation.catalogue if full is None else full
+    catalogue = read_prepared_table(prepared, "catalogue").select("item_id", "text")
+    if not full:
+        catalogue = catalogue.filter(pl.col("item_id").is_in(pool_items(prepared).implode()))
     item_ids, item_texts = catalogue["item_id"].to_list(), catalogue["text"].to_list()
-    written = []
+    written: list[Path] = []
     for name in dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]):
         retriever = load_retriever("minilm" if name == "hybrid" or name.startswith("rerank:") else name, config)
-        file = Path(out) / vectors_name(retriever.name)
+        file = out / vectors_name(retriever.name)
         if not isinstance(retriever, EmbeddingRetriever) or file in written:
             continue
+
+        def encode(begin: int, end: int, retriever: EmbeddingRetriever = retriever) -> np.ndarray:
+            return retriever.item_vectors(item_texts[begin:end])
+
         with tqdm(total=len(item_texts), desc=f"vectors {retriever.name}", unit="item", file=sys.stderr) as bar:
-            vectors_ID = retriever.item_vectors(item_texts, lambda done, _: bar.update(done - bar.n))
-        save_vectors(file, item_ids, vectors_ID, retriever.catalogue_fingerprint(item_ids, item_texts))
+            write_resumably(
+                file,
+                item_ids,
+                encode,
+                retriever.catalogue_fingerprint(item_ids, item_texts),
+                part=out.parent / f".{out.name}-{file.name}.part",  # outside: DVC hashes what lies in its outputs
+                progress=partial(_advance, bar),
+            )
         written.append(file)
+        if full and len(item_ids) > retriever.flat_up_to:
+            retriever.index(item_ids, item_texts, file)
+            retriever.build_graph()
+    for other in sorted(set(out.glob("*.safetensors")) - set(written)):
+        if is_vectors_file(other):
+            other.unlink()
     return written
+
+
+def _advance(bar: Any, rows: int) -> None:
+    bar.update(rows - bar.n)

@@ -1,5 +1,7 @@
 """Dense retrievers: a text is a vector, an item's score the cosine of the two."""
 
+import re
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,13 +11,15 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.files import sha256_file, sha256_json
-from ospo.retrieval.base import check_rows, one_blas_thread, pool_runs, top_rows
+from ospo.retrieval.base import check_rows, one_blas_thread, pool_runs
+from ospo.retrieval.index import HnswIndex, flat_search
 from ospo.retrieval.linear import on_grid
-from ospo.retrieval.vectors import load_vectors, texts_digest
+from ospo.retrieval.vectors import load_vectors, stored_ids, texts_digest
 
 # Vector entries are multiples of 2**-20: products of two are multiples of 2**-40 and their sums exact in float64, so
 # that a score does not depend on the order in which a matrix product adds (which changes with its shape).
 GRID_BITS = 20
+INDEX_CACHE = Path(".cache/index")  # HNSW graphs: no DVC output, as graphs built by several threads differ
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
 
@@ -23,10 +27,13 @@ class EmbeddingRetriever:
     """Base of retrievers by cosine: sub-classes give ``encode`` and ``fingerprint``.
 
     Vectors of texts are kept in a bounded least-recently-used memo of ``memo_texts``: a text that comes under two
-    requests, or again in a later training step, is encoded once.
+    requests, or again in a later training step, is encoded once. Stored vectors are mapped from their file, and may be
+    those of pool items alone: others are encoded when they are asked for. ``search`` is exact in catalogues of up to
+    ``flat_up_to`` items, and goes through an HNSW graph beyond.
     """
 
     linear = False
+    flat_up_to = 500_000
 
     def __init__(self, name: str, memo_texts: int = 50_000) -> None:
         self.name = name
@@ -35,6 +42,10 @@ class EmbeddingRetriever:
         self._memo_texts = memo_texts
         self._memo: OrderedDict[str, np.ndarray] = OrderedDict()
         self._vectors_ID = np.zeros((0, 0), dtype=np.float32)
+        self._place_I: np.ndarray | None = None  # row of each item in _vectors_ID, -1: not there; None: its own
+        self._item_texts: Sequence[str] = []
+        self._graph: HnswIndex | None = None
+        self._graph_file = Path()
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """Unit vectors (B, D) of ``texts``, each independent of the texts beside it."""
@@ -61,16 +72,71 @@ class EmbeddingRetriever:
         return on_grid(vectors, GRID_BITS).astype(np.float32)
 
     def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
-        """Encode the catalogue, or take its vectors from ``cache`` where the fingerprint is the same."""
-        vectors = None
-        if cache is not None and cache.exists():
-            vectors = load_vectors(cache, self.catalogue_fingerprint(item_ids, item_texts), len(item_ids))
-        self._vectors_ID = self.item_vectors(item_texts) if vectors is None else vectors
-        self.items = len(item_ids)
+        """Encode the catalogue, or map the vectors in ``cache`` where the fingerprint is the same."""
+        self.items, self._item_texts, self._graph, self._place_I = len(item_ids), item_texts, None, None
+        if cache is None or not cache.exists() or not self._map(item_ids, item_texts, cache):
+            self._vectors_ID = self.item_vectors(item_texts)
+        if self.items > self.flat_up_to:
+            mark = self.catalogue_fingerprint(item_ids, item_texts)[:16]
+            self._graph_file = INDEX_CACHE / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', self.name)}-{mark}.hnsw"
+
+    def _map(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path) -> bool:
+        """Take the vectors of a file, of all items or of some; False where others were stored, or by another model."""
+        ids = stored_ids(cache)
+        texts, place_I = item_texts, None
+        if ids != list(item_ids):
+            rows = {item_id: row for row, item_id in enumerate(item_ids)}
+            if not all(item_id in rows for item_id in ids):
+                return False
+            texts = [item_texts[rows[item_id]] for item_id in ids]
+            place_I = np.full(len(item_ids), -1, dtype=np.int64)
+            place_I[[rows[item_id] for item_id in ids]] = np.arange(len(ids))
+        vectors = load_vectors(cache, self.catalogue_fingerprint(ids, texts), len(ids))
+        if vectors is None:
+            return False
+        self._vectors_ID, self._place_I = vectors, place_I
+        return True
+
+    def _add(self, rows: np.ndarray, progress: Progress | None = None) -> None:
+        """Encode the items of ``rows`` (distinct), whose vectors are not stored; ``_place_I`` is not None."""
+        vectors = self.item_vectors([self._item_texts[row] for row in rows], progress)
+        assert self._place_I is not None
+        self._place_I[rows] = len(self._vectors_ID) + np.arange(len(rows))
+        self._vectors_ID = np.concatenate([self._vectors_ID, vectors])
+
+    def _vectors_of(self, rows_P: np.ndarray) -> np.ndarray:
+        """Vectors (P, D) of items."""
+        if self._place_I is None:
+            return self._vectors_ID[rows_P]
+        if len(missing := np.unique(rows_P[self._place_I[rows_P] < 0])):
+            self._add(missing)
+        return self._vectors_ID[self._place_I[rows_P]]
 
     def catalogue_vectors(self) -> np.ndarray:
-        """The indexed items' vectors (I, D) float32."""
+        """The indexed items' vectors (I, D) float32; those that are not stored are encoded now, with progress."""
+        if self._place_I is not None:
+            from tqdm import tqdm
+
+            missing = np.flatnonzero(self._place_I < 0)
+            with tqdm(total=len(missing), desc=f"vectors {self.name}", unit="item", file=sys.stderr) as bar:
+                self._add(missing, lambda done, _: bar.update(done - bar.n))
+            self._vectors_ID, self._place_I = self._vectors_ID[self._place_I], None
         return self._vectors_ID
+
+    def build_graph(self) -> HnswIndex | None:
+        """The HNSW graph of a catalogue beyond ``flat_up_to`` items, built once and kept below ``.cache/index``."""
+        if self.items <= self.flat_up_to:
+            return None
+        vectors_ID = self.catalogue_vectors()
+        if self._graph is None and self._graph_file.is_file():
+            self._graph = HnswIndex.load(self._graph_file, vectors_ID)
+        if self._graph is None:
+            from tqdm import tqdm
+
+            with tqdm(total=self.items, desc=f"index {self.name}", unit="item", file=sys.stderr) as bar:
+                self._graph = HnswIndex(vectors_ID, progress=lambda done: bar.update(done - bar.n))
+            self._graph.save(self._graph_file)
+        return self._graph
 
     def forget(self) -> None:
         """Empty the memo of search texts' vectors."""
@@ -101,23 +167,27 @@ class EmbeddingRetriever:
         scores_BP = np.empty(rows_BP.shape, dtype=np.float32)
         with one_blas_thread():
             for start, stop in pool_runs(rows_BP):
-                pool_PD = self._vectors_ID[np.maximum(rows_BP[start], 0)].astype(np.float64)
+                pool_PD = self._vectors_of(np.maximum(rows_BP[start], 0)).astype(np.float64)
                 scores_BP[start:stop] = vectors_BD[start:stop] @ pool_PD.T
         scores_BP[rows_BP < 0] = -np.inf
         return scores_BP
 
     def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Best rows (B, K) and cosines (B, K) of the whole catalogue, exactly; see ``Retriever``."""
+        """Best rows (B, K) and cosines (B, K) of the whole catalogue; see ``Retriever``.
+
+        Exact, and the cosines those of ``score``. Beyond ``flat_up_to`` items neighbours come from an HNSW graph, which
+        misses some (docs/retrievers.md tells how many); blank texts, near to nothing, are ranked by row there too.
+        """
         if not self.items:
             raise ValueError(f"retriever {self.name}: search before index")
-        width = min(top_k, self.items)
-        rows_BK = np.zeros((len(texts), width), np.int64)
-        scores_BK = np.zeros((len(texts), width), np.float32)
-        vectors_BD = self.vectors(texts)
-        chunk = max(1, 4_000_000 // self.items)
-        for start in range(0, len(texts), chunk):
-            scores_BI = vectors_BD[start : start + chunk] @ self._vectors_ID.T
-            rows_BK[start : start + chunk], scores_BK[start : start + chunk] = top_rows(scores_BI, top_k)
+        texts_BD = self.vectors(texts)
+        graph = self.build_graph()
+        if graph is None:
+            return flat_search(self.catalogue_vectors(), texts_BD, top_k)
+        rows_BK, scores_BK = graph.search(texts_BD, top_k)
+        short_B = (rows_BK < 0).any(axis=1) | ~texts_BD.any(axis=1)
+        if short_B.any():
+            rows_BK[short_B], scores_BK[short_B] = flat_search(self.catalogue_vectors(), texts_BD[short_B], top_k)
         return rows_BK, scores_BK
 
 

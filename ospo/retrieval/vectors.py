@@ -1,14 +1,25 @@
-"""Item vectors on disk: safetensors with the item ids and a fingerprint of what made them. Same input, same bytes."""
+"""Item vectors on disk: one safetensors file with the item ids and a fingerprint of what made them.
+
+Writing goes chunk by chunk into a part file, so that a run that was killed goes on where it stopped; reading maps the
+file into memory, so that a catalogue of millions of items takes no more of it than the rows in use. Same input, same
+bytes, however often the writing was interrupted.
+"""
 
 import hashlib
 import json
-from collections.abc import Sequence
+import mmap
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ospo.errors import InputError
 from ospo.files import atomic_file
+
+CHUNK = 4096  # items encoded between two writes: what a kill can cost
+_AGAIN = "delete it; `dvc repro` writes it anew"
+_CHECKED_ROWS = 1 << 13
 
 
 def texts_digest(item_ids: Sequence[str], item_texts: Sequence[str]) -> str:
@@ -21,35 +32,182 @@ def texts_digest(item_ids: Sequence[str], item_texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def save_vectors(path: str | Path, item_ids: Sequence[str], vectors_ID: np.ndarray, fingerprint: str) -> None:
-    """Write vectors (I, D) float32 beside their ids, atomically."""
-    from safetensors.numpy import save_file
+def _header(items: int, dimensions: int, id_bytes: int, fingerprint: str) -> bytes:
+    """The head of a safetensors file (length, JSON padded to 8 bytes) with the vectors first, then the ids.
 
-    ids = np.frombuffer("\n".join(item_ids).encode("utf-8", "surrogatepass"), dtype=np.uint8)
-    # One metadata key: safetensors writes several in no fixed order.
-    metadata = {"ospo": json.dumps({"fingerprint": fingerprint, "items": len(item_ids)}, sort_keys=True)}
-    with atomic_file(path) as temporary:
-        save_file({"item_ids": ids, "vectors": np.ascontiguousarray(vectors_ID)}, temporary, metadata=metadata)
-
-
-def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray | None:
-    """Vectors (I, D) float32 of ``path``, or None where another fingerprint made them (another model, text or dtype).
-
-    Raises InputError where the file is not a vectors file.
+    https://github.com/huggingface/safetensors#format; its own writer wants all tensors in memory at once.
     """
+    vector_bytes = items * dimensions * 4
+    head = {
+        "__metadata__": {"ospo": json.dumps({"fingerprint": fingerprint, "items": items}, sort_keys=True)},
+        "vectors": {"dtype": "F32", "shape": [items, dimensions], "data_offsets": [0, vector_bytes]},
+        "item_ids": {
+            "dtype": "U8",
+            "shape": [id_bytes],
+            "data_offsets": [vector_bytes, vector_bytes + id_bytes],
+        },
+    }
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _id_bytes(item_ids: Sequence[str]) -> bytes:
+    return "\n".join(item_ids).encode("utf-8", "surrogatepass")
+
+
+def save_vectors(path: str | Path, item_ids: Sequence[str], vectors_ID: np.ndarray, fingerprint: str) -> None:
+    """Write vectors (I, D) beside their ids, as float32, atomically."""
+    ids = _id_bytes(item_ids)
+    vectors_ID = np.ascontiguousarray(vectors_ID, dtype="<f4")
+    with atomic_file(path) as temporary, temporary.open("wb") as stream:
+        stream.write(_header(len(item_ids), vectors_ID.shape[1], len(ids), fingerprint))
+        stream.write(vectors_ID.data)
+        stream.write(ids)
+
+
+def write_resumably(
+    path: str | Path,
+    item_ids: Sequence[str],
+    encode: Callable[[int, int], np.ndarray],
+    fingerprint: str,
+    part: str | Path | None = None,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> int:
+    """Write the vectors of ``item_ids``, going on where an earlier call stopped; returns how many were encoded.
+
+    encode: (begin, end) → vectors (end - begin, D) float32 of those items. part: where an unfinished file waits
+    (default: a hidden one beside ``path``). progress: called with the number of rows that are there.
+    A finished file of the same fingerprint stays as it is. Raises InputError where the disk is full or forbidden.
+    """
+    path = Path(path)
+    part = Path(part) if part else path.with_name(f".{path.name}.part")
+    items = len(item_ids)
+    if path.exists() and _head_fits(path, item_ids, fingerprint):
+        progress(items)
+        return 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        return _write_part(path, part, item_ids, encode, fingerprint, progress)
+    except OSError as error:
+        fix = "free disk space or choose another folder, then run the same command again: it goes on from there"
+        raise InputError(path, "", f"cannot be written ({error.strerror or error})", fix) from None
+
+
+def _write_part(
+    path: Path,
+    part: Path,
+    item_ids: Sequence[str],
+    encode: Callable[[int, int], np.ndarray],
+    fingerprint: str,
+    progress: Callable[[int], None],
+) -> int:
+    items, ids = len(item_ids), _id_bytes(item_ids)
+    begin = done = 0
+    if dimensions := _part_dimensions(part, items, len(ids), fingerprint):
+        head = len(_header(items, dimensions, len(ids), fingerprint))
+        begin = done = min((part.stat().st_size - head) // (4 * dimensions), items)
+    with part.open("r+b" if dimensions else "wb") as stream:
+        if dimensions:
+            stream.truncate(head + done * 4 * dimensions)  # a row or ids that a kill cut short
+            stream.seek(0, os.SEEK_END)
+        progress(done)
+        while done < items or not dimensions:
+            vectors = np.ascontiguousarray(encode(done, min(done + CHUNK, items)), dtype="<f4")
+            if not dimensions:
+                dimensions = vectors.shape[1]
+                stream.write(_header(items, dimensions, len(ids), fingerprint))
+            stream.write(vectors.data)
+            stream.flush()
+            os.fsync(stream.fileno())  # after a power cut, too, the rows that the size tells are there
+            done += len(vectors)
+            progress(done)
+        stream.write(ids)
+        stream.flush()
+        os.fsync(stream.fileno())
+    part.replace(path)
+    return items - begin
+
+
+def _part_dimensions(part: Path, items: int, id_bytes: int, fingerprint: str) -> int:
+    """Dimensions of an unfinished file that this catalogue and encoder began; 0: none, begin anew."""
+    if not part.is_file():
+        return 0
+    with part.open("rb") as stream:
+        start = stream.read(1 << 16)
+    try:
+        length = int.from_bytes(start[:8], "little")
+        dimensions = int(json.loads(start[8 : 8 + length])["vectors"]["shape"][1])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return 0
+    head = _header(items, dimensions, id_bytes, fingerprint)
+    return dimensions if dimensions > 0 and start[: len(head)] == head else 0
+
+
+def _head_fits(path: Path, item_ids: Sequence[str], fingerprint: str) -> bool:
+    try:
+        return _metadata(path)["fingerprint"] == fingerprint and stored_ids(path) == list(item_ids)
+    except InputError:
+        return False
+
+
+def _metadata(path: Path) -> dict:
+    """What the file says of itself, once safetensors has checked its form; "" as fingerprint where it is not ours."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     try:
         with safe_open(path, framework="numpy") as stream:
             metadata = json.loads((stream.metadata() or {}).get("ospo", "{}"))
-            if metadata.get("fingerprint") != fingerprint:
-                return None
-            vectors = stream.get_tensor("vectors")
+            if not isinstance(metadata, dict) or not {"vectors", "item_ids"} <= set(stream.keys()):
+                raise ValueError("its tensors are not vectors and item_ids")
+        return {"fingerprint": "", **metadata}
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(
-            path, "", f"is not a vectors file ({error})", "delete it; `dvc repro` writes it anew"
-        ) from None
-    if vectors.ndim != 2 or len(vectors) != items or vectors.dtype != np.float32 or not np.isfinite(vectors).all():
-        raise InputError(path, "vectors", "do not fit the catalogue", "delete it; `dvc repro` writes it anew")
+        raise InputError(path, "", f"is not a vectors file ({error})", _AGAIN) from None
+
+
+def is_vectors_file(path: str | Path) -> bool:
+    """Whether this module wrote the file."""
+    try:
+        return bool(_metadata(Path(path))["fingerprint"])
+    except InputError:
+        return False
+
+
+def stored_ids(path: str | Path) -> list[str]:
+    """The item ids of a vectors file, in the order of its rows. Raises InputError where it is none."""
+    from safetensors import safe_open
+
+    _metadata(Path(path))
+    with safe_open(path, framework="numpy") as stream:
+        data = stream.get_tensor("item_ids").tobytes()
+    return data.decode("utf-8", "surrogatepass").split("\n") if data else []
+
+
+def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray | None:
+    """Vectors (I, D) float32 of ``path``, mapped read-only; None where another fingerprint made them.
+
+    Raises InputError where the file is not a vectors file, or holds other than ``items`` rows of finite numbers.
+    """
+    path = Path(path)
+    if _metadata(path)["fingerprint"] != fingerprint:
+        return None
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        tensor = json.loads(stream.read(length))["vectors"]
+    shape = tuple(tensor["shape"])
+    if tensor["dtype"] != "F32" or len(shape) != 2 or shape[0] != items or 0 in shape:
+        raise InputError(path, "vectors", "do not fit the catalogue", _AGAIN)
+    vectors = np.memmap(path, dtype="<f4", mode="r", offset=8 + length + tensor["data_offsets"][0], shape=shape)
+    if not _all_finite(vectors):
+        raise InputError(path, "vectors", "do not fit the catalogue", _AGAIN)
     return vectors
+
+
+def _all_finite(vectors: np.memmap) -> bool:
+    """Whether all entries are finite; pages that were looked at are given back, so that memory does not fill."""
+    for begin in range(0, len(vectors), _CHECKED_ROWS):
+        if not np.isfinite(vectors[begin : begin + _CHECKED_ROWS]).all():
+            return False
+        vectors._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+    return True
