@@ -5,6 +5,7 @@ Kills of servers and workers are in test_operations.py and test_tracking.py.
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,35 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_taken(
     assert "optimizer.pt: sha256: differs" in caplog.text
     assert "checkpoint-2 is taken instead" in caplog.text
     assert all(torch.equal(value, weights(again.model)[key]) for key, value in expected.items())
+
+
+def test_a_clock_that_is_set_back_costs_no_checkpoint(
+    workspace: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Old checkpoints then look newer than new ones; they are told apart by their step."""
+    expected = steps.run_rl(config(LONG), "hm", "grpo")
+    values = {key: value.clone() for key, value in weights(expected.model).items()}
+    (expected.directory / "step.json").unlink()
+    write = tracking.Run.log_metrics
+
+    def set_back(self: tracking.Run, number: int, metrics: dict[str, float]) -> None:
+        write(self, number, metrics)
+        for checkpoint in Path("runs/hm/grpo/checkpoints").glob("checkpoint-*"):
+            if checkpoint.stat().st_mtime < time.time() + 3600:
+                ahead = time.time() + 86_400 - number
+                os.utime(checkpoint, (ahead, ahead))
+        if number == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "log_metrics", set_back)
+        with pytest.raises(KeyboardInterrupt):
+            steps.run_rl(config(LONG), "hm", "grpo")
+    kept = sorted(path.name for path in Path("runs/hm/grpo/checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-2", "checkpoint-3"]
+    again = steps.run_rl(config(LONG), "hm", "grpo")
+    assert all(torch.equal(value, weights(again.model)[key]) for key, value in values.items())
 
 
 def test_all_checkpoints_damaged_means_from_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -129,11 +129,12 @@ class ProgressBar(TrainerCallback):
 class CheckpointMarker(TrainerCallback):
     """Marks a checkpoint as complete: the checksums of its files, written after everything else. ``before`` goes first.
 
-    Every process has written its part by then.
+    Every process has written its part by then. Only after that are older checkpoints removed, all but the last
+    ``keep``, by their step: the library would go by the files' times, and after a change of the clock remove the new.
     """
 
-    def __init__(self, before: Callable[[], None] | None = None):
-        self.before = before
+    def __init__(self, before: Callable[[], None] | None = None, keep: int = 2):
+        self.before, self.keep = before, keep
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Mark the checkpoint of this step."""
@@ -141,7 +142,15 @@ class CheckpointMarker(TrainerCallback):
             self.before()
         PartialState().wait_for_everyone()
         if state.is_world_process_zero:
-            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            folder = Path(args.output_dir)
+            write_manifest(folder / f"checkpoint-{state.global_step}")
+            for old in _checkpoints(folder)[: -self.keep]:
+                shutil.rmtree(old)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in ``folder``, by their step."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -150,7 +159,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     Later ones that were half written or are damaged (their checksums differ) are removed, each with one line that says
     so: training then goes on from the one before.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    found = _checkpoints(folder)
     while found:
         latest = found.pop()
         try:

@@ -112,7 +112,7 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
         shuffle_dataset=False,  # prompt_rows fixes the order, also across a resume
         save_strategy="steps",
         save_steps=math.ceil(rl.checkpoint_every / period) * period,
-        save_total_limit=2,
+        save_total_limit=None,  # CheckpointMarker removes old ones
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,  # our own progress bar
