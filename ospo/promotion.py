@@ -24,6 +24,7 @@ from ospo.evaluation.statistics import bootstrap_means, holm, percentile_interva
 from ospo.files import read_json
 
 MAX_P, TOLERANCE = 0.05, 0.01
+RAW = "raw"  # evaluation's name for the query as it is
 RESAMPLES = 10_000
 
 
@@ -110,8 +111,8 @@ def consider(
     """Decide on the challenger (or ``version``) from an evaluation of both, note it there, and promote if allowed.
 
     ``evaluation``: the directory that ``ospo.evaluation.evaluate`` wrote with both policies, under the names
-    ``challenger`` and ``champion``. Raises InputError where it misses one of them, RegistryError where nothing is
-    registered.
+    ``challenger`` and ``champion``; where there is no champion yet, ``raw``, the raw query, stands for it. Raises
+    InputError where it misses one of them, RegistryError where nothing is registered.
     """
     details = read_json(Path(evaluation) / "details.json")
     for name in (challenger, champion):
@@ -121,8 +122,9 @@ def consider(
             )
     comparisons, requests = compare(Path(evaluation), challenger, champion, config.seed)
     decision = decide(comparisons, details["training_retriever"])
+    against = RAW if champion == RAW else registry.champion(config, dataset, root).version
     record = {"promoted": decision.promoted, "reason": decision.reason, "figures": decision.figures,
-              "requests": requests, "against": registry.champion(config, dataset, root).version}  # fmt: skip
+              "requests": requests, "against": against}  # fmt: skip
     if decision.promoted:
         registry.promote(config, dataset, version, decision=record, root=root)
     else:

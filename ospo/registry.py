@@ -112,7 +112,10 @@ def champion(config: Config, dataset: str, root: str | Path = ".") -> Version:
         for item in _versions(client, dataset):
             if CHAMPION in item.aliases:
                 return item
-    raise RegistryError(f"{model_name(dataset)}: no champion is registered. Fix: run `make demo`, or `ospo promote`")
+    raise RegistryError(
+        f"{model_name(dataset)}: no champion is registered. Fix: run `make demo`; or, where candidates "
+        f"were not better than the raw query (`ospo models`), `ospo promote --dataset {dataset}`"
+    )
 
 
 def policy_directory(config: Config, version: Version, root: str | Path = ".") -> Path:
@@ -210,13 +213,15 @@ def register(
     summary: Mapping[str, Mapping[str, float]],
     data_md5: str,
     tags: Mapping[str, str] | None = None,
+    champion_if_first: bool = True,
     root: str | Path = ".",
 ) -> Version:
     """Make a policy a version of ``ospo-rewriter-<dataset>`` with alias ``challenger``.
 
     ``policy``: its name in ``summary`` ({policy: {retriever: nDCG@10}} on the test split).
-    ``run_id``: the MLflow run that trained it. The first version becomes the champion directly. A policy whose files
-    are registered already is not registered again: that version is returned, as challenger unless it is the champion.
+    ``run_id``: the MLflow run that trained it. ``champion_if_first``: without a champion this becomes it at
+    once. A policy whose files are registered already is not registered again: that version is returned, as challenger
+    unless it is the champion.
     Raises InputError for a directory without a policy, RegistryError where MLflow does not answer.
     """
     if run_id.startswith("pending:"):
@@ -258,7 +263,7 @@ def register(
         }
         model_uri = log_model(dataset, staged, settings, run_id, Path(folder))
         name = model_name(dataset)
-        first = not any(CHAMPION in item.aliases for item in _versions(client, dataset))
+        first = champion_if_first and not any(CHAMPION in item.aliases for item in _versions(client, dataset))
         _ensure_model(client, name)
         made = client.create_model_version(
             name,
@@ -302,6 +307,12 @@ def note(
     """Write a decision against promotion on a version (default: the challenger), which stays what it is."""
     with _store(config, root) as client:
         record_decision(client, dataset, _wanted(client, dataset, version).version, decision)
+
+
+def tag(config: Config, dataset: str, version: int, key: str, value: Mapping[str, Any], root: str | Path = ".") -> None:
+    """Write a tag with a JSON value on a version."""
+    with _store(config, root) as client:
+        client.set_model_version_tag(model_name(dataset), str(version), key, json.dumps(value, sort_keys=True))
 
 
 def _wanted(client: MlflowClient, dataset: str, version: int | None) -> Version:

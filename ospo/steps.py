@@ -70,6 +70,12 @@ class Lineage:
     prefect_run_id: str = ""
 
 
+def file_md5(path: Path) -> str:
+    """Hex md5 of a file's bytes: DVC's name for content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
 def data_md5(dataset: str) -> dict[str, str]:
     """Path → md5 of a dataset's prepared files, from dvc.lock; hashed here where they did not come through DVC."""
     lock = Path("dvc.lock")
@@ -79,9 +85,7 @@ def data_md5(dataset: str) -> dict[str, str]:
         outs = {out["path"]: out["md5"] for out in stages.get(f"prepare@{dataset}", {}).get("outs", [])}
     files = sorted(PREPARED.joinpath(dataset).glob("*.parquet"))
     if files and not outs:
-        for path in files:
-            with path.open("rb") as stream:
-                outs[path.as_posix()] = hashlib.file_digest(stream, "md5").hexdigest()
+        outs = {path.as_posix(): file_md5(path) for path in files}
     if not files:
         raise OspoError(f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`")
     return outs
@@ -104,16 +108,27 @@ def _library_versions() -> tuple[str, ...]:
 
 
 @contextmanager
-def dataset_lock(dataset: str) -> Iterator[None]:
-    """Hold the dataset's runs for this process. OspoError where another pipeline works on them already."""
+def dataset_lock(
+    dataset: str, patience: float = 0.0, told: Callable[[str], object] = lambda line: None
+) -> Iterator[None]:
+    """Hold the dataset's runs for this process; the lock goes with the process, however that ends.
+
+    Where another process works on them it is waited for, at most ``patience`` seconds; ``told`` gets one line about
+    that. OspoError where they do not become free.
+    """
     RUNS.joinpath(dataset).mkdir(parents=True, exist_ok=True)
-    lock = FileLock(RUNS / dataset / ".lock", timeout=0)
+    lock = FileLock(RUNS / dataset / ".lock")
     try:
-        lock.acquire()
+        lock.acquire(timeout=0)
     except Timeout:
-        raise OspoError(
-            f"runs/{dataset}: another run is working on it. Fix: wait for it to end, or stop it, then run again"
-        ) from None
+        if patience > 0:
+            told(f"runs/{dataset}: another run is working on it; waiting for it to end")
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            raise OspoError(
+                f"runs/{dataset}: another run is working on it. Fix: wait for it to end, or stop it, then run again"
+            ) from None
     try:
         yield
     finally:
@@ -299,9 +314,9 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns what became of it.
 
-    The better one is chosen on validation requests. The first version becomes the champion. A later one is the
-    challenger: it takes the champion's place only if the paired comparison on held-out requests allows it
-    (:mod:`ospo.promotion`). A policy that is registered already is not registered again.
+    The better one is chosen on validation requests. It is a challenger: it becomes the champion only if the paired
+    comparison on held-out requests allows it (:mod:`ospo.promotion`), with the champion there is, or else with the raw
+    query: no policy is better than a bad one. A policy that is registered already is not registered again.
     """
     from ospo import registry
     from ospo.evaluation.robustness import best_policy
@@ -321,6 +336,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         summary=summary["test"],
         data_md5=tracking.dataset_digest(data_md5(dataset)),
         tags={"fingerprint": state["fingerprint"]},
+        champion_if_first=False,
     )
     decision = version.tags.get("decision", "")
     if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
@@ -336,12 +352,15 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> str:
-    """Compare the newly registered challenger with the champion on the same requests; returns the reason."""
+    """Compare the newly registered challenger with the champion, or the raw query, on the same requests; the reason."""
     from ospo import promotion, registry
     from ospo.data.dataset import load_prepared
     from ospo.evaluation import evaluate
     from ospo.evaluation.leaks import LeakError
 
+    if not any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
+        evaluation = RUNS / dataset / "evaluation"
+        return promotion.consider(config, dataset, evaluation, challenger=policy, champion=promotion.RAW).reason
     _, champion_dir = registry.usable_champion(config, dataset)
     directory = RUNS / dataset / "promotion"
     try:

@@ -43,7 +43,7 @@ def test_without_the_training_retriever_there_is_no_decision() -> None:
         decide([compared("bm25", 1.0, 0.0)], "minilm")
 
 
-def write_evaluation(folder: Path, gains: dict[str, float], requests: int = 120) -> Path:
+def write_evaluation(folder: Path, gains: dict[str, float], requests: int = 120, against: str = "champion") -> Path:
     """An evaluation of two policies whose values differ by a gain a retriever plus noise."""
     folder.mkdir()
     random = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def write_evaluation(folder: Path, gains: dict[str, float], requests: int = 120)
     frames = []
     for retriever, gain in gains.items():
         base = random.uniform(0.2, 0.6, requests)
-        for policy, values in (("champion", base), ("ospo", base + gain + random.normal(0, 0.02, requests))):
+        for policy, values in ((against, base), ("ospo", base + gain + random.normal(0, 0.02, requests))):
             columns = {
                 "policy": policy, "retriever": retriever, "split": "test", "scope": "pool", "decoding": "greedy",
                 "sample": 0, "request_id": ids, "query": "q", "answer": "a",
@@ -60,7 +60,7 @@ def write_evaluation(folder: Path, gains: dict[str, float], requests: int = 120)
     pl.concat(frames).write_parquet(folder / "evaluation.parquet")
     slices = pl.DataFrame({"request_id": ids, "group": ids})
     slices.write_parquet(folder / "slices.parquet")
-    details = {"training_retriever": "minilm", "policies": {"champion": {}, "ospo": {}}}
+    details = {"training_retriever": "minilm", "policies": {against: {}, "ospo": {}}}
     (folder / "details.json").write_text(json.dumps(details))
     return folder
 
@@ -89,6 +89,19 @@ def test_a_worse_challenger_stays_and_a_better_one_moves_the_alias(two_versions:
     decision = json.loads(champion.tags["decision"])
     assert (champion.version, decision["against"], decision["requests"]) == (2, 1, 120)
     assert decision["figures"]["minilm"]["p"] < 0.05
+
+
+def test_the_first_version_must_be_better_than_the_raw_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shop = Shop(tmp_path)
+    shop.register(seed=1, champion_if_first=False)
+    worse = write_evaluation(tmp_path / "worse", {"minilm": -0.1, "bm25": 0.0}, against="raw")
+    assert not promotion.consider(shop.config, "esci", worse, challenger="ospo", champion="raw").promoted
+    with pytest.raises(registry.RegistryError, match="not better than the raw query"):
+        registry.champion(shop.config, "esci")
+    better = write_evaluation(tmp_path / "better", {"minilm": 0.03, "bm25": 0.0}, against="raw")
+    assert promotion.consider(shop.config, "esci", better, challenger="ospo", champion="raw").promoted
+    assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["against"] == "raw"
 
 
 def test_an_evaluation_without_the_champion_is_one_clear_line(two_versions: Shop, tmp_path: Path) -> None:

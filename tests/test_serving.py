@@ -69,14 +69,19 @@ class Shop:
         self.folder, self.config = folder, make_config(folder)
 
     def register(
-        self, policy: str = "ospo", seed: int = 0, dataset: str = "esci", **changes: object
+        self,
+        policy: str = "ospo",
+        seed: int = 0,
+        dataset: str = "esci",
+        champion_if_first: bool = True,
+        **changes: object,
     ) -> registry.Version:
         model_dir = make_policy(self.config, self.folder / f"policy-{seed}-{len(changes)}", seed, **changes)
         with tracking.run(self.config, policy, kind="rl", directory=self.folder / "step") as run:
             pass
         return registry.register(
             self.config, dataset, policy=policy, model_dir=model_dir, run_id=run.id, summary=SUMMARY,
-            data_md5="0" * 32, root=ROOT,
+            data_md5="0" * 32, champion_if_first=champion_if_first, root=ROOT,
         )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The main job's steps on real parts, small: they run, skip what has not changed, and go on where they stopped."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -59,7 +60,14 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     summary = read_json("runs/hm/evaluation/summary.json")
     assert set(summary["test"]) == {"raw", "sft", "grpo", "ospo"}
     assert all(set(row) == {"static", "bm25"} for row in summary["test"].values())
-    assert registered["aliases"] == ["champion"]
+    # Trained for three steps, it is no better than the raw query: a candidate, and nobody's champion.
+    assert registered["aliases"] == ["challenger"]
+    assert "not" in registered["decision"]
+    [version] = registry.models(settings)
+    assert json.loads(version.tags["decision"])["against"] == "raw"
+    with pytest.raises(registry.RegistryError, match="ospo promote --dataset hm"):
+        registry.rewrite(settings, "hm", ["a dress"])
+    registry.promote(settings, "hm")
 
     client = mlflow.MlflowClient(tracking.tracking_uri(settings, workspace))
     for result in results.values():
@@ -73,7 +81,7 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
 
     again, same = whole_job(settings)
     assert all(result.skipped for result in again.values())
-    assert same == registered
+    assert (same["version"], same["aliases"]) == (registered["version"], ["champion"])
     assert {r.run_id for r in again.values()} == {r.run_id for r in results.values()}
 
     # Credit is an input of OSPO's step alone: GRPO and SFT stay as they are.
