@@ -8,9 +8,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE ?= 1
+export MLFLOW_PORT PREFECT_PORT RUNS
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-slow lint format bench repro clean
+.PHONY: help install demo up down status test test-slow lint format bench repro docs audit vulnerabilities clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -36,6 +37,15 @@ ifneq ($(origin HM_RAW),undefined)
 endif
 	$(BIN)/python -m flows.demo
 
+up: install ## Start MLflow, Prefect and a worker here and deploy prefect.yaml; MLFLOW_PORT=, PREFECT_PORT=, RUNS=
+	@$(BIN)/python -m flows.servers up
+
+down: install ## Stop what `make up` started
+	@$(BIN)/python -m flows.servers down
+
+status: install ## Say which servers run
+	@$(BIN)/python -m flows.servers status
+
 repro: install ## Rebuild all data from the raw files (dvc repro)
 	$(BIN)/dvc repro
 
@@ -57,5 +67,15 @@ format: install ## Format the code
 bench: install ## Run every benchmark in its quick form
 	for name in credit estimators step evaluation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
+docs: install ## Build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+audit: install ## Look for secrets, and list every installed package in sbom.json (CycloneDX); works offline
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+	$(BIN)/cyclonedx-py environment --validate --output-reproducible -o sbom.json $(BIN)/python
+
+vulnerabilities: install ## Ask PyPI for known vulnerabilities of the pinned packages
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip --progress-spinner off
+
 clean: ## Remove everything that can be rebuilt, but not your raw files nor .venv
-	rm -rf data runs reports mlflow.db* mlartifacts .prefect .cache .benchmarks .pytest_cache .mypy_cache .ruff_cache
+	rm -rf data runs reports mlflow.db* mlartifacts .prefect .run .cache .benchmarks site .pytest_cache .mypy_cache .ruff_cache

@@ -50,8 +50,7 @@ def run(datasets: list[Dataset]) -> None:
     console.print(
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
         '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
-        "  .venv/bin/mlflow server --workers 1 --backend-store-uri sqlite:///mlflow.db   runs and registered models\n"
-        "  PREFECT_HOME=$PWD/.prefect .venv/bin/prefect server start                      flow runs and their tasks",
+        "  make up      runs, registered models, flow runs and schedules in the browser",
         highlight=False,
     )
 

@@ -6,31 +6,40 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Dataset, dvc_repro, flow_config, lineage
+from flows.common import Count, Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage
 from ospo import steps
-from ospo.config import Config
+from ospo.config import Config, Dataset
 from ospo.files import read_json
 
 
 @task(name="evaluate", task_run_name="evaluate {dataset}", cache_policy=NO_CACHE)
-def evaluate_policies(config: Config, dataset: Dataset, parent_run_id: str | None) -> steps.StepResult:
+def evaluate_policies(config: Config, dataset: Dataset) -> steps.StepResult:
     """Evaluate every policy, or skip where nothing changed."""
-    return steps.run_evaluation(config, dataset, lineage(parent_run_id))
+    return steps.run_evaluation(config, dataset, lineage())
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{dataset}")
 def evaluate(
     dataset: Dataset,
-    params: str = "params.yaml",
-    overrides: list[str] | None = None,
-    parent_run_id: str | None = None,
+    policy: Preset = None,
+    max_requests: Count = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    params: ParamsFile = "params.yaml",
 ) -> dict[str, Any]:
-    """Evaluate the trained policies of one dataset; returns the summary that the report is made of."""
-    config = flow_config(params, overrides)
-    if parent_run_id is None:  # within a pipeline the data is up to date already
-        dvc_repro(dataset)
-    with steps.dataset_lock(dataset):
-        result = evaluate_policies(config, dataset, parent_run_id)
+    """Evaluate the trained policies of one dataset; returns the summary that the report is made of.
+
+    Args:
+        dataset: esci or hm
+        policy: preset of params.yaml; empty: the one that its `policy` names
+        max_requests: held-out requests that are scored; empty: what params.yaml says
+        seed: empty: the one in params.yaml
+        overrides: KEY=VALUE pairs that replace values of params.yaml
+        params: the parameter file
+    """
+    config = flow_config(params, overrides, policy, seed=seed, evaluation__max_requests=max_requests)
+    with dataset_ready(dataset):
+        result = evaluate_policies(config, dataset)
     summary = read_json(result.directory / "summary.json")
     create_markdown_artifact(
         key=f"evaluation-{dataset}",

@@ -5,12 +5,12 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Dataset, dvc_repro, flow_config, lineage
+from flows.common import Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage, within
 from flows.evaluate import evaluate
 from flows.ospo import train_policy
 from flows.sft import sft
 from ospo import steps
-from ospo.config import Config
+from ospo.config import DATASETS, Config, Dataset
 
 
 @task(name="register", task_run_name="register {dataset}", cache_policy=NO_CACHE)
@@ -21,24 +21,43 @@ def register(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 @flow(name="pipeline-dataset", flow_run_name="pipeline-{dataset}")
 def pipeline_dataset(
-    dataset: Dataset, params: str = "params.yaml", overrides: list[str] | None = None
+    dataset: Dataset,
+    policy: Preset = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    params: ParamsFile = "params.yaml",
 ) -> dict[str, Any]:
-    """The whole job for one dataset; returns its evaluation summary and what was registered."""
-    config = flow_config(params, overrides)
-    dvc_repro(dataset)
-    with steps.pipeline_run(config, dataset, lineage(None)) as parent_run_id:
-        sft(dataset, params, overrides, parent_run_id)
+    """The whole job for one dataset; returns its evaluation summary and what was registered.
+
+    Args:
+        dataset: esci or hm
+        policy: preset of params.yaml; empty: the one that its `policy` names
+        seed: empty: the one in params.yaml
+        overrides: KEY=VALUE pairs that replace values of params.yaml
+        params: the parameter file
+    """
+    config = flow_config(params, overrides, policy, seed=seed)
+    same: dict[str, Any] = {"policy": policy, "seed": seed, "overrides": overrides, "params": params}
+    with dataset_ready(dataset), steps.pipeline_run(config, dataset, lineage()) as parent_run_id, within(parent_run_id):
+        sft(dataset, **same)
         for algorithm in steps.ALGORITHMS:
-            train_policy(dataset, algorithm, params, overrides, parent_run_id)
-        summary = evaluate(dataset, params, overrides, parent_run_id)
-        with steps.dataset_lock(dataset):
-            registered = register(config, dataset)
+            train_policy(dataset, algorithm, **same)
+        summary = evaluate(dataset, **same)
+        registered = register(config, dataset)
     return {"summary": summary, "registered": registered}
 
 
 @flow(name="pipeline")
 def pipeline(
-    datasets: list[Dataset] | None = None, params: str = "params.yaml", overrides: list[str] | None = None
+    datasets: list[Dataset] | None = None,
+    overrides: Overrides = None,
+    params: ParamsFile = "params.yaml",
 ) -> dict[str, Any]:
-    """The whole job for each dataset in turn (both by default)."""
-    return {dataset: pipeline_dataset(dataset, params, overrides) for dataset in datasets or ["esci", "hm"]}
+    """The whole job for each dataset in turn.
+
+    Args:
+        datasets: empty: both
+        overrides: KEY=VALUE pairs that replace values of params.yaml
+        params: the parameter file
+    """
+    return {name: pipeline_dataset(name, overrides=overrides, params=params) for name in datasets or DATASETS}

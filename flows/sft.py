@@ -3,27 +3,36 @@
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Dataset, dvc_repro, flow_config, lineage
+from flows.common import Count, Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage
 from ospo import steps
-from ospo.config import Config
+from ospo.config import Config, Dataset
 
 
 @task(name="train SFT", task_run_name="train SFT {dataset}", cache_policy=NO_CACHE)
-def train_sft(config: Config, dataset: Dataset, parent_run_id: str | None) -> steps.StepResult:
+def train_sft(config: Config, dataset: Dataset) -> steps.StepResult:
     """Train, resume or skip the SFT step."""
-    return steps.run_sft(config, dataset, lineage(parent_run_id))
+    return steps.run_sft(config, dataset, lineage())
 
 
 @flow(name="sft", flow_run_name="sft-{dataset}")
 def sft(
     dataset: Dataset,
-    params: str = "params.yaml",
-    overrides: list[str] | None = None,
-    parent_run_id: str | None = None,
+    policy: Preset = None,
+    steps: Count = None,
+    seed: Seed = None,
+    overrides: Overrides = None,
+    params: ParamsFile = "params.yaml",
 ) -> str:
-    """Prepare one dataset and train its SFT policy; returns the MLflow run's id."""
-    config = flow_config(params, overrides)
-    if parent_run_id is None:  # within a pipeline the data is up to date already
-        dvc_repro(dataset)
-    with steps.dataset_lock(dataset):
-        return train_sft(config, dataset, parent_run_id).run_id
+    """Prepare one dataset and train its SFT policy; returns the MLflow run's id.
+
+    Args:
+        dataset: esci or hm
+        policy: preset of params.yaml; empty: the one that its `policy` names
+        steps: optimizer steps; empty: what the preset says
+        seed: empty: the one in params.yaml
+        overrides: KEY=VALUE pairs that replace values of params.yaml
+        params: the parameter file
+    """
+    config = flow_config(params, overrides, policy, seed=seed, preset__sft__steps=steps)
+    with dataset_ready(dataset):
+        return train_sft(config, dataset).run_id

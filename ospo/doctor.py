@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ospo.config import DATASETS, Config, load_config
 from ospo.errors import OspoError
@@ -186,8 +186,31 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _ports() -> Iterator[Finding]:
-    for name, port in PORTS.items():
+def _noted(root: Path) -> dict[str, dict[str, Any]]:
+    """Name → what `make up` noted about the server that it started."""
+    return {
+        name: json.loads((root / ".run" / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("mlflow", "prefect", "worker")
+        if (root / ".run" / f"{name}.json").is_file()
+    }
+
+
+def _servers(root: Path) -> Iterator[Finding]:
+    """Of the servers of `make up`, those that died; the ports say how the living ones are."""
+    import psutil
+
+    noted = _noted(root)
+    for name, note in noted.items():
+        if not psutil.pid_exists(int(note["pid"])):
+            yield Finding("warn", f"the {name} server that `make up` started runs no longer", "make up")
+    if "mlflow" in noted and "worker" not in noted:
+        yield Finding("warn", "the servers run, but no worker: schedules do not fire", "make up")
+
+
+def _ports(root: Path) -> Iterator[Finding]:
+    noted = {name: note["address"] for name, note in _noted(root).items()}
+    for name, usual in PORTS.items():
+        port = int(noted[name.lower()].rpartition(":")[2]) if name.lower() in noted else usual
         health = f"http://127.0.0.1:{port}/{'health' if name == 'MLflow' else 'api/health'}"
         with socket.socket() as probe:
             probe.settimeout(1)
@@ -276,7 +299,8 @@ def examine(params: str | Path = "params.yaml", root: str | Path = ".") -> list[
         look("raw files", lambda: _raw(settled, root))
     look("prepared data", lambda: _prepared(root))
     look("DVC", lambda: _dvc(root))
-    look("ports", _ports)
+    look("servers", lambda: _servers(root))
+    look("ports", lambda: _ports(root))
     if config is not None:
         look("MLflow", lambda: _tracking(settled, root))
     look("records", lambda: _waiting(root))

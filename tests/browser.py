@@ -93,6 +93,16 @@ class Page:
                 raise RuntimeError("the page did not load")
             time.sleep(0.05)
 
+    def visit(self, address: str, width: int = 1400) -> None:
+        """Load a page from a server; what its scripts add later is the caller's to wait for."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=address)
+        deadline = time.monotonic() + 60
+        while self.ask("document.readyState") != "complete" or self.ask("location.protocol") != "http:":
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{address} did not load")
+            time.sleep(0.1)
+
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)

@@ -100,8 +100,19 @@ def test_a_port_that_someone_else_holds(place: Path, monkeypatch: pytest.MonkeyP
     found(place, "ok", "is free")
 
 
+def test_servers_of_make_up_that_died(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place / ".run"
+    folder.mkdir()
+    note = {"pid": 2**22 + 1, "started": "x", "address": "http://127.0.0.1:9"}
+    (folder / "mlflow.json").write_text(json.dumps(note))
+    assert found(place, "warn", "the mlflow server that `make up` started runs no longer").fix == "make up"
+    found(place, "warn", "no worker")
+    monkeypatch.setattr(doctor, "PORTS", {"MLflow": 5000})
+    found(place, "ok", "port 9 is free for the MLflow server")  # the port in use, not the usual one
+
+
 def test_a_server_that_does_not_answer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")  # pragma: allowlist secret
     assert "secret" not in doctor.report(doctor.examine(place / "params.yaml", place))
     found(place, "fail", "does not answer")
 

@@ -70,13 +70,14 @@ def is_server(uri: str) -> bool:
 
 
 def artifact_location(uri: str, root: Path) -> str | None:
-    """Where a new experiment keeps its files; None leaves it to a server on another machine.
+    """Where a new experiment keeps its files; None leaves it to the server.
 
-    On one machine it is always the same folder, whether runs go to the database or through a server over it, so that
-    both ways can read every artifact.
+    That is a server on another machine, or one that was told where files go (MLFLOW_ARTIFACTS_DESTINATION). Otherwise
+    it is always the same folder, whether runs go to the database or through a server over it, so that both ways can
+    read every artifact.
     """
     parts = urlsplit(uri)
-    if is_server(uri) and parts.hostname not in _LOCAL_HOSTS:
+    if is_server(uri) and (parts.hostname not in _LOCAL_HOSTS or os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")):
         return None
     if uri.startswith("sqlite:///"):
         return (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()
