@@ -172,7 +172,8 @@ def test_people_promote_and_the_champion_is_checked_on_fresh_data(shop: Shop, cl
     run = client.get_run(found["run_id"])
     assert (run.info.status, run.data.tags["ospo.model_version"]) == ("FINISHED", "1")
     old = read_json(shop.root / "data" / "prepared" / "esci" / "stats.json")
-    assert read_json(shop.root / "runs" / "esci" / "fresh" / "input" / "data" / "prepared" / "esci" / "stats.json") != old
+    fresh = shop.root / "runs" / "esci" / "fresh" / "input" / "data" / "prepared" / "esci" / "stats.json"
+    assert read_json(fresh) != old
 
 
 def test_the_browser_shows_the_deployment_and_the_registry(shop: Shop, tmp_path: Path) -> None:
