@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 from ospo.cli_data import app as data_app
 from ospo.config import Algorithm, Config, Dataset, edit_params, load_config
-from ospo.errors import OspoError
+from ospo.errors import InputError, OspoError
 
 app = typer.Typer(
     help="Train an LLM to write better searches, with credit for every phrase (OSPO, arXiv 2601.08403).",
@@ -133,8 +133,20 @@ def train(
 
 
 @app.command()
-def evaluate(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
-    """Score the trained policies under the training retriever and those never seen in training."""
+def evaluate(
+    dataset: Annotated[Dataset, typer.Option("--dataset", help="esci or hm")] = "esci",
+    policy: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=PATH", help="instead of the trained ones; a NAME given again is its next seed"),
+    ] = [],  # noqa: B006
+    data: Annotated[Path | None, typer.Option(help="with --policy: prepared data; default: the dataset's")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="with --policy: folder to write; default: reports/evaluation")
+    ] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Score policies under the training retriever and those never seen in training: the trained ones, or any."""
     from rich.console import Console
 
     from ospo import steps
@@ -142,27 +154,66 @@ def evaluate(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: S
     from ospo.files import read_json
 
     config = _config(params, overrides)
+    console = Console()
+    if policy:
+        from ospo.data.dataset import load_prepared
+        from ospo.evaluation import evaluate as evaluate_policies
+        from ospo.evaluation.policies import parse_policies
+
+        folder = out or Path("reports/evaluation")
+        prepared = load_prepared(data or steps.PREPARED / dataset)
+        summary = evaluate_policies(config, prepared, parse_policies(policy), folder)
+        console.print(demo_table({prepared.name: summary}, config.retrievers.training))
+        typer.echo(f"tables in {folder}; ospo report --evaluation {folder} makes the page")
+        return
+    if data or out:
+        raise InputError("ospo evaluate", "--data, --out", "need --policy", "name the policies to evaluate there")
     with steps.dataset_lock(dataset):
         result = steps.run_evaluation(config, dataset)
-    Console().print(demo_table({dataset: read_json(result.directory / "summary.json")}, config.retrievers.training))
+    console.print(demo_table({dataset: read_json(result.directory / "summary.json")}, config.retrievers.training))
     _tell(result)
 
 
 @app.command()
-def report(
+def real(
     dataset: DatasetOption,
+    raw: Annotated[Path, typer.Option(help="folder of raw files in the dataset's official format")],
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Evaluate the trained policies on raw files they never saw, and write reports/DATASET-real.html."""
+    from ospo import steps
+    from ospo.evaluation.report import publish_report
+    from ospo.transfer import run_transfer
+
+    with steps.dataset_lock(dataset):
+        result = run_transfer(_config(params, overrides), dataset, raw)
+    _tell(result)
+    typer.echo(f"wrote {publish_report(result.directory, f'{dataset}-real')}")
+
+
+@app.command()
+def report(
+    dataset: Annotated[Dataset, typer.Option("--dataset", help="esci or hm")] = "esci",
+    evaluation: Annotated[
+        list[Path],
+        typer.Option(help="folders that `ospo evaluate` wrote (several: one a seed); default: the dataset's"),
+    ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="default: reports/DATASET.html")] = None,
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Write the evaluation's report as one self-contained HTML page."""
+    """Write an evaluation's report as one self-contained HTML page."""
     from ospo import steps
     from ospo.evaluation.report import write_report
+    from ospo.files import read_json
 
     config = _config(params, overrides)
-    page = out or Path("reports") / f"{dataset}.html"
-    directory = steps.RUNS / dataset / "evaluation"
-    write_report(directory, page, resamples=config.evaluation.resamples, seed=config.seed)
+    directories = evaluation or [steps.RUNS / dataset / "evaluation"]
+    page = out or Path("reports") / f"{directories[0].name if evaluation else dataset}.html"
+    state = directories[0] / "step.json"
+    facts = {"MLflow run": read_json(state).get("run_id", "")} if state.is_file() else {}
+    write_report(directories, page, resamples=config.evaluation.resamples, seed=config.seed, facts=facts)
     typer.echo(f"wrote {page}")
 
 

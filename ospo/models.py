@@ -18,6 +18,7 @@ import torch
 
 from ospo.config import Model
 from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN
+from ospo.data.seen import write_seen
 from ospo.errors import InputError
 from ospo.files import (
     MANIFEST,
@@ -307,13 +308,20 @@ def create_policy(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
     return network, tokenizer
 
 
-def save_policy(network: Any, tokenizer: Any, model: Model, directory: str | Path) -> None:
-    """Write a policy directory, whole or not at all: full weights, or the adapter and ``base.json``; and checksums."""
+def save_policy(
+    network: Any, tokenizer: Any, model: Model, directory: str | Path, trained_on: Iterable[str] | None = None
+) -> None:
+    """Write a policy directory, whole or not at all: full weights, or the adapter and ``base.json``; and checksums.
+
+    ``trained_on``: keys of the requests the policy has seen (``ospo.data.seen``), for leak checks wherever it goes.
+    """
     with atomic_directory(directory) as temporary:
         network.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         if model.lora_rank:
             write_json(temporary / BASE_FILE, {"source": model.source, "dtype": model.dtype})
+        if trained_on is not None:
+            write_seen(temporary, trained_on)
         write_manifest(temporary)
 
 

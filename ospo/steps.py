@@ -102,6 +102,11 @@ def _source_hash(parts: tuple[str, ...]) -> str:
     return sha256_json([(file.relative_to(root).as_posix(), sha256_file(file)) for file in files])
 
 
+def evaluation_source() -> str:
+    """Hash of the code that evaluation depends on."""
+    return _source_hash(_EVALUATION_SOURCES)
+
+
 @lru_cache
 def _library_versions() -> tuple[str, ...]:
     return tuple(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
@@ -289,7 +294,12 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
         from ospo.evaluation.wording import summary_markdown
 
         models = {"raw": None} | {name: RUNS / dataset / name / "model" for name in policies}
-        summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory)
+        trained = [f"ospo train --dataset {dataset} --algorithm {name}" for name in policies if name in ALGORITHMS]
+        commands = [
+            f"dvc repro vectors@{dataset}", f"ospo sft --dataset {dataset}", *trained,
+            f"ospo evaluate --dataset {dataset}", f"ospo report --dataset {dataset}",
+        ]  # fmt: skip
+        summary = evaluate(config, load_prepared(PREPARED / dataset), models, directory, commands=commands)
         for policy, figures in summary["test"].items():
             run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
         report = directory / "report.html"
@@ -303,7 +313,7 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
 
     inputs = {
         "data": data_md5(dataset),
-        "source": _source_hash(_EVALUATION_SOURCES),
+        "source": evaluation_source(),
         "policies": {name: state["fingerprint"] for name, state in policies.items()},
     }
     return _run_step(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from ospo.config import Model
 from ospo.data.dataset import PreparedData, Requests
+from ospo.data.seen import request_keys, write_seen
 from ospo.errors import InputError, OspoError
 from ospo.evaluation import best_policy, evaluate
 from ospo.evaluation.analysis import analyse
@@ -23,6 +25,7 @@ from ospo.evaluation.leaks import LeakError, check_split
 from ospo.evaluation.measures import MEASURES, measure
 from ospo.evaluation.scoring import score_texts
 from ospo.evaluation.slices import OTHERS, in_order, slice_table
+from ospo.files import write_manifest
 from ospo.models import build_scratch, save_policy
 from ospo.retrieval import build_retriever
 from ospo.reward import SearchReward, search_text
@@ -193,6 +196,28 @@ def test_training_log_is_checked(data, policies, tmp_path) -> None:
     pl.DataFrame({"request_id": [train, test]}).write_parquet(run / "completions.parquet")
     with pytest.raises(LeakError, match="was trained on 1 of"):
         evaluate(shop.config(), data, {"ospo": policy}, tmp_path / "out", cache=None)
+
+
+def test_what_a_policy_has_seen_travels_with_it(data, tiny_policy, tmp_path) -> None:
+    """The directory of a policy names its training requests, wherever it was copied to."""
+    train, test = (data.rows(split) for split in ("train", "test"))
+    clean, leaky = tmp_path / "clean", tmp_path / "leaky"
+    for copy, rows in ((clean, train), (leaky, [*train, test[0]])):
+        shutil.copytree(tiny_policy, copy)
+        write_seen(copy, request_keys(data, rows))
+        write_manifest(copy)
+    overrides = ["evaluation.max_requests=0", "presets.nano.rl.max_completion_tokens=2"]
+    evaluate(shop.config(*overrides), data, {"mine": clean}, tmp_path / "out", cache=None)
+    details = json.loads((tmp_path / "out" / "details.json").read_text())
+    assert details["leak_checks"]["training_requests"]["mine"] == len(train)
+    with pytest.raises(LeakError, match="was trained on 1 of"):
+        evaluate(shop.config(*overrides), data, {"mine": leaky}, tmp_path / "out", cache=None)
+    # The same ids in another shop are other requests.
+    elsewhere = replace(data, requests=Requests.of(replace(r, query=f"{r.query} cheap") for r in data.requests))
+    evaluate(shop.config(*overrides), elsewhere, {"mine": leaky}, tmp_path / "elsewhere", cache=None)
+    (clean / "training_requests.json").write_text("{")
+    with pytest.raises(InputError, match="not a list of request keys"):
+        evaluate(shop.config(*overrides), data, {"mine": clean}, tmp_path / "out", cache=None)
 
 
 class Broken:

@@ -18,6 +18,7 @@ from ospo.config import load_config
 from ospo.credit.game import CreditEngine
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import prompt_messages
+from ospo.data.seen import read_seen, request_keys
 from ospo.engine import credit_engine
 from ospo.errors import ConfigError
 from ospo.files import write_manifest
@@ -203,6 +204,7 @@ def test_repeats_cost_and_their_credit_is_negative() -> None:
 def test_the_same_seed_gives_the_same_run(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train_rl(small_config(), esci_tiny, "ospo", policy, LetterReward(), tmp_path / name, lambda s, m: None)
+    assert read_seen(tmp_path / "a" / "model") == set(request_keys(esci_tiny, esci_tiny.rows("train")))
     first, second = weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model")
     assert all(torch.equal(first[key], second[key]) for key in first)
     start = weights(policy)

@@ -9,6 +9,7 @@ from training_shop import small_config
 
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import clean
+from ospo.data.seen import read_seen, request_keys
 from ospo.models import create_policy, load_policy
 from ospo.training.callbacks import read_metrics
 from ospo.training.sft import IGNORE, collate, sft_arguments, sft_examples, train_sft
@@ -163,6 +164,7 @@ def test_training_lowers_the_loss_writes_metrics_and_a_policy_and_repeats_itself
     again: list[float] = []
     train_sft(config, esci_tiny, tmp_path / "b", lambda step, metrics: again.append(metrics["loss"]))
     assert again == losses
+    assert read_seen(tmp_path / "a" / "model") == set(request_keys(esci_tiny, esci_tiny.rows("train")))
     first, _ = load_policy(tmp_path / "a" / "model")
     second, _ = load_policy(tmp_path / "b" / "model")
     assert all(torch.equal(p, q) for p, q in zip(first.parameters(), second.parameters(), strict=True))

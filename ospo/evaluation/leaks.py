@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from ospo.data.dataset import PreparedData
+from ospo.data.seen import FILE, read_seen, request_key
 from ospo.errors import OspoError
 
 HELD_OUT = ("validation", "test")
@@ -46,19 +47,28 @@ def check_split(data: PreparedData) -> dict[str, int]:
     return {kind: len(keys) for kind, keys in seen.items()}
 
 
-def check_training_log(data: PreparedData, rows: np.ndarray, policy: str, model_dir: Path) -> int:
-    """No request among ``rows`` was sampled in the policy's training: reads ``completions.parquet`` beside the model.
+def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: Path) -> int:
+    """No request among ``rows`` was used in the policy's training.
 
-    Returns how many distinct training requests were compared; 0 where the run kept no such log. Raises LeakError.
+    The policy's directory says which requests it has seen (``ospo.data.seen``); where it does not, the log of
+    completions beside it does. Returns how many distinct training requests were compared; 0 where neither is there.
+    Raises LeakError.
     """
     log = model_dir.parent / "completions.parquet"
-    if not log.is_file() or "request_id" not in pl.read_parquet_schema(log):
+    trained = read_seen(model_dir) if model_dir.is_dir() else None
+    if trained is not None:
+        source: Path = model_dir / FILE
+        keys = {request_key(data.requests[row]): data.requests[row].request_id for row in rows}
+    elif log.is_file() and "request_id" in pl.read_parquet_schema(log):
+        source = log
+        trained = set(pl.scan_parquet(log).select(pl.col("request_id").unique()).collect()["request_id"])
+        keys = {data.requests[row].request_id: data.requests[row].request_id for row in rows}
+    else:
         return 0
-    trained = set(pl.scan_parquet(log).select(pl.col("request_id").unique()).collect()["request_id"])
-    shared = sorted(trained & {data.requests[row].request_id for row in rows})
+    shared = sorted(keys[key] for key in trained & keys.keys())
     if shared:
         raise LeakError(
             f"leak: policy {policy!r} was trained on {len(shared)} of the evaluation's requests, for example "
-            f"{shared[0]!r:.80} ({log}). Fix: train it again on this preparation of the data"
+            f"{shared[0]!r:.80} ({source}). Fix: train it again on this preparation of the data"
         )
     return len(trained)

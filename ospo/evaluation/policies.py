@@ -78,6 +78,21 @@ class AnswerFile:
         """Nothing to give back."""
 
 
+def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
+    """``NAME=PATH`` texts → name → its policies in the given order (training seeds 0, 1, …). Raises InputError.
+
+    PATH is a policy directory, a run that holds one (``model/``), or a ``.jsonl`` file of answers.
+    """
+    policies: dict[str, list[Path]] = {}
+    for text in given:
+        name, equals, place = text.partition("=")
+        if not equals or not name.strip() or not place.strip() or name.strip() == "raw":
+            raise InputError("--policy", text, "is not NAME=PATH", "for example --policy ospo=runs/esci/ospo")
+        path = Path(place.strip())
+        policies.setdefault(name.strip(), []).append(path / "model" if (path / "model").is_dir() else path)
+    return policies
+
+
 def open_policy(source: Path | None, config: Config, cache: Path | None) -> Policy:
     """The policy at ``source`` (None: the raw query; a ``.jsonl`` file: its answers; else a policy directory).
 

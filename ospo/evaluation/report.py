@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.slices import SLICES
 from ospo.evaluation.wording import ALPHA, find, headline, interval_text, marks, p_text, percent, shown, signed
 from ospo.files import atomic_file, read_json
+
+REPORTS = Path("reports")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:
@@ -59,21 +62,21 @@ def _cards(analysis: Analysis) -> list[dict[str, str]]:
 
 
 def _curves(details: Mapping[str, Any], directory: Path) -> tuple[Markup | None, list[dict[str, Any]]]:
-    """Learning curves of the policies that kept a log beside their model: chart and a table of a few points."""
+    """Learning curves of the policies that kept a log beside their model: chart and a table of a few points.
+
+    Of several seeds the mean is drawn, over the steps that all of them logged.
+    """
     lines, table = [], []
     order = [name for name in ordered(details["policies"]) if details["policies"][name]["model"]]
     for name in order:
-        policy = details["policies"][name]
-        run = directory.parent / name
-        log = read_log((run if run.is_dir() else Path(policy["model"]).parent) / "metrics.jsonl")
-        points = [(row["step"], row["ndcg"]) for row in log if _finite(row.get("ndcg"))]
-        if len(points) > 1:
-            x, y = zip(*points, strict=True)
-            window = max(1, len(y) // 10)
-            smoothed = smooth(y, window)
-            lines.append(Line(label(name), x, smoothed, y, order.index(name)))
-            picks = sorted({round(i * (len(x) - 1) / 4) for i in range(5)})
-            table.append({"policy": label(name), "points": [(x[i], f"{smoothed[i]:.3f}") for i in picks]})
+        logs = [_log_points(log) for log in _logs(details["policies"][name], directory.parent / name)]
+        steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
+        if len(steps) > 1:
+            y = [sum(log[step] for log in logs) / len(logs) for step in steps]
+            smoothed = smooth(y, max(1, len(y) // 10))
+            lines.append(Line(label(name), steps, smoothed, y, order.index(name)))
+            picks = sorted({round(i * (len(steps) - 1) / 4) for i in range(5)})
+            table.append({"policy": label(name), "points": [(steps[i], f"{smoothed[i]:.3f}") for i in picks]})
     if not lines:
         return None, []
     description = "; ".join(
@@ -82,6 +85,18 @@ def _curves(details: Mapping[str, Any], directory: Path) -> tuple[Markup | None,
     )
     chart = line_chart("Mean reward of sampled answers during training", description, lines, "step", "nDCG (training)")
     return chart, table
+
+
+def _logs(policy: Mapping[str, Any], run: Path) -> list[list[dict[str, float]]]:
+    """Training logs of a policy's seeds: beside each model, or in the run of that name beside the evaluation."""
+    models = [Path(entry["model"]) for entry in policy.get("runs", [policy])]
+    if len(models) == 1 and run.is_dir():
+        return [read_log(run / "metrics.jsonl")]
+    return [read_log(model.parent / "metrics.jsonl") for model in models]
+
+
+def _log_points(log: list[dict[str, float]]) -> dict[int, float]:
+    return {int(row["step"]): row["ndcg"] for row in log if _finite(row.get("ndcg"))}
 
 
 def _finite(value: Any) -> bool:
@@ -121,11 +136,14 @@ def _slice_tables(analysis: Analysis) -> list[dict[str, Any]]:
     return tables
 
 
-def credit_class(value: float, largest: float) -> str:
-    """The colour class of a phrase: ``h1``–``h3`` helped, ``b1``–``b3`` hurt, ``n`` neither, against the largest."""
-    if largest <= 0 or abs(value) < 0.05 * largest:
+def credit_class(value: float) -> str:
+    """The colour class of a phrase: ``h1``–``h3`` helped, ``b1``–``b3`` hurt, ``n`` hardly either.
+
+    The steps are in nDCG and the same for all examples, so that a strong colour means the same everywhere.
+    """
+    if abs(value) < 0.02:
         return "n"
-    size = 1 + (abs(value) > largest / 3) + (abs(value) > 2 * largest / 3)
+    size = 1 + (abs(value) >= 0.1) + (abs(value) >= 0.3)
     return f"{'h' if value > 0 else 'b'}{size}"
 
 
@@ -133,9 +151,8 @@ def _examples(directory: Path, policy: str) -> dict[str, list[dict[str, Any]]]:
     file = directory / "examples.json"
     kept = [example for example in (read_json(file) if file.is_file() else []) if example["policy"] == policy]
     for example in kept:
-        largest = max((abs(phrase["credit"]) for phrase in example["phrases"]), default=0.0)
         for phrase in example["phrases"]:
-            phrase["class"] = credit_class(phrase["credit"], largest)
+            phrase["class"] = credit_class(phrase["credit"])
     return {kind: [example for example in kept if example["kind"] == kind] for kind in ("improved", "worse")}
 
 
@@ -156,6 +173,24 @@ def _measure_rows(analysis: Analysis) -> list[dict[str, Any]]:
             rows = [(r, policy, [found[policy][r][name] for name in told]) for r, policy in cells]
             tables.append({"title": title, "measures": told, "rows": rows})
     return tables
+
+
+def _commands(details: Mapping[str, Any]) -> list[str]:
+    """What makes the evaluation again: as recorded, or with the policies named where they lie."""
+    if details.get("commands"):
+        return list(details["commands"])
+    dataset = shown(details["dataset"], 60)
+    named = [
+        f"--policy '{shown(name, 60)}={shown(run['model'], 200)}'"
+        for name, policy in details["policies"].items()
+        for run in policy.get("runs", [policy])
+        if run["model"]
+    ]
+    out = "--out evaluation"
+    return [
+        f"ospo evaluate --data data/prepared/{dataset} {' '.join([*named, out])}",
+        f"ospo report --evaluation evaluation --out {dataset}.html",
+    ]
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -214,8 +249,17 @@ def write_report(
         preparation=_flat(lineage["stats"]),
         params=_flat(lineage["params"]),
         packages=_flat(lineage["packages"]) + _flat(lineage["machine"]),
+        commands=_commands(details),
         alpha=ALPHA,
     )
     with atomic_file(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return analysis
+
+
+def publish_report(evaluation: Path, name: str) -> Path:
+    """Copy the page that an evaluation step wrote beside its tables to ``reports/NAME.html``; returns where it is."""
+    page = REPORTS / f"{name}.html"
+    with atomic_file(page) as temporary:
+        shutil.copyfile(evaluation / "report.html", temporary)
+    return page

@@ -153,12 +153,13 @@ def evaluate(
     cache: Path | None = CACHE,
     chunk: int = CHUNK,
     note: str = "",
+    commands: Sequence[str] = (),
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Evaluate ``policies`` and write everything under ``out``.
 
     ``policies``: name → policy directory, file of answers (``policies.AnswerFile``) or None, the raw query. A policy
     trained under several seeds is a list of them (seeds 0, 1, …) or a mapping seed → directory. ``note``: a sentence
-    that a reader of the report must know.
+    that a reader of the report must know; ``commands``: what makes this evaluation again, for the report.
 
     - ``answers.parquet``: one row a policy × seed × request × sample: answer, tokens, whether it ended by itself.
     - ``evaluation.parquet``: one row a policy × seed × retriever × request × sample, all ``MEASURES``, ``scope`` pool
@@ -208,6 +209,7 @@ def evaluate(
         {
             "dataset": data.name,
             "note": note,
+            "commands": list(commands),
             "training_retriever": config.retrievers.training,
             "unseen_retrievers": [name for name in names if name != config.retrievers.training],
             "policies": _described(runs, opened),
@@ -231,7 +233,7 @@ def _check_leaks(
     logs: dict[str, int] = {}
     for (name, _), model in runs.items():
         if model is not None:
-            logs[name] = logs.get(name, 0) + leaks.check_training_log(data, evaluated, name, model)
+            logs[name] = logs.get(name, 0) + leaks.check_policy(data, evaluated, name, model)
     return checked, logs
 
 

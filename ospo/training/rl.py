@@ -14,6 +14,7 @@ import torch
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import fit_messages
+from ospo.data.seen import read_seen, request_keys
 from ospo.engine import credit_engine
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
@@ -223,5 +224,7 @@ def train_rl(
             trainer.table.write()
         network = trainer.accelerator.unwrap_model(trainer.model)
         network.eval()
-        save_policy(network, trainer.processing_class, config.preset.model, out / "model")
+        # What the warm start has seen, this policy has seen.
+        seen = {*request_keys(data, data.rows("train")), *(read_seen(sft_model) or ())}
+        save_policy(network, trainer.processing_class, config.preset.model, out / "model", trained_on=seen)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)

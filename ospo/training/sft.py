@@ -13,6 +13,7 @@ import torch
 from ospo.config import Config
 from ospo.data.dataset import PreparedData, Request
 from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
+from ospo.data.seen import request_keys
 from ospo.errors import InputError
 from ospo.models import autocast_bfloat16, create_policy, quiet, save_policy
 from ospo.training.callbacks import standard_callbacks
@@ -162,5 +163,6 @@ def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[i
     trainer.train()
     if trainer.is_world_process_zero():
         network.eval()
-        save_policy(network, tokenizer, model_config, out / "model")
+        seen = request_keys(data, data.rows("train"))
+        save_policy(network, tokenizer, model_config, out / "model", trained_on=seen)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
