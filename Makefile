@@ -28,14 +28,14 @@ $(VENV)/.installed: constraints.txt pyproject.toml
 
 install: $(VENV)/.installed ## Make the virtual environment from constraints.txt
 
-demo: install ## Run the main job on both datasets; ESCI_RAW=DIR HM_RAW=DIR take your own raw files
+demo: install ## Run the main job on both datasets; ESCI_RAW=DIR HM_RAW=DIR take your own raw files; REAL=DIR evaluates on DIR/esci, DIR/hm too
 ifneq ($(origin ESCI_RAW),undefined)
 	$(BIN)/ospo config set 'data.esci.raw=$(or $(ESCI_RAW),data/sample/esci)'
 endif
 ifneq ($(origin HM_RAW),undefined)
 	$(BIN)/ospo config set 'data.hm.raw=$(or $(HM_RAW),data/sample/hm)'
 endif
-	$(BIN)/python -m flows.demo
+	$(BIN)/python -m flows.demo $(if $(REAL),--real '$(REAL)')
 
 up: install ## Start MLflow, Prefect and a worker here and deploy prefect.yaml; MLFLOW_PORT=, PREFECT_PORT=, RUNS=
 	@$(BIN)/python -m flows.servers up

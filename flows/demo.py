@@ -1,10 +1,10 @@
 """``make demo``: the whole job for both datasets, then the table and ``reports/demo.json``.
 
-python -m flows.demo [--dataset esci] [--dataset hm]
+python -m flows.demo [--dataset esci] [--dataset hm] [--real DIR]
 """
 
 import argparse
-import shutil
+import os
 import subprocess
 import sys
 import time
@@ -12,10 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ospo.config import DATASETS, Dataset, load_config
+from ospo.config import DATASETS, Config, Dataset, load_config
 from ospo.errors import OspoError
 
 REPORT = Path("reports/demo.json")
+# Where the tests look for real rows too. Without such a folder the demo ends with the sample shops.
+REAL = Path(os.environ.get("OSPO_SHARED", "../shared")) / "data"
 
 
 def commit() -> str:
@@ -24,18 +26,30 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def run(datasets: list[Dataset]) -> None:
-    """Run the pipeline flow and print and write what it measured."""
+def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Dataset, Path]:
+    """Datasets trained on their sample shop for which ``real`` holds a folder of real rows."""
+    raws = {"esci": config.data.esci.raw, "hm": config.data.hm.raw}
+    return {
+        dataset: real / dataset
+        for dataset in datasets
+        if raws[dataset] == f"data/sample/{dataset}" and (real / dataset).is_dir()
+    }
+
+
+def run(datasets: list[Dataset], folder: Path) -> None:
+    """Run the pipeline flow, and the policies on real rows where there are any; print and write what it measured."""
     config = load_config()  # wrong parameters are told before a server starts
     from flows.pipeline import pipeline
+    from flows.real import real
     from ospo.evaluation.demo_table import demo_table, write_demo_report
-    from ospo.files import atomic_file
+    from ospo.evaluation.report import publish_report
     from ospo.steps import RUNS
 
     started = time.monotonic()
     results = pipeline(datasets)
     summaries = {dataset: result["summary"] for dataset, result in results.items()}
     registered = {dataset: result["registered"] for dataset, result in results.items()}
+    transferred = {f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()}
     seconds = time.monotonic() - started
     write_demo_report(REPORT, summaries, registered=registered, seconds=seconds, commit=commit())
     console = Console()
@@ -44,9 +58,14 @@ def run(datasets: list[Dataset]) -> None:
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
         console.print(f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, {aliases}")
-        with atomic_file(REPORT.parent / f"{dataset}.html") as temporary:
-            shutil.copyfile(RUNS / dataset / "evaluation" / "report.html", temporary)
-        console.print(f"{dataset}: report in {REPORT.parent / f'{dataset}.html'}", highlight=False)
+        page = publish_report(RUNS / dataset / "evaluation", dataset)
+        console.print(f"{dataset}: report in {page}", highlight=False)
+    if transferred:
+        console.print("\nThe same policies on real rows, which they have never seen:")
+        console.print(demo_table(transferred, config.retrievers.training))
+        console.print(
+            f"reports in {', '.join(f'{REPORT.parent / name}.html' for name in transferred)}", highlight=False
+        )
     console.print(
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
         '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
@@ -59,9 +78,12 @@ def main() -> None:
     """Entry point: a problem the user can mend is one line and exit code 2."""
     parser = argparse.ArgumentParser(description="Run the main job and print what it measured.")
     parser.add_argument("--dataset", action="append", choices=DATASETS, help="default: both")
+    parser.add_argument(
+        "--real", type=Path, default=REAL, help="folder of esci/ and hm/ with real rows in the official formats"
+    )
     arguments = parser.parse_args()
     try:
-        run(arguments.dataset or list(DATASETS))
+        run(arguments.dataset or list(DATASETS), arguments.real)
     except OspoError as error:
         print(f"ospo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -134,7 +134,7 @@ def train(
 
 @app.command()
 def evaluate(
-    dataset: Annotated[Dataset, typer.Option("--dataset", help="esci or hm")] = "esci",
+    dataset: Annotated[Dataset | None, typer.Option("--dataset", help="esci or hm")] = None,
     policy: Annotated[
         list[str],
         typer.Option(metavar="NAME=PATH", help="instead of the trained ones; a NAME given again is its next seed"),
@@ -161,13 +161,14 @@ def evaluate(
         from ospo.evaluation.policies import parse_policies
 
         folder = out or Path("reports/evaluation")
-        prepared = load_prepared(data or steps.PREPARED / dataset)
+        prepared = load_prepared(data or steps.PREPARED / _named(dataset, "--data"))
         summary = evaluate_policies(config, prepared, parse_policies(policy), folder)
         console.print(demo_table({prepared.name: summary}, config.retrievers.training))
         typer.echo(f"tables in {folder}; ospo report --evaluation {folder} makes the page")
         return
     if data or out:
         raise InputError("ospo evaluate", "--data, --out", "need --policy", "name the policies to evaluate there")
+    dataset = _named(dataset, "--policy")
     with steps.dataset_lock(dataset):
         result = steps.run_evaluation(config, dataset)
     console.print(demo_table({dataset: read_json(result.directory / "summary.json")}, config.retrievers.training))
@@ -194,7 +195,7 @@ def real(
 
 @app.command()
 def report(
-    dataset: Annotated[Dataset, typer.Option("--dataset", help="esci or hm")] = "esci",
+    dataset: Annotated[Dataset | None, typer.Option("--dataset", help="esci or hm")] = None,
     evaluation: Annotated[
         list[Path],
         typer.Option(help="folders that `ospo evaluate` wrote (several: one a seed); default: the dataset's"),
@@ -209,7 +210,7 @@ def report(
     from ospo.files import read_json
 
     config = _config(params, overrides)
-    directories = evaluation or [steps.RUNS / dataset / "evaluation"]
+    directories = evaluation or [steps.RUNS / _named(dataset, "--evaluation") / "evaluation"]
     page = out or Path("reports") / f"{directories[0].name if evaluation else dataset}.html"
     state = directories[0] / "step.json"
     facts = {"MLflow run": read_json(state).get("run_id", "")} if state.is_file() else {}
@@ -359,6 +360,12 @@ def explain(
     if html:
         explanation.write_html(found, html)
         typer.echo(f"wrote {html}")
+
+
+def _named(dataset: Dataset | None, other: str) -> Dataset:
+    if dataset is None:
+        raise InputError("ospo", "--dataset", "is missing", f"name esci or hm, or give {other}")
+    return dataset
 
 
 def _tell(result: "steps.StepResult") -> None:

@@ -70,17 +70,23 @@ def _evaluate(
     from ospo.evaluation import evaluate
     from ospo.evaluation.report import write_report
     from ospo.evaluation.wording import summary_markdown
+    from ospo.retrieval import write_vectors
 
+    # A sample's catalogue is what its requests' pools are made of: a search of the whole of it would say little more.
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"catalogue": False})})
     prepared = directory / "prepared" / f"{dataset}-{NAME}"
     prepare(dataset, raw, prepared, config)
+    vectors = directory / "vectors" / prepared.name
+    vectors.mkdir(parents=True, exist_ok=True)
+    write_vectors(config, prepared, vectors)  # kept: other policies meet the same items
     data = load_prepared(prepared)
     note = (
         f"The policies were trained on other data ({dataset}'s sample shop) and have never seen this catalogue or "
         "requests like these. This measures what carries over to real data, not what training on it would bring."
     )
     commands = [
-        f"make demo REAL={'DIR' if raw.parent.is_absolute() else raw.parent.as_posix()}   # DIR holds {dataset}/",
-        f"ospo real --dataset {dataset} --raw DIR/{dataset}",
+        "make demo",
+        f"ospo real --dataset {dataset} --raw DIR   # the folder of raw files; sha256 of what it gave is above",
     ]
     summary = evaluate(config, data, models, directory, note=note, commands=commands)
     for policy, figures in summary["test"].items():

@@ -9,11 +9,13 @@ import evaluation_shop as shop
 import polars as pl
 import pytest
 from browser import Page, chromium
+from typer.testing import CliRunner
 
+from ospo.cli import app
 from ospo.data.dataset import load_prepared
 from ospo.errors import InputError
 from ospo.evaluation import evaluate
-from ospo.evaluation.report import read_log, write_report
+from ospo.evaluation.report import credit_class, read_log, write_report
 from ospo.evaluation.wording import headline, percent, shown, signed, summary_markdown
 
 HOSTILE = '<script>alert("x")</script><img src=//evil.example/a.png onerror=alert(1)>"\'&{{ 7*7 }}\u202egnp.exe'
@@ -180,6 +182,45 @@ def test_training_log(tmp_path: Path) -> None:
     file.write_text('{"step": 1, "ndcg": 0.5}\nnonsense\n')
     with pytest.raises(InputError, match="line 2"):
         read_log(file)
+
+
+def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any policies on any prepared data, two seeds of one of them, and the page of that evaluation."""
+    data = shop.write_shop(tmp_path)
+    good = [shop.write_answers(tmp_path / f"good{s}.jsonl", data, shop.oracle) for s in (0, 1)]
+    weak = shop.write_answers(tmp_path / "weak.jsonl", data, lambda request, colour: "pink hat")
+    monkeypatch.chdir(tmp_path)
+    common = ["--params", str(shop.ROOT / "params.yaml"), "--set", "retrievers.training=bm25"]
+    common += ["--set", "retrievers.unseen=[static]", "--set", "evaluation.resamples=200"]
+    policies = [f"--policy={name}={file}" for name, file in (("good", good[0]), ("good", good[1]), ("weak", weak))]
+    done = CliRunner().invoke(
+        app, ["evaluate", *policies, "--data", str(data.directory), "--out", "tables", *common], catch_exceptions=False
+    )
+    assert done.exit_code == 0
+    assert "good" in done.stdout
+    done = CliRunner().invoke(app, ["report", "--evaluation", "tables", *common], catch_exceptions=False)
+    assert "wrote reports/tables.html" in done.stdout
+    page = (tmp_path / "reports" / "tables.html").read_text(encoding="utf-8")
+    assert "mean of 2 seeds" in page
+    assert "t-test over training seeds" in page
+    text = " ".join(Reader(page).text.split())
+    # The page says how to make it again, with the very files.
+    assert f"--policy 'good={good[0]}' --policy 'good={good[1]}' --policy 'weak={weak}'" in text
+    for wrong in ("good", "=x", "raw=x.jsonl", "good="):
+        with pytest.raises(InputError, match="is not NAME=PATH"):
+            CliRunner().invoke(
+                app, ["evaluate", "--policy", wrong, "--data", "prepared/shop", *common], catch_exceptions=False
+            )
+    for command in (["evaluate"], ["report"], ["evaluate", "--policy", f"a={weak}"]):
+        with pytest.raises(InputError, match="is missing"):
+            CliRunner().invoke(app, [*command, *common], catch_exceptions=False)
+    with pytest.raises(InputError, match="need --policy"):
+        CliRunner().invoke(app, ["evaluate", "--out", "x", *common], catch_exceptions=False)
+
+
+def test_colours_mean_the_same_everywhere() -> None:
+    assert [credit_class(v) for v in (0, 0.01, -0.019, 0.05, 0.2, 0.9)] == ["n", "n", "n", "h1", "h2", "h3"]
+    assert [credit_class(-v) for v in (0.05, 0.1, 0.3)] == ["b1", "b2", "b3"]
 
 
 @pytest.fixture(scope="module")

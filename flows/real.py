@@ -1,0 +1,41 @@
+"""The trained policies on raw files they never saw."""
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.common import Overrides, ParamsFile, flow_config, lineage, one_at_a_time
+from ospo import steps, transfer
+from ospo.config import Config, Dataset
+from ospo.evaluation.report import publish_report
+from ospo.files import read_json
+
+
+@task(name="evaluate on real rows", task_run_name="evaluate {dataset} on real rows", cache_policy=NO_CACHE)
+def evaluate_real(config: Config, dataset: Dataset, raw: str) -> steps.StepResult:
+    """Evaluate, or skip where nothing changed."""
+    return transfer.run_transfer(config, dataset, raw, lineage())
+
+
+@flow(name="real", flow_run_name="real-{dataset}")
+def real(dataset: Dataset, raw: str, overrides: Overrides = None, params: ParamsFile = "params.yaml") -> dict[str, Any]:
+    """Evaluate one dataset's trained policies on raw files they never saw; returns the summary.
+
+    Args:
+        dataset: esci or hm
+        raw: folder of raw files in the dataset's official format
+        overrides: KEY=VALUE pairs that replace values of params.yaml
+        params: the parameter file
+    """
+    config = flow_config(params, overrides)
+    with one_at_a_time(dataset):
+        result = evaluate_real(config, dataset, raw)
+    publish_report(result.directory, f"{dataset}-{transfer.NAME}")
+    create_markdown_artifact(
+        key=f"real-{dataset}",
+        markdown=(result.directory / "summary.md").read_text(encoding="utf-8"),
+        description=f"Held-out nDCG@{config.reward.k} on real rows of {dataset}",
+    )
+    return read_json(result.directory / "summary.json")
