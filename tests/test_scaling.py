@@ -27,13 +27,15 @@ pytestmark = pytest.mark.timeout(900)
 SCALE = ROOT / "configs" / "scale"
 
 
-def test_the_kubernetes_pool_makes_a_job(tmp_path: Path) -> None:
+def test_the_kubernetes_pool_makes_a_job() -> None:
     worker = pytest.importorskip("prefect_kubernetes.worker")
-    import asyncio
+    from prefect.utilities.templating import apply_values
 
     template = json.loads((SCALE / "kubernetes-pool.json").read_text())
-    values = {"image": "registry.example.org/ospo:1", "gpus": 8, "env": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}}
-    made = asyncio.run(worker.KubernetesWorkerJobConfiguration.from_template_and_values(template, values))
+    chosen = {"image": "registry.example.org/ospo:1", "gpus": 8, "env": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}}
+    properties = template["variables"]["properties"]
+    values = {name: item["default"] for name, item in properties.items() if item.get("default") is not None} | chosen
+    made = worker.KubernetesWorkerJobConfiguration(**apply_values(template["job_configuration"], values))
     spec = made.job_manifest["spec"]["template"]["spec"]
     [container] = spec["containers"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8, "memory": "64Gi"}
