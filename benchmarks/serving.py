@@ -258,6 +258,7 @@ def report(name: str, row: dict[str, float]) -> None:
     """One line of the table."""
     print(
         f"{name:22} {row['p50_ms']:10.1f} {row['p99_ms']:10.1f} {row['per_second']:12.1f} {row['cpu_ms']:10.1f}",
+        file=sys.stderr,
         flush=True,
     )
 
@@ -276,10 +277,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.scratch:
             config = scratch_registry(config, Path(folder))
-        print(f"{'':22} {'p50 ms':>10} {'p99 ms':>10} {'requests/s':>12} {'cpu ms':>10}")
+        print(f"{'':22} {'p50 ms':>10} {'p99 ms':>10} {'requests/s':>12} {'cpu ms':>10}", file=sys.stderr)
         results = run(config, "esci" if options.scratch else options.dataset, options.requests, options.threads)
     machine = {"platform": platform.platform(terse=True), "cpus": len(os.sched_getaffinity(0))}
-    write_json(options.out, {"results": results, "threads": options.threads, "scratch": options.scratch, **machine})
+    ratio = results["server, 16 clients"]["per_second"] / results["transformers loop"]["per_second"]
+    record = {"results": results, "threads": options.threads, "scratch": options.scratch, **machine}
+    write_json(options.out, record | {"server_over_loop": round(ratio, 2)})
+    print(json.dumps(record | {"server_over_loop": round(ratio, 2)}))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
+import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
@@ -35,6 +36,7 @@ VECTORS = Path("data/vectors")
 RUNS = Path("runs")
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
+SHOWN = 200  # completions in a run's table
 _TRAINING_SOURCES = (
     "credit", "retrieval", "training", "data/dataset.py", "data/prompts.py", "engine.py", "models.py", "reward.py",
 )  # fmt: skip
@@ -220,6 +222,12 @@ def _training_inputs(dataset: str) -> dict[str, Any]:
     return {"data": data_md5(dataset), "source": _source_hash(_TRAINING_SOURCES), "libraries": _library_versions()}
 
 
+def _log_policy(run: "tracking.Run", config: Config, directory: Path) -> None:
+    """The trained policy (adapter, or a small policy's whole weights) and the resolved configuration as artifacts."""
+    run.log_artifact(directory / "model", "policy")
+    run.log_dict("config.json", config.model_dump())
+
+
 def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:
     """Train the SFT policy every algorithm starts from."""
     preset = config.preset
@@ -236,6 +244,7 @@ def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepR
         from ospo.training.sft import train_sft
 
         train_sft(config, load_prepared(PREPARED / dataset), directory, run.log_metrics)
+        _log_policy(run, config, directory)
 
     return _run_step(
         config, dataset, "sft", kind="sft", inputs=_training_inputs(dataset), params=params, lineage=lineage, work=work
@@ -272,6 +281,9 @@ def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage 
         train_rl(config, data, algorithm, sft.model, reward, directory, run.log_metrics)
         run.log_artifact(directory / "trainer_args.json")
         run.log_artifact(directory / "completions.parquet")
+        # The last completions as a table that MLflow shows; all of them are in the file.
+        run.log_table("tables/completions.json", pl.read_parquet(directory / "completions.parquet").tail(SHOWN))
+        _log_policy(run, config, directory)
 
     inputs = _training_inputs(dataset) | {"sft": sft.fingerprint}
     return _run_step(config, dataset, algorithm, kind="rl", inputs=inputs, params=params, lineage=lineage, work=work)
@@ -310,6 +322,9 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -
             temporary.write_text(summary_markdown(analysis, dataset), encoding="utf-8")
         for name in ("evaluation.parquet", "summary.json", "report.html"):
             run.log_artifact(directory / name)
+        rows = [{"policy": policy, **figures} for policy, figures in summary["test"].items()]
+        run.log_table("tables/ndcg_at_10.json", rows)
+        run.log_dict("config.json", config.model_dump())
 
     inputs = {
         "data": data_md5(dataset),

@@ -12,6 +12,7 @@ from ospo import registry, steps, tracking
 from ospo.config import load_config
 from ospo.errors import OspoError
 from ospo.files import read_json
+from ospo.models import load_policy
 
 MICRO = [
     *TINY,
@@ -75,6 +76,13 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
         assert run.info.status == "FINISHED"
         assert run.data.tags["ospo.dataset"] == "hm"
     ospo_run = client.get_run(results["ospo"].run_id)
+    files = {item.path for item in client.list_artifacts(ospo_run.info.run_id)}
+    assert {"policy", "config.json", "completions.parquet", "trainer_args.json", "tables"} <= files
+    table = json.loads(Path(client.download_artifacts(ospo_run.info.run_id, "tables/completions.json")).read_text())
+    assert {"request_id", "completion", "reward", "credit"} <= set(table["columns"])
+    load_policy(Path(client.download_artifacts(ospo_run.info.run_id, "policy")))  # whole: its checksums are looked at
+    shown = Path(client.download_artifacts(results["evaluation"].run_id, "tables/ndcg_at_10.json")).read_text()
+    assert [row[0] for row in json.loads(shown)["data"]] == ["raw", "sft", "grpo", "ospo"]
     assert ospo_run.data.params["credit.redistribution"] == settings.credit.redistribution
     assert "credit.redistribution" not in client.get_run(results["grpo"].run_id).data.params
     assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
