@@ -40,7 +40,7 @@ def pipeline_dataset(
     same: dict[str, Any] = {"policy": policy, "seed": seed, "overrides": overrides, "params": params}
     with dataset_ready(dataset), steps.pipeline_run(config, dataset, lineage()) as parent_run_id, within(parent_run_id):
         sft(dataset, **same)
-        for algorithm in steps.ALGORITHMS:
+        for algorithm in config.algorithms:
             train_policy(dataset, algorithm, **same)
         summary = evaluate(dataset, **same)
         registered = register(config, dataset)

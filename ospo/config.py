@@ -12,7 +12,7 @@ from ospo.errors import ConfigError
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 NO_QUERIES = "ospo/data/no_queries.jsonl"
-Algorithm = Literal["grpo", "ospo"]
+Algorithm = Literal["rft", "dpo", "grpo", "dr_grpo", "dapo", "grpo_lambda", "shapley_tokens", "ospo"]
 
 
 class Section(BaseModel):
@@ -148,8 +148,9 @@ class Credit(Section):
     )
     window: int = Field(8, ge=1)
     budget: int = Field(32, ge=2)
-    redistribution: Literal["none", "prop", "rank", "hybrid", "signed-prop", "additive"] = "signed-prop"
+    redistribution: Literal["paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"] = "to-go"
     alpha: float = Field(1.0, ge=0)
+    discount: float = Field(0.5, ge=0, le=1)
     clip: float = Field(2.0, gt=0)
 
 
@@ -208,8 +209,13 @@ class Rl(Section):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
     importance_sampling_level: str = "token"
     use_vllm: bool = False
+    vllm_mode: Literal["colocate", "server"] = "colocate"
+    vllm_server: str = "http://127.0.0.1:8000"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(20, ge=1)
+    table_every: int = Field(25, ge=1)
+    collapse_reward: float = Field(0.5, ge=0, lt=1)
+    collapse_entropy: float = Field(0.005, ge=0)
 
     @field_validator("importance_sampling_level")
     @classmethod
@@ -219,18 +225,41 @@ class Rl(Section):
         return level
 
 
+class Rft(Section):
+    """SFT by rejection sampling: the SFT policy's own completions whose reward is above ``threshold``."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(gt=0)
+    threshold: float = Field(0.5, ge=0, le=1)
+
+
+class Dpo(Section):
+    """DPO on pairs of the SFT policy's completions whose rewards differ by ``gap``, the better above ``floor``."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(gt=0)
+    beta: float = Field(0.1, gt=0)
+    gap: float = Field(0.05, gt=0, le=1)
+    floor: float = Field(0.1, ge=0, le=1)
+
+
 class Preset(Section):
     """A policy with the settings it trains well under."""
 
     model: Model
     sft: Sft
+    rft: Rft
+    dpo: Dpo
     rl: Rl
 
 
 class Evaluation(Section):
     """Evaluation on held-out requests."""
 
-    policies: list[str] = ["sft", "grpo", "ospo"]
     max_requests: int = Field(400, ge=0)
     batch_size: int = Field(64, ge=1)
     samples: int = Field(0, ge=0)
@@ -255,6 +284,7 @@ class Config(Section):
     reward: Reward = Reward()
     credit: Credit = Credit()
     policy: str = "nano"
+    algorithms: list[Algorithm] = Field(["grpo", "ospo"], min_length=1)
     presets: dict[str, Preset]
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
@@ -264,6 +294,18 @@ class Config(Section):
         if self.policy not in self.presets:
             raise ValueError(f"policy {self.policy!r} is not one of the presets: {', '.join(self.presets)}")
         return self
+
+    @field_validator("algorithms")
+    @classmethod
+    def _algorithms(cls, algorithms: list[Algorithm]) -> list[Algorithm]:
+        if len(set(algorithms)) < len(algorithms):
+            raise ValueError("names an algorithm twice")
+        return algorithms
+
+    @property
+    def policies(self) -> list[str]:
+        """The trained policies that are evaluated: the SFT checkpoint and what each algorithm made of it."""
+        return ["sft", *self.algorithms]
 
     @property
     def preset(self) -> Preset:

@@ -252,7 +252,7 @@ def run_sft(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepR
 
 
 def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage = Lineage()) -> StepResult:
-    """Train with one RL algorithm from the SFT checkpoint, which is trained first where it is missing or stale."""
+    """Train with one algorithm from the SFT checkpoint, which is trained first where it is missing or stale."""
     if algorithm not in ALGORITHMS:
         raise OspoError(f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}")
     sft = run_sft(config, dataset, lineage)
@@ -262,27 +262,34 @@ def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage 
         "policy": config.policy,
         "algorithm": algorithm,
         "model": preset.model.model_dump(),
-        "rl": preset.rl.model_dump(),
+        "rl": preset.rl.model_dump(),  # off-line algorithms too: it sizes the budget of completions
         "reward": config.reward.model_dump(),
         "retriever": {"training": config.retrievers.training, "dtype": config.retrievers.dtype},
     }
-    if algorithm == "ospo":
+    if algorithm in ("rft", "dpo"):
+        params[algorithm] = getattr(preset, algorithm).model_dump()
+    if algorithm in ("ospo", "shapley_tokens"):
         params["credit"] = config.credit.model_dump()
 
     def work(directory: Path, run: "tracking.Run") -> None:
         from ospo.data.dataset import load_prepared
         from ospo.retrieval import build_retriever
         from ospo.reward import SearchReward
-        from ospo.training.rl import train_rl
+        from ospo.training.train import train
+
+        def log_table(step: int, rows: list[dict[str, Any]]) -> None:
+            run.log_table(f"completions/step-{step:05d}.json", rows)
 
         data = load_prepared(PREPARED / dataset)
         retriever = build_retriever(config.retrievers.training, config, data)
         reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-        train_rl(config, data, algorithm, sft.model, reward, directory, run.log_metrics)
-        run.log_artifact(directory / "trainer_args.json")
-        run.log_artifact(directory / "completions.parquet")
-        # The last completions as a table that MLflow shows; all of them are in the file.
-        run.log_table("tables/completions.json", pl.read_parquet(directory / "completions.parquet").tail(SHOWN))
+        train(config, data, algorithm, sft.model, reward, directory, run.log_metrics, log_table)
+        for name in ("trainer_args.json", "completions.parquet", "collapse.json"):
+            if (directory / name).is_file():
+                run.log_artifact(directory / name)
+        if (directory / "completions.parquet").is_file():
+            # The last completions as a table that MLflow shows; all of them are in the file.
+            run.log_table("tables/completions.json", pl.read_parquet(directory / "completions.parquet").tail(SHOWN))
         _log_policy(run, config, directory)
 
     inputs = _training_inputs(dataset) | {"sft": sft.fingerprint}
@@ -291,7 +298,7 @@ def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage 
 
 def run_evaluation(config: Config, dataset: str, lineage: Lineage = Lineage()) -> StepResult:
     """Score every policy's search texts under the training retriever and each unseen one, on held-out requests."""
-    policies = {name: _finished(dataset, name) for name in config.evaluation.policies}
+    policies = {name: _finished(dataset, name) for name in config.policies}
     params = {
         "seed": config.seed,
         "evaluation": config.evaluation.model_dump(),
@@ -348,7 +355,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
 
     _finished(dataset, "evaluation")
     summary = read_json(RUNS / dataset / "evaluation" / "summary.json")
-    trained = [name for name in config.evaluation.policies if name in ALGORITHMS]
+    trained = [name for name in config.policies if name in ALGORITHMS]
     policy = best_policy(summary, config.retrievers.training, trained)
     state = _finished(dataset, policy)
     model_dir = RUNS / dataset / policy / "model"

@@ -29,7 +29,7 @@ def run_transfer(config: Config, dataset: str, raw: str | Path, lineage: Lineage
     files = sorted(file for file in raw.glob("*") if file.suffix in (".csv", ".parquet")) if raw.is_dir() else []
     if not files:
         raise InputError(raw, "", "holds no raw files", f"name a folder of {dataset}'s official files")
-    models = {name: RUNS / dataset / name / "model" for name in config.evaluation.policies}
+    models = {name: RUNS / dataset / name / "model" for name in config.policies}
     params = {
         "seed": config.seed,
         "evaluation": config.evaluation.model_dump(),

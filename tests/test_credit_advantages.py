@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ospo.credit import redistribute, shaped_rewards, shapley_values
 from ospo.credit.advantages import EPSILON
 
-MODES = ["none", "prop", "rank", "hybrid", "signed-prop", "additive"]
+MODES = ["none", "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive"]
 
 
 def one(mode, advantage, credit, inside=None, mask=None, *, std=0.25, segments=None, alpha=1.0, clip=100.0):
@@ -40,14 +40,14 @@ CREDIT = [0.4, 0.1, 0.1, 0.1]
 def test_by_hand():
     assert one("none", 1.0, CREDIT) == [1, 1, 1, 1]
     # z = 1, 0, 0, 0; mean ¼; weights 4, 0, 0, 0
-    assert one("prop", 0.5, CREDIT) == pytest.approx([2, 0, 0, 0])
+    assert one("paper-prop", 0.5, CREDIT) == pytest.approx([2, 0, 0, 0])
     # ranks 2, 1, 1, 1; mean 1¼
-    assert one("rank", 0.5, CREDIT) == pytest.approx([0.8, 0.4, 0.4, 0.4])
+    assert one("paper-rank", 0.5, CREDIT) == pytest.approx([0.8, 0.4, 0.4, 0.4])
     # 0.7 · prop + 0.3
     assert one("hybrid", 0.5, CREDIT, alpha=0.7) == pytest.approx([1.55, 0.15, 0.15, 0.15])
     # A < 0: z = 0, 1, 1, 1; mean ¾
     assert one("signed-prop", -0.6, CREDIT) == pytest.approx([0, -0.8, -0.8, -0.8])
-    assert one("signed-prop", 0.5, CREDIT) == one("prop", 0.5, CREDIT)
+    assert one("signed-prop", 0.5, CREDIT) == one("paper-prop", 0.5, CREDIT)
     # n = 2, mean credit 0.175: A + 2 · (φ̃ − 0.175) / (0.25 + ε)
     step = 2 / (0.25 + EPSILON)
     assert one("additive", -0.6, CREDIT) == pytest.approx([-0.6 + step * 0.225, *[-0.6 - step * 0.075] * 3])
@@ -68,7 +68,7 @@ def test_tokens_outside_the_answer_keep_the_sequence_advantage():
         assert sum(result) / 5 == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("mode", ["prop", "rank", "hybrid", "signed-prop", "additive"])
+@pytest.mark.parametrize("mode", ["paper-prop", "paper-rank", "hybrid", "signed-prop", "additive"])
 def test_trap_3_the_highest_credit_has_the_highest_weight(mode):
     # Trap 3: a double argsort in descending order gives the best segment 0.
     result = one(mode, 1.0, [0.3, 0.5, -0.2, 0.1])
@@ -77,9 +77,9 @@ def test_trap_3_the_highest_credit_has_the_highest_weight(mode):
 
 
 def test_trap_3_rank_by_value_not_by_position():
-    assert one("rank", 1.0, [5.0, 1.0, 3.0]) == pytest.approx([1.5, 0.5, 1.0])
-    assert one("rank", 1.0, [0.2, 0.2, 0.7]) == pytest.approx([0.75, 0.75, 1.5])  # equal credits, equal ranks
-    assert one("rank", 1.0, [0.1 + 0.2, 0.3, 0.7]) == pytest.approx([0.75, 0.75, 1.5])  # 0.30000000000000004
+    assert one("paper-rank", 1.0, [5.0, 1.0, 3.0]) == pytest.approx([1.5, 0.5, 1.0])
+    assert one("paper-rank", 1.0, [0.2, 0.2, 0.7]) == pytest.approx([0.75, 0.75, 1.5])  # equal credits, equal ranks
+    assert one("paper-rank", 1.0, [0.1 + 0.2, 0.3, 0.7]) == pytest.approx([0.75, 0.75, 1.5])  # 0.30000000000000004
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -113,7 +113,7 @@ def test_a_group_without_signal_gives_zero(mode):
 
 def test_additive_fixes_what_prop_gets_wrong():
     # In a poor completion Prop punishes the best phrase hardest; additive rewards it and punishes the worst.
-    best, *others = one("prop", -1.0, CREDIT)
+    best, *others = one("paper-prop", -1.0, CREDIT)
     assert best < min(others)
     best, *others = one("additive", -1.0, CREDIT)
     assert best > 0 > max(others)
@@ -167,26 +167,26 @@ def test_trap_9_the_mean_over_completion_tokens_is_the_sequence_advantage(batch,
 
 def test_clipping_bounds_and_keeps_the_mean():
     credit = [1.0, *[0.0] * 9]
-    free = one("prop", 0.5, credit)
+    free = one("paper-prop", 0.5, credit)
     assert max(free) == pytest.approx(5)
-    clipped = one("prop", 0.5, credit, clip=2.0)
+    clipped = one("paper-prop", 0.5, credit, clip=2.0)
     # std(A) is that of one completion, 0.5: within ±1, and what was cut is given to the others.
     assert clipped == pytest.approx([1.0, *[4 / 9] * 9])
-    assert one("prop", 0.5, [0.4, 0.3], clip=2.0) == pytest.approx(one("prop", 0.5, [0.4, 0.3]))
+    assert one("paper-prop", 0.5, [0.4, 0.3], clip=2.0) == pytest.approx(one("paper-prop", 0.5, [0.4, 0.3]))
 
 
 def test_groups_without_signal_do_not_narrow_the_bound():
     credit = torch.tensor([[1.0, *[0.0] * 9]]).expand(9, 10)
     ones = torch.ones(9, 10)
     advantages = torch.tensor([0.5, *[0.0] * 8])
-    result = redistribute("prop", advantages, credit, ones, ones, torch.full((9,), 0.1), clip=2.0)
+    result = redistribute("paper-prop", advantages, credit, ones, ones, torch.full((9,), 0.1), clip=2.0)
     assert result[0, 0] == pytest.approx(1.0)
 
 
 def test_dtype_and_device_are_kept():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         result = redistribute(
-            "prop",
+            "paper-prop",
             torch.tensor([0.5], dtype=dtype),
             torch.rand(1, 3),
             torch.ones(1, 3),
@@ -211,7 +211,7 @@ def test_dtype_and_device_are_kept():
 )
 def test_bad_input_is_named(change, message):
     given = {
-        "mode": "prop",
+        "mode": "paper-prop",
         "advantages_B": torch.ones(2),
         "credit_BT": torch.rand(2, 4),
         "mask_BT": torch.ones(2, 4),
@@ -288,7 +288,7 @@ def _trained(mode) -> float:
     return _reward(chosen)
 
 
-@pytest.mark.parametrize("mode", ["none", "rank", "hybrid", "signed-prop", "additive"])
+@pytest.mark.parametrize("mode", ["none", "paper-rank", "hybrid", "signed-prop", "additive"])
 def test_updates_end_at_the_optimal_policy(mode):
     assert _trained(mode) == pytest.approx(max(map(_reward, TEXTS)))
 
@@ -296,4 +296,4 @@ def test_updates_end_at_the_optimal_policy(mode):
 def test_prop_alone_does_not():
     # Not a bug but the mode's own weakness, and why it is not the default: in texts below the mean it pushes the best
     # word down hardest. The shaping argument covers the redistributed reward, not positive weights on a negative A.
-    assert _trained("prop") < max(map(_reward, TEXTS)) - 0.05
+    assert _trained("paper-prop") < max(map(_reward, TEXTS)) - 0.05

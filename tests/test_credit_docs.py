@@ -36,8 +36,8 @@ def test_shapley_owen_and_contiguous() -> None:
     ("row", "mode", "clip"),
     [
         ("GRPO", "none", 2.0),
-        ("`prop`", "prop", 99),
-        ("`rank`", "rank", 99),
+        ("`paper-prop`", "paper-prop", 99),
+        ("`paper-rank`", "paper-rank", 99),
         ("`additive`:", "additive", 99),
         ("clipped", "additive", 2.0),
     ],

@@ -15,7 +15,8 @@ from ospo.credit.segments import Segmentation, segment
 from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError
 from ospo.models import build_tokenizer
-from ospo.training.ospo import OSPOTrainer, Rollouts, SearchRewardFunction, token_advantages
+from ospo.training.advantages import Redistribution, Rollouts, token_advantages
+from ospo.training.ospo import OSPOTrainer, SearchRewardFunction
 from ospo.training.rl import build_trainer
 from ospo.training.waste import ThriftyReward
 
@@ -58,15 +59,9 @@ def test_credit_lands_on_the_answers_own_tokens(prefix: str) -> None:
     rollouts = rollouts_of(tokenizer, [ids], LetterReward())
     assert rollouts.answers == [answer]
     credit = fake_credit(answer, [1.0, -1.0])
+    how = Redistribution("additive", alpha=1.0, clip=9.0)
     result = token_advantages(
-        "additive",
-        torch.tensor([0.5]),
-        torch.tensor([1.0]),
-        rollouts,
-        [credit],
-        torch.ones(1, len(ids)),
-        alpha=1.0,
-        clip=9.0,
+        how, torch.tensor([0.5]), torch.tensor([1.0]), rollouts, [credit], torch.ones(1, len(ids))
     )[0]
     text, spans = rollouts.texts[0], rollouts.spans[0]
     first, second = text.index("red"), text.index("linen")
@@ -116,15 +111,15 @@ def test_credit_from_another_game_than_the_reward_is_an_error(
 # --- trap 4: zero instead of negative -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["prop", "rank", "hybrid", "signed-prop", "additive"])
+@pytest.mark.parametrize("mode", ["paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"])
 def test_a_completion_of_reward_0_gets_a_negative_advantage(mode: Any) -> None:
     tokenizer = build_tokenizer(["red dress"] * 3, 400)
     ids = tokenizer("<answer>xyz, qrs</answer>", add_special_tokens=False)["input_ids"]
     rollouts = rollouts_of(tokenizer, [ids], LetterReward())
     assert rollouts.values.tolist() == [0.0]
     result = token_advantages(
-        mode, torch.tensor([-1.2]), torch.tensor([0.3]), rollouts, [fake_credit("xyz, qrs", [0.0, 0.0])],
-        torch.ones(1, len(ids)), alpha=0.7, clip=2.0,
+        Redistribution(mode, alpha=0.7), torch.tensor([-1.2]), torch.tensor([0.3]), rollouts,
+        [fake_credit("xyz, qrs", [0.0, 0.0])], torch.ones(1, len(ids)),
     )  # fmt: skip
     assert result.squeeze().tolist() == pytest.approx([-1.2] * len(ids))
 
@@ -141,8 +136,8 @@ def test_padding_gets_0_and_groups_without_spread_are_skipped() -> None:
     rollouts = rollouts_of(tokenizer, [long, short], LetterReward())
     skipped = Credit(Segmentation("red", ((0, 3),)), np.zeros(1), 0.3, 0, 0.0, True)
     result = token_advantages(
-        "additive", torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.0]), rollouts,
-        [fake_credit("red, dress", [0.3, -0.1]), skipped], mask, alpha=1.0, clip=2.0,
+        Redistribution("additive"), torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.0]), rollouts,
+        [fake_credit("red, dress", [0.3, -0.1]), skipped], mask,
     )  # fmt: skip
     assert torch.isfinite(result).all()
     assert (result[mask == 0] == 0).all()
@@ -161,7 +156,8 @@ def test_sequence_level_ratios_are_refused_with_the_reason(
     with pytest.raises(ValueError, match="erases token credit"):
         OSPOTrainer(
             model=trainer.model, args=args, reward_funcs=trainer.reward_function, train_dataset=trainer.train_dataset,
-            processing_class=trainer.processing_class, engine=trainer.engine, redistribution="prop",
+            processing_class=trainer.processing_class, engine=trainer.engine,
+            redistribution=Redistribution("paper-prop"),
         )  # fmt: skip
 
 
@@ -265,7 +261,7 @@ def test_an_engine_and_a_redistribution_come_together(esci_tiny: PreparedData, p
     common: dict[str, Any] = {"model": trainer.model, "args": trainer.args, "train_dataset": trainer.train_dataset}
     common["processing_class"] = trainer.processing_class
     with pytest.raises(ValueError, match="credit engine"):
-        OSPOTrainer(**common, reward_funcs=trainer.reward_function, redistribution="prop")
+        OSPOTrainer(**common, reward_funcs=trainer.reward_function, redistribution=Redistribution("paper-prop"))
     with pytest.raises(ValueError, match="SearchRewardFunction"):
         OSPOTrainer(**common, reward_funcs=lambda **_: [0.0])
 

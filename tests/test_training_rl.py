@@ -85,7 +85,7 @@ def test_the_keys_that_do_not_go_through_the_trainers_arguments(esci_tiny: Prepa
         "steps", "prompts_per_step", "generations", "per_device_batch_size", "gradient_accumulation", "learning_rate",
         "scheduler", "warmup", "weight_decay", "optimizer", "beta", "temperature", "repeat_cost", "max_prompt_tokens",
         "max_completion_tokens", "loss_type", "importance_sampling_level", "use_vllm", "gradient_checkpointing",
-        "checkpoint_every",
+        "checkpoint_every", "table_every", "collapse_reward", "collapse_entropy",  # in _watch
     }, "a new rl key needs a test that it reaches the trainer"  # fmt: skip
 
 
@@ -145,11 +145,11 @@ def test_the_papers_table_reaches_the_trainer(tmp_path: Path) -> None:
 
 
 def test_the_resolved_arguments_are_written(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
-    config = small_config("presets.nano.rl.steps=1", "credit.redistribution=rank")
+    config = small_config("presets.nano.rl.steps=1", "credit.redistribution=paper-rank")
     train_rl(config, esci_tiny, "ospo", policy, LetterReward(), tmp_path, lambda step, metrics: None)
     written = json.loads((tmp_path / "trainer_args.json").read_text())
     assert written["algorithm"] == "ospo"
-    assert written["credit"]["redistribution"] == "rank"
+    assert written["credit"]["redistribution"] == "paper-rank"
     assert written["trainer"]["learning_rate"] == config.preset.rl.learning_rate
     assert str(tmp_path) not in json.dumps(written)
 

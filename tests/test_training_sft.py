@@ -12,7 +12,7 @@ from ospo.data.prompts import clean
 from ospo.data.seen import read_seen, request_keys
 from ospo.models import create_policy, load_policy
 from ospo.training.callbacks import read_metrics
-from ospo.training.sft import IGNORE, collate, sft_arguments, sft_examples, train_sft
+from ospo.training.sft import IGNORE, collate, sft_examples, supervised_arguments, train_sft
 from ospo.training.teacher import Teacher
 
 
@@ -147,7 +147,8 @@ def test_a_request_of_the_training_split_is_seen_once_a_pass(esci_tiny: Prepared
     ],
 )
 def test_each_sft_key_reaches_the_trainer(tmp_path: Path, key: str, value: str, argument: str, expected: float) -> None:
-    assert getattr(sft_arguments(small_config(f"presets.nano.sft.{key}={value}"), tmp_path), argument) == expected
+    config = small_config(f"presets.nano.sft.{key}={value}")
+    assert getattr(supervised_arguments(config, config.preset.sft, tmp_path), argument) == expected
 
 
 def test_training_lowers_the_loss_writes_metrics_and_a_policy_and_repeats_itself(

@@ -26,7 +26,7 @@ def test_policies_on_real_rows(
         [
             "retrievers.training=bm25",
             "retrievers.unseen=[static]",
-            "evaluation.policies=[sft, ospo]",
+            "algorithms=[ospo]",
             "evaluation.resamples=200",
             "presets.nano.rl.max_completion_tokens=4",
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",

@@ -9,6 +9,7 @@ from ospo.credit.estimators import Estimator
 from ospo.credit.game import Credit, CreditEngine, coalition_text
 from ospo.credit.owen import owen_values, shapley_values
 from ospo.credit.registry import ESTIMATORS, get_estimator
+from ospo.credit.returns import decisions, group_relative_returns, returns
 from ospo.credit.segments import Segmentation, merge_segments, segment, segment_many
 
 __all__ = [
@@ -18,10 +19,13 @@ __all__ = [
     "Estimator",
     "Segmentation",
     "coalition_text",
+    "decisions",
     "get_estimator",
+    "group_relative_returns",
     "merge_segments",
     "owen_values",
     "redistribute",
+    "returns",
     "segment",
     "segment_many",
     "shaped_rewards",

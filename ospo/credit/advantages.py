@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Mode = Literal["none", "prop", "rank", "hybrid", "signed-prop", "additive"]
+Mode = Literal["none", "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"]
 EPSILON = 1e-4  # added to a group's std, as TRL's GRPO does
 TIE = 1e-9  # credits closer than this share of their range are equal: coalition sums carry rounding
 
@@ -35,8 +35,9 @@ def redistribute(
 
     advantages_B: A_i. credit_BT: φ̃_t in units of the reward, anything finite outside the answer. mask_BT: 1 on
     completion tokens. inside_BT: κ_t. std_B: std of the group's rewards (additive). segments_B: segments of each
-    answer (additive). alpha: weight of the credit (additive) or of Prop (hybrid; the paper's 0.7). clip: see
-    :func:`clip_deviation`.
+    answer (additive). alpha: weight of the credit (additive, to-go) or of Prop (hybrid; the paper's 0.7). clip: see
+    :func:`clip_deviation`. For to-go, credit_BT holds group-relative returns (:mod:`ospo.credit.returns`) and inside_BT
+    covers the closing of the answer too.
 
     Mean over completion tokens is A_i exactly, before and after clipping. A_i = 0 for a whole group (std 0): 0.
     One segment, equal credits or no answer: A_i for every token. Raises ValueError for an unknown mode, wrong shapes
@@ -67,10 +68,12 @@ def redistribute(
         if segments_B is None or segments_B.shape != shape[:1]:
             raise ValueError("segments: additive needs the number of segments of each answer, shape (B,)")
         deviation = additive(credit, share, std_B.double()[:, None], segments_B.double()[:, None], alpha)
+    elif mode == "to-go":
+        deviation = to_go(credit, share, std_B.double()[:, None], alpha)
     elif mode == "none":
         deviation = torch.zeros_like(credit)
     else:
-        weight = {"prop": prop, "rank": rank, "hybrid": prop, "signed-prop": prop}[mode](credit, share)
+        weight = {"paper-prop": prop, "paper-rank": rank, "hybrid": prop, "signed-prop": prop}[mode](credit, share)
         if mode == "signed-prop":
             weight = torch.where(sequence < 0, prop(-credit, share), weight)
         if mode == "hybrid":
@@ -139,6 +142,20 @@ def additive(credit: Tensor, share: Tensor, std: Tensor, segments: Tensor, alpha
     low, _, differ = _range(credit, share)
     centred = credit - low  # equal credits give exactly 0
     deviation = alpha * segments * (centred - _mean(centred, share)) / (std + EPSILON)
+    return torch.where(differ & (std > 0) & (share > 0), deviation, 0.0)
+
+
+def to_go(relative: Tensor, share: Tensor, std: Tensor, alpha: float) -> Tensor:
+    """The to-go mode's deviation, from group-relative returns x_t = G_j − b_j of the decision that token t carries out.
+
+    d_t = α · (x_t − mean x) / (std R + ε)
+
+    The mean over the answer's tokens and its closing keeps (1/T) Σ_t A_t = A_i. With λ = 1 and v(∅) = 0, x_0 is
+    R − mean_group R, GRPO's own numerator. A group with std 0 teaches nothing: 0.
+    """
+    low, _, differ = _range(relative, share)
+    centred = relative - low  # equal returns give exactly 0
+    deviation = alpha * (centred - _mean(centred, share)) / (std + EPSILON)
     return torch.where(differ & (std > 0) & (share > 0), deviation, 0.0)
 
 

@@ -43,3 +43,9 @@ def read_seen(directory: Path) -> set[str] | None:
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(file, "", "is not a list of request keys", "restore the policy from its origin")
     return set(keys)
+
+
+def seen_after(data: PreparedData, start: Path | None = None) -> list[str]:
+    """Keys of what a policy has seen once it was trained on ``data``, from the policy in ``start``: its requests too."""
+    earlier = read_seen(start) if start else None
+    return sorted({*request_keys(data, data.rows("train")), *(earlier or ())})

@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ospo.config import Model
 from ospo.errors import InputError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
+from ospo.models import save_policy
 
 LOGGER = logging.getLogger("ospo.training")
 OnLog = Callable[[int, dict[str, float]], None]
+OnTable = Callable[[int, list[dict[str, Any]]], None]
 MARKER = MANIFEST  # written into a checkpoint after everything else
 
 # The trainer library's names for what we log, and ours. What is not listed is not logged.
@@ -40,6 +43,9 @@ _NAMES = {
     "credit/segments": "credit/segments",
     "credit/outside": "credit/outside",
     "credit/explained": "credit/explained",
+    "rewards/chosen": "dpo/chosen",
+    "rewards/rejected": "dpo/rejected",
+    "rewards/accuracies": "dpo/accuracy",
     "empty_answers": "empty_answers",
     "seconds/generate": "seconds/generate",
     "seconds/reward": "seconds/reward",
@@ -126,6 +132,19 @@ class ProgressBar(TrainerCallback):
             self._bar = None
 
 
+class SampleTable(TrainerCallback):
+    """Hands ``rows(step)``, some of the step's completions with the credit of each phrase, on every ``every`` steps."""
+
+    def __init__(self, rows: Callable[[int], list[dict[str, Any]]], every: int, on_table: OnTable):
+        self.rows, self.every, self.on_table = rows, every, on_table
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Hand on the first step's table, and then every so many."""
+        step = state.global_step
+        if state.is_world_process_zero and (step == 1 or step % self.every == 0) and (rows := self.rows(step)):
+            self.on_table(step, rows)
+
+
 class CheckpointMarker(TrainerCallback):
     """Marks a checkpoint as complete: the checksums of its files, written after everything else. ``before`` goes first.
 
@@ -179,3 +198,25 @@ def standard_callbacks(trainer: Any, title: str, out: Path, on_log: OnLog) -> li
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     return [MetricsLog(out, on_log), ProgressBar(title)]
+
+
+def start_metrics(out: Path, checkpoint: Path | None) -> None:
+    """Without a checkpoint to go on from, what an earlier attempt left in ``out`` is removed."""
+    if checkpoint is None:
+        for name in ("metrics.jsonl", "completions.parquet", "collapse.json"):
+            (out / name).unlink(missing_ok=True)
+
+
+def finish(trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable[str]) -> None:
+    """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main process.
+
+    ``seen``: keys of the requests it was trained on (``ospo.data.seen``).
+    """
+    if not trainer.is_world_process_zero():
+        return
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    network.eval()
+    if "ref" in getattr(network, "peft_config", {}):  # the trainer's copy of the adapter it started from
+        network.delete_adapter("ref")
+    save_policy(network, tokenizer, model, out / "model", trained_on=seen)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)

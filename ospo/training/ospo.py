@@ -6,7 +6,6 @@ Loss, clipping, KL and loss types are the library's: its loss takes (B, T) advan
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,29 +15,14 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.trainer.utils import nanstd
 
-from ospo.credit.advantages import EPSILON, Mode, redistribute
-from ospo.credit.alignment import token_credit, token_spans
+from ospo.credit.advantages import EPSILON
+from ospo.credit.alignment import token_spans
 from ospo.credit.game import Credit, CreditEngine
 from ospo.data.prompts import extract_answer
+from ospo.training.advantages import Redistribution, Rollouts, credit_metrics, token_advantages
 from ospo.training.rollouts import RolloutTable
 
 Reward = Callable[[Sequence[str], Sequence[int]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """This process's completions of one generation batch (B of them), decoded from their own ids.
-
-    spans: (T_b, 2) character span of each token in ``texts``. offsets: character of the text at which the answer
-    begins. values: (B,) float64 rewards, before TRL rounds them to float32.
-    """
-
-    texts: list[str]
-    spans: list[np.ndarray]
-    answers: list[str]
-    offsets: list[int]
-    rows: list[int]
-    values: np.ndarray
 
 
 class SearchRewardFunction:
@@ -88,22 +72,19 @@ class KeepStep(TrainerCallback):
 class OSPOTrainer(GRPOTrainer):
     """GRPOTrainer with credit-weighted token advantages.
 
-    engine: credit of answers' segments; None for redistribution "none". redistribution, alpha, clip: see
-    :func:`ospo.credit.advantages.redistribute`. table: takes every sampled completion. The one reward function must be
-    a SearchRewardFunction. Raises ValueError for settings under which token credit would be lost.
+    engine: credit of answers' segments; None for redistribution "none". table: takes every sampled completion. The one
+    reward function must be a SearchRewardFunction. Raises ValueError for settings that would lose token credit.
     """
 
     def __init__(
         self,
         *,
         engine: CreditEngine | None = None,
-        redistribution: Mode = "none",
-        alpha: float = 1.0,
-        clip: float = 2.0,
+        redistribution: Redistribution = Redistribution(),  # noqa: B008 (frozen)
         table: RolloutTable | None = None,
         **arguments: Any,
     ):
-        if (engine is None) != (redistribution == "none"):
+        if (engine is None) != (redistribution.mode == "none"):
             raise ValueError("a redistribution needs a credit engine, and an engine a redistribution other than none")
         args = arguments["args"]
         if engine is not None and args.importance_sampling_level != "token":
@@ -117,7 +98,7 @@ class OSPOTrainer(GRPOTrainer):
         if not isinstance(function, SearchRewardFunction):
             raise ValueError("reward_funcs must be one SearchRewardFunction: credit needs to know the game")
         self.reward_function = function
-        self.engine, self.redistribution, self.alpha, self.clip = engine, redistribution, alpha, clip
+        self.engine, self.redistribution = engine, redistribution
         self.table = table
         self._gathered: Tensor | None = None
         super().__init__(**arguments)
@@ -153,8 +134,7 @@ class OSPOTrainer(GRPOTrainer):
                 rollouts,
                 credits,
                 out["completion_mask"],
-                alpha=self.alpha,
-                clip=self.clip,
+                self.num_generations or 1,
             )
         seconds = {"reward": self.reward_function.seconds, "credit": time.perf_counter() - scored}
         seconds["generate"] = scored - started - seconds["reward"]
@@ -208,67 +188,3 @@ class OSPOTrainer(GRPOTrainer):
 
             rows = gather_object(rows)
         self.table.add(self.state.global_step + 1, rows)
-
-
-def token_advantages(
-    mode: Mode,
-    sequence_B: Tensor,
-    std_B: Tensor,
-    rollouts: Rollouts,
-    credits: list[Credit],
-    mask_BT: Tensor,
-    *,
-    alpha: float,
-    clip: float,
-) -> Tensor:
-    """(B, T) advantages of the completions' tokens; padding 0, and 0 for groups with A = 0.
-
-    sequence_B: GRPO's advantages. std_B: std of each completion's group. mask_BT: 1 on completion tokens.
-    """
-    credit_BT = np.zeros(tuple(mask_BT.shape))
-    inside_BT = np.zeros_like(credit_BT)
-    for b, credit in enumerate(credits):
-        if not credit.skipped:
-            credit_T, inside_T = token_credit(rollouts.spans[b], rollouts.offsets[b], credit.segmentation, credit.phi_N)
-            credit_BT[b, : len(credit_T)], inside_BT[b, : len(inside_T)] = credit_T, inside_T
-    device = sequence_B.device
-    segments_B = torch.tensor([len(credit.segmentation) for credit in credits], device=device)
-    return redistribute(
-        mode,
-        sequence_B,
-        torch.from_numpy(credit_BT).to(device),
-        mask_BT,
-        torch.from_numpy(inside_BT).to(device),
-        std_B,
-        segments_B=segments_B,
-        alpha=alpha,
-        clip=clip,
-    )
-
-
-def credit_metrics(rollouts: Rollouts, credits: list[Credit]) -> dict[str, float]:
-    """What the credit of a step looks like, over the completions it was computed for.
-
-    credit/evaluations: coalitions for one completion. credit/segments: phrases in one answer. credit/outside: share
-    of completion tokens outside the answer, which keep the sequence's advantage. credit/explained: mean of
-    Σφ / (v(N) − v(∅)), 1 for an efficient estimator.
-    """
-    done = [b for b, credit in enumerate(credits) if not credit.skipped]
-    if not done:
-        return {}
-    outside, explained = [], []
-    for b in done:
-        credit = credits[b]
-        starts_T, ends_T = rollouts.spans[b][:, 0], rollouts.spans[b][:, 1]
-        end = rollouts.offsets[b] + len(rollouts.answers[b])
-        inside_T = (ends_T > rollouts.offsets[b]) & (starts_T < end) & (ends_T > starts_T)
-        outside.append(1 - float(inside_T.mean()) if len(inside_T) else 1.0)
-        gain = credit.total - credit.empty_value
-        if abs(gain) > 1e-9:
-            explained.append(float(credit.phi_N.sum()) / gain)
-    values = {
-        "credit/evaluations": float(np.mean([credits[b].evaluations for b in done])),
-        "credit/segments": float(np.mean([len(credits[b].segmentation) for b in done])),
-        "credit/outside": float(np.mean(outside)),
-    }
-    return values | ({"credit/explained": float(np.mean(explained))} if explained else {})

@@ -3,29 +3,38 @@
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from ospo.config import Config
+from ospo.config import Algorithm, Config
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import fit_messages
-from ospo.data.seen import read_seen, request_keys
+from ospo.data.seen import seen_after
 from ospo.engine import credit_engine
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
-from ospo.models import autocast_bfloat16, load_policy, quiet, save_policy
+from ospo.models import autocast_bfloat16, load_policy, quiet
 from ospo.reward import SearchReward
-from ospo.training.callbacks import CheckpointMarker, last_checkpoint, standard_callbacks
+from ospo.training.algorithms import ONLINE, redistribution, with_segments
+from ospo.training.callbacks import (
+    CheckpointMarker,
+    OnLog,
+    OnTable,
+    SampleTable,
+    finish,
+    last_checkpoint,
+    standard_callbacks,
+    start_metrics,
+)
+from ospo.training.collapse import CollapseStop
+from ospo.training.grpo_lambda import GRPOLambdaTrainer
 from ospo.training.ospo import OSPOTrainer, Reward, SearchRewardFunction
 from ospo.training.rollouts import RolloutTable
 from ospo.training.waste import ThriftyReward
-
-Algorithm = Literal["grpo", "ospo"]
 
 
 @dataclass(frozen=True)
@@ -83,44 +92,45 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
     scheduler = "constant_with_warmup" if rl.scheduler == "constant" and rl.warmup else rl.scheduler
     options: dict[str, Any] = {}
     if rl.use_vllm:
-        options = {"use_vllm": True, "vllm_mode": "colocate"}
-    return GRPOConfig(
-        output_dir=str(out / "checkpoints"),
-        max_steps=rl.steps,
-        per_device_train_batch_size=batch.per_device,
-        gradient_accumulation_steps=batch.accumulation,
-        generation_batch_size=batch.generation,
-        num_generations=rl.generations,
-        learning_rate=rl.learning_rate,
-        lr_scheduler_type=scheduler,
-        warmup_steps=rl.warmup,
-        weight_decay=rl.weight_decay,
-        optim=rl.optimizer,
-        beta=rl.beta,
-        temperature=rl.temperature,
-        max_completion_length=rl.max_completion_tokens,
-        loss_type=rl.loss_type,
-        # Dr.GRPO (arXiv 2503.20783) drops the division by the group's std as well as by the length.
-        scale_rewards="none" if rl.loss_type == "dr_grpo" else "group",
-        importance_sampling_level=rl.importance_sampling_level,
-        num_iterations=1,
+        options = {"use_vllm": True, "vllm_mode": rl.vllm_mode}
+    if rl.vllm_mode == "server":
+        options |= {"vllm_server_base_url": rl.vllm_server}
+    values: dict[str, Any] = {
+        "output_dir": str(out / "checkpoints"),
+        "max_steps": rl.steps,
+        "per_device_train_batch_size": batch.per_device,
+        "gradient_accumulation_steps": batch.accumulation,
+        "generation_batch_size": batch.generation,
+        "num_generations": rl.generations,
+        "learning_rate": rl.learning_rate,
+        "lr_scheduler_type": scheduler,
+        "warmup_steps": rl.warmup,
+        "weight_decay": rl.weight_decay,
+        "optim": rl.optimizer,
+        "beta": rl.beta,
+        "temperature": rl.temperature,
+        "max_completion_length": rl.max_completion_tokens,
+        "loss_type": rl.loss_type,
+        "scale_rewards": "none" if rl.loss_type == "dr_grpo" else "group",
+        "importance_sampling_level": rl.importance_sampling_level,
+        "num_iterations": 1,
         # The library turns checkpointing on by default; it trades a third more compute for memory small models have.
-        activation_checkpointing=rl.gradient_checkpointing,
-        bf16=autocast_bfloat16(model) or (gpu and model.dtype == "bfloat16"),
-        use_cpu=not gpu,
-        dataloader_pin_memory=gpu,
-        dataloader_num_workers=0,
-        shuffle_dataset=False,  # prompt_rows fixes the order, also across a resume
-        save_strategy="steps",
-        save_steps=math.ceil(rl.checkpoint_every / period) * period,
-        save_total_limit=None,  # CheckpointMarker removes old ones
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,  # our own progress bar
-        seed=config.seed,
-        data_seed=config.seed,
-        **options,
-    )
+        "activation_checkpointing": rl.gradient_checkpointing,
+        "bf16": autocast_bfloat16(model) or (gpu and model.dtype == "bfloat16"),
+        "use_cpu": not gpu,
+        "dataloader_pin_memory": gpu,
+        "dataloader_num_workers": 0,
+        "shuffle_dataset": False,  # prompt_rows fixes the order, also across a resume
+        "save_strategy": "steps",
+        "save_steps": math.ceil(rl.checkpoint_every / period) * period,
+        "save_total_limit": None,  # CheckpointMarker removes old ones
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,  # our own progress bar
+        "seed": config.seed,
+        "data_seed": config.seed,
+    }
+    return GRPOConfig(**values | options | ONLINE[algorithm].arguments)
 
 
 def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> dict[str, Any]:
@@ -128,7 +138,11 @@ def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> 
     values = json.loads(arguments.to_json_string())
     for key in ("output_dir", "logging_dir"):
         values.pop(key, None)
-    credit = config.credit.model_dump() if algorithm == "ospo" else {"redistribution": "none"}
+    credit: dict[str, Any] = {"redistribution": "none"}
+    if ONLINE[algorithm].credit:
+        how = redistribution(config, algorithm)
+        credit = with_segments(config, algorithm).credit.model_dump()
+        credit |= {"redistribution": how.mode, "alpha": how.alpha, "clip": how.clip, "discount": how.discount}
     reward = config.reward.model_dump() | {"repeat_cost": config.preset.rl.repeat_cost}
     return {"algorithm": algorithm, "credit": credit, "reward": reward, "trainer": values}
 
@@ -161,7 +175,8 @@ def build_trainer(
     sft_model: Path,
     reward: SearchReward,
     out: Path,
-    on_log: Callable[[int, dict[str, float]], None],
+    on_log: OnLog,
+    on_table: OnTable | None = None,
 ) -> OSPOTrainer:
     """A trainer ready to run ``algorithm`` from the policy in ``sft_model``; ``out/trainer_args.json`` is written."""
     from accelerate import PartialState
@@ -174,22 +189,23 @@ def build_trainer(
     network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     generations = math.ceil(rl.steps * batch.accumulation / batch.steps_per_generation)
     rows = prompt_rows(data, generations * rl.prompts_per_step, config.seed)
-    credit = config.credit
+    credits = ONLINE[algorithm].credit
     value: Reward = ThriftyReward(reward, rl.repeat_cost) if rl.repeat_cost else reward
     table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
-    trainer = OSPOTrainer(
+    trainer_class = GRPOLambdaTrainer if algorithm == "grpo_lambda" else OSPOTrainer
+    trainer = trainer_class(
         model=network,
         args=arguments,
         reward_funcs=SearchRewardFunction(value, tokenizer),
         train_dataset=prompt_dataset(data, rows, tokenizer, rl.max_prompt_tokens),
         processing_class=tokenizer,
-        engine=credit_engine(config, value) if algorithm == "ospo" else None,
-        redistribution=credit.redistribution if algorithm == "ospo" else "none",
-        alpha=credit.alpha,
-        clip=credit.clip,
+        engine=credit_engine(with_segments(config, algorithm), value) if credits else None,
+        redistribution=redistribution(config, algorithm),
         table=table,
     )
     callbacks = standard_callbacks(trainer, f"{algorithm} {data.name}", out, on_log)
+    if on_table is not None:
+        callbacks.append(SampleTable(table.sample, rl.table_every, on_table))
     for callback in [*callbacks, CheckpointMarker(before=table.write if trainer.is_world_process_zero() else None)]:
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
@@ -204,27 +220,28 @@ def train_rl(
     sft_model: Path,
     reward: SearchReward,
     out: Path,
-    on_log: Callable[[int, dict[str, float]], None],
+    on_log: OnLog,
+    on_table: OnTable | None = None,
 ) -> None:
     """Train with ``algorithm`` from the policy in ``sft_model``; ``out/model`` is complete at the end or absent.
 
     A run that was killed goes on from its last complete checkpoint: same prompts, same random numbers, same weights as
     if it had not been killed. ``on_log(step, metrics)`` is called once a step; the same lines go to
-    ``out/metrics.jsonl``, every sampled completion to ``out/completions.parquet``.
+    ``out/metrics.jsonl``, every sampled completion to ``out/completions.parquet``. ``on_table(step, rows)`` gets some
+    of the completions every ``table_every`` steps. A run that collapses is stopped (``out/collapse.json``) and leaves
+    its last good policy.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
-    if checkpoint is None:
-        (out / "metrics.jsonl").unlink(missing_ok=True)
-        (out / "completions.parquet").unlink(missing_ok=True)
-    trainer = build_trainer(config, data, algorithm, sft_model, reward, out, on_log)
+    start_metrics(out, checkpoint)
+    trainer = build_trainer(config, data, algorithm, sft_model, reward, out, on_log, on_table)
+    seen = seen_after(data, sft_model)  # what the warm start has seen, this policy has seen
+    collapse = CollapseStop(config.preset.rl, config.preset.model, sft_model, out, seen)
+    trainer.add_callback(collapse)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.is_world_process_zero():
-        if trainer.table is not None:
-            trainer.table.write()
-        network = trainer.accelerator.unwrap_model(trainer.model)
-        network.eval()
-        # What the warm start has seen, this policy has seen.
-        seen = {*request_keys(data, data.rows("train")), *(read_seen(sft_model) or ())}
-        save_policy(network, trainer.processing_class, config.preset.model, out / "model", trained_on=seen)
+    if trainer.table is not None and trainer.is_world_process_zero():
+        trainer.table.write()
+    if trainer.is_world_process_zero() and collapse.settle():
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    else:
+        finish(trainer, trainer.processing_class, config.preset.model, out, seen)

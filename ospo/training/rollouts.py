@@ -45,6 +45,24 @@ class RolloutTable:
             values = {key: value for key, value in row.items() if key != "row"}
             self._rows.append({"step": step, "request_id": self.request_ids[row["row"]]} | values)
 
+    def sample(self, step: int, size: int = 32) -> list[dict[str, Any]]:
+        """The first ``size`` completions of a step as plain rows for people, each phrase with its credit."""
+        rows = [row for row in self._rows if row["step"] == step][:size]
+        return [
+            {
+                "step": step,
+                "request": row["request_id"],
+                "answer": row["answer"],
+                "reward": round(row["reward"], 4),
+                "advantage": round(row["advantage"], 3),
+                "credit": " | ".join(
+                    f"{phrase.strip()} {phi:+.3f}" for phrase, phi in zip(row["segments"], row["credit"], strict=True)
+                ),
+                "completion": row["completion"],
+            }
+            for row in rows
+        ]
+
     def frame(self) -> pl.DataFrame:
         """All rows, in order of steps."""
         new = pl.DataFrame(self._rows, schema=SCHEMA)

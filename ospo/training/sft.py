@@ -1,8 +1,7 @@
 """Supervised warm start: the policy learns to write well-formed search texts from a noisy teacher."""
 
 import math
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ospo.config import Config
+from ospo.config import Config, Rft, Sft
 from ospo.data.dataset import PreparedData, Request
 from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
-from ospo.data.seen import request_keys
+from ospo.data.seen import seen_after
 from ospo.errors import InputError
-from ospo.models import autocast_bfloat16, create_policy, quiet, save_policy
-from ospo.training.callbacks import standard_callbacks
+from ospo.models import autocast_bfloat16, create_policy, quiet
+from ospo.training.callbacks import CheckpointMarker, finish, last_checkpoint, standard_callbacks, start_metrics
 from ospo.training.teacher import Teacher
 
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
+CHECKPOINT_EVERY = 100
 _BUCKET = 8  # batches sorted by length together: less padding, and still random batches
 
 
@@ -96,25 +96,26 @@ def collate(examples: list[dict[str, list[int]]], pad: int) -> dict[str, torch.T
     }
 
 
-def sft_arguments(config: Config, out: Path) -> Any:
-    """The Trainer's arguments for ``config.preset.sft``."""
+def supervised_arguments(config: Config, settings: Sft | Rft, out: Path) -> Any:
+    """The Trainer's arguments for ``settings``."""
     from transformers import TrainingArguments
 
-    sft, model = config.preset.sft, config.preset.model
     gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(out / "checkpoints"),
-        max_steps=sft.steps,
-        per_device_train_batch_size=sft.batch_size,
-        gradient_accumulation_steps=sft.gradient_accumulation,
-        learning_rate=sft.learning_rate,
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=sft.warmup,
-        bf16=autocast_bfloat16(model),
+        warmup_steps=settings.warmup if isinstance(settings, Sft) else 0,
+        bf16=autocast_bfloat16(config.preset.model),
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
         optim="adamw_torch",
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=CHECKPOINT_EVERY,
+        save_total_limit=None,  # CheckpointMarker removes old ones
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,  # our own progress bar
@@ -124,26 +125,23 @@ def sft_arguments(config: Config, out: Path) -> Any:
     )
 
 
-def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[int, dict[str, float]], None]) -> None:
-    """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete at the end or absent.
+def run_supervised(
+    config: Config,
+    settings: Sft | Rft,
+    network: Any,
+    tokenizer: Any,
+    examples: list[dict[str, list[int]]],
+    title: str,
+    out: Path,
+    on_log: Callable[[int, dict[str, float]], None],
+    seen: Iterable[str],
+) -> None:
+    """Train ``network`` on ``examples`` in their order; ``out/model`` is complete at the end or absent.
 
-    ``on_log(step, metrics)`` is called once a step; the same lines go to ``out/metrics.jsonl``.
+    A run that was killed goes on from its last whole checkpoint, with the same weights at the end.
     """
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, set_seed
-
-    if not len(data.rows("train")):
-        raise InputError(
-            data.directory / "requests.parquet", "split", "holds no training request", "give the dataset more requests"
-        )
-    sft, model_config = config.preset.sft, config.preset.model
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.jsonl").unlink(missing_ok=True)  # a warm start is short: an interrupted one begins again
-    quiet()
-    set_seed(config.seed)
-    teacher = Teacher(data, sft.teacher_noise, config.seed)
-    network, tokenizer = create_policy(model_config, teacher.tokenizer_texts(), config.seed)
-    examples = sft_examples(config, data, tokenizer, teacher, sft.steps * sft.batch_size * sft.gradient_accumulation)
 
     class InOrder(Trainer):
         """Takes the examples as they come: they are shuffled already, and sorted into batches of like length."""
@@ -151,18 +149,36 @@ def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[i
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(examples)
 
+    quiet()
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(out / "checkpoints")
+    start_metrics(out, checkpoint)
+    set_seed(config.seed)
     pad = tokenizer.pad_token_id
     trainer = InOrder(
         model=network,
-        args=sft_arguments(config, out),
+        args=supervised_arguments(config, settings, out),
         train_dataset=examples,
         data_collator=lambda batch: collate(batch, pad),
     )
-    for callback in standard_callbacks(trainer, f"sft {data.name}", out, on_log):
+    for callback in [*standard_callbacks(trainer, title, out, on_log), CheckpointMarker()]:
         trainer.add_callback(callback)
-    trainer.train()
-    if trainer.is_world_process_zero():
-        network.eval()
-        seen = request_keys(data, data.rows("train"))
-        save_policy(network, tokenizer, model_config, out / "model", trained_on=seen)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finish(trainer, tokenizer, config.preset.model, out, seen)
+
+
+def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[int, dict[str, float]], None]) -> None:
+    """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete at the end or absent.
+
+    ``on_log(step, metrics)`` is called once a step; the same lines go to ``out/metrics.jsonl``.
+    """
+    if not len(data.rows("train")):
+        raise InputError(
+            data.directory / "requests.parquet", "split", "holds no training request", "give the dataset more requests"
+        )
+    sft = config.preset.sft
+    quiet()
+    teacher = Teacher(data, sft.teacher_noise, config.seed)
+    network, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), config.seed)
+    examples = sft_examples(config, data, tokenizer, teacher, sft.steps * sft.batch_size * sft.gradient_accumulation)
+    run_supervised(config, sft, network, tokenizer, examples, f"sft {data.name}", out, on_log, seen_after(data))

@@ -1,0 +1,128 @@
+"""Completions of the SFT policy, with their rewards: what rft and dpo learn from.
+
+As many as an online algorithm samples in the same budget (steps × prompts × generations), for the same prompts in the
+same order and under the same temperature; only that the policy that writes them stays what it was.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from tqdm import tqdm
+
+from ospo.config import Config
+from ospo.data.dataset import PreparedData
+from ospo.data.prompts import extract_answer, fit_messages
+from ospo.errors import InputError
+from ospo.evaluation.rollouts import Decoding, generate
+from ospo.files import atomic_file
+from ospo.models import load_policy, quiet
+from ospo.training.ospo import Reward
+from ospo.training.rl import prompt_rows
+from ospo.training.sft import prompt_ids
+
+_SCHEMA = {
+    "group": pl.Int64,
+    "row": pl.Int64,
+    "prompt_ids": pl.List(pl.Int32),
+    "completion_ids": pl.List(pl.Int32),
+    "answer": pl.String,
+    "reward": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion: token ids without padding, the end token included where it was reached."""
+
+    group: int
+    row: int
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    answer: str
+    reward: float
+
+
+def sample_offline(config: Config, data: PreparedData, sft_model: Path, reward: Reward, out: Path) -> list[Completion]:
+    """Completions in groups of ``generations``, in order. Written part by part under ``out``; parts there are read.
+
+    Raises InputError for a part that cannot be read.
+    """
+    rl = config.preset.rl
+    rows = prompt_rows(data, rl.steps * rl.prompts_per_step, config.seed)
+    parts = [rows[start : start + rl.prompts_per_step] for start in range(0, len(rows), rl.prompts_per_step)]
+    writer: _Writer | None = None
+    result: list[Completion] = []
+    for number, part in enumerate(tqdm(parts, desc=f"completions {data.name}", unit="batch", mininterval=5)):
+        file = out / f"part-{number:05d}.parquet"
+        if not file.is_file():
+            writer = writer or _Writer(config, data, sft_model, reward)
+            frame = writer.write(number, part)
+            with atomic_file(file) as temporary:
+                frame.write_parquet(temporary)
+        result += _read(file)
+    return result
+
+
+def _read(file: Path) -> Iterator[Completion]:
+    try:
+        frame = pl.read_parquet(file).select(list(_SCHEMA))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(file, "", f"is not a readable part ({error})", "delete it; it is made again") from None
+    return (Completion(**row) for row in frame.iter_rows(named=True))
+
+
+class _Writer:
+    """Samples parts; loads the policy once. A part depends on its number and prompts alone."""
+
+    def __init__(self, config: Config, data: PreparedData, sft_model: Path, reward: Reward):
+        quiet()
+        self.config, self.data, self.reward = config, data, reward
+        self.model, self.tokenizer = load_policy(sft_model, config.preset.model)
+        self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+    def write(self, number: int, rows: np.ndarray) -> pl.DataFrame:
+        rl = self.config.preset.rl
+        size = rl.generations
+        decoding = Decoding(rl.max_completion_tokens, rl.temperature, self.config.seed)
+        prompts, keys = [], []
+        for place, row in enumerate(rows.tolist()):
+            messages, _ = fit_messages(self.data.requests[row], self.tokenizer, rl.max_prompt_tokens)
+            prompts += [prompt_ids(self.tokenizer, messages)] * size
+            keys += [f"{number}/{place}/{g}" for g in range(size)]
+        completions = generate(self.model, self.tokenizer, prompts, keys, decoding)
+        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        answers = [extract_answer(text)[0] for text in texts]
+        all_rows = np.repeat(rows, size)
+        return pl.DataFrame(
+            {
+                "group": number * len(rows) + np.arange(len(all_rows)) // size,
+                "row": all_rows,
+                "prompt_ids": prompts,
+                "completion_ids": completions,
+                "answer": answers,
+                "reward": np.asarray(self.reward(answers, all_rows.tolist()), dtype=np.float64),
+            },
+            schema=_SCHEMA,
+        )
+
+
+def groups(completions: list[Completion]) -> Iterator[list[Completion]]:
+    """Completions of one prompt each."""
+    start = 0
+    for end in range(1, len(completions) + 1):
+        if end == len(completions) or completions[end].group != completions[start].group:
+            yield completions[start:end]
+            start = end
+
+
+def in_shuffles(items: list[Any], count: int, seed: int) -> list[Any]:
+    """``count`` items: seeded shuffles of all of them, end to end."""
+    rng = np.random.default_rng([seed, 5])
+    order = np.concatenate([rng.permutation(len(items)) for _ in range(math.ceil(count / len(items)))])[:count]
+    return [items[i] for i in order]

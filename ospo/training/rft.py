@@ -1,0 +1,61 @@
+"""SFT by rejection sampling: the policy imitates its own completions whose reward is above a threshold.
+
+The paper's SFT baseline (arXiv 2601.08403); known as RFT (arXiv 2308.01825) and RAFT (arXiv 2304.06767).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ospo.config import Config
+from ospo.data.dataset import PreparedData
+from ospo.data.seen import seen_after
+from ospo.errors import ConfigError
+from ospo.models import load_policy
+from ospo.training.offline import Completion, in_shuffles, sample_offline
+from ospo.training.ospo import Reward
+from ospo.training.sft import IGNORE, run_supervised
+
+
+def accepted(completions: list[Completion], threshold: float) -> list[Completion]:
+    """Completions with a reward above ``threshold``, each text once for a request: what is said often is not better."""
+    seen: set[tuple[int, str]] = set()
+    kept = []
+    for completion in completions:
+        key = (completion.row, completion.answer)
+        if completion.reward > threshold and key not in seen:
+            seen.add(key)
+            kept.append(completion)
+    return kept
+
+
+def train_rft(
+    config: Config,
+    data: PreparedData,
+    sft_model: Path,
+    reward: Reward,
+    out: Path,
+    on_log: Callable[[int, dict[str, float]], None],
+) -> None:
+    """Train from the policy in ``sft_model``; ``out/model`` is complete at the end or absent. Goes on after a kill.
+
+    Raises ConfigError where no completion is good enough.
+    """
+    rft = config.preset.rft
+    kept = accepted(sample_offline(config, data, sft_model, reward, out / "offline"), rft.threshold)
+    if not kept:
+        raise ConfigError(
+            "params.yaml",
+            f"presets.{config.policy}.rft.threshold",
+            f"no completion of the SFT policy has a reward above {rft.threshold}",
+            "lower the threshold, or train the SFT policy longer",
+        )
+    network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
+    examples = [
+        {
+            "input_ids": [*completion.prompt_ids, *completion.completion_ids],
+            "labels": [IGNORE] * len(completion.prompt_ids) + list(completion.completion_ids),
+        }
+        for completion in in_shuffles(kept, rft.steps * rft.batch_size * rft.gradient_accumulation, config.seed)
+    ]
+    seen = seen_after(data, sft_model)
+    run_supervised(config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen)
