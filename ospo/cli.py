@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 from ospo.cli_data import app as data_app
 from ospo.config import Algorithm, Config, Dataset, edit_params, load_config
+from ospo.distributed import is_main
 from ospo.errors import InputError, OspoError
 
 app = typer.Typer(
@@ -120,11 +121,11 @@ def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOpt
 @app.command()
 def train(
     dataset: DatasetOption,
-    algorithm: Annotated[Algorithm, typer.Option(help="grpo, or ospo with its redistribution")] = "ospo",
+    algorithm: Annotated[Algorithm, typer.Option(help="what learns from the reward; README lists them")] = "ospo",
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Train with one RL algorithm from the SFT policy."""
+    """Train with one algorithm from the SFT policy. Several GPUs: `accelerate launch … -m ospo.cli train …`."""
     from ospo import steps
 
     config = _config(params, overrides)
@@ -369,6 +370,8 @@ def _named(dataset: Dataset | None, other: str) -> Dataset:
 
 
 def _tell(result: "steps.StepResult") -> None:
+    if not is_main():
+        return
     what = "unchanged since the last run" if result.skipped else f"finished in {result.seconds:.0f} s"
     typer.echo(f"{result.name} on {result.dataset}: {what}; files in {result.directory}, MLflow run {result.run_id}")
 

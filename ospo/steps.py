@@ -24,7 +24,7 @@ import polars as pl
 import yaml
 from filelock import FileLock, Timeout
 
-from ospo import tracking
+from ospo import distributed, tracking
 from ospo.config import Algorithm, Config
 from ospo.errors import InputError, OspoError
 from ospo.files import atomic_file, is_full, read_json, sha256_file, sha256_json, verify_manifest, write_json
@@ -121,8 +121,11 @@ def dataset_lock(
     """Hold the dataset's runs for this process; the lock goes with the process, however that ends.
 
     Where another process works on them it is waited for, at most ``patience`` seconds; ``told`` gets one line about
-    that. OspoError where they do not become free.
+    that. OspoError where they do not become free. Of a run in several processes the main one holds them for all.
     """
+    if not distributed.is_main():
+        yield
+        return
     RUNS.joinpath(dataset).mkdir(parents=True, exist_ok=True)
     lock = FileLock(RUNS / dataset / ".lock")
     try:
@@ -153,7 +156,10 @@ def _run_step(
     lineage: Lineage,
     work: Callable[[Path, "tracking.Run"], None],
 ) -> StepResult:
-    """Run, resume or skip one step; see the module's docstring."""
+    """Run, resume or skip one step; see the module's docstring.
+
+    In several processes all come to the same decision from the same files, before the main one changes any.
+    """
     directory = RUNS / dataset / name
     state_file = directory / "step.json"
     fingerprint = sha256_json({"inputs": inputs, "params": params})
@@ -161,8 +167,14 @@ def _run_step(
     if state.get("fingerprint") == fingerprint and state.get("finished") and (damage := _damage(directory, kind)):
         LOGGER.warning("%s; the step is done again", damage)
         state = {}
+    distributed.together()
     if state.get("fingerprint") == fingerprint and state.get("finished"):
         return StepResult(name, dataset, directory, fingerprint, state["run_id"], True, state["seconds"])
+    if not distributed.is_main():
+        distributed.together()
+        work(directory, distributed.Follower())  # type: ignore[arg-type]
+        distributed.together()
+        return StepResult(name, dataset, directory, fingerprint, "", False, 0.0)
     run_id = state.get("run_id") if state.get("fingerprint") == fingerprint else None
     if run_id is None and directory.exists():
         shutil.rmtree(directory)
@@ -182,10 +194,12 @@ def _run_step(
     ) as run:
         write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": False})
         run.log_dataset(dataset, PREPARED / dataset, data_md5(dataset), context=kind)
+        distributed.together()
         with _full_disk_told(directory):
             work(directory, run)
     seconds = round(time.monotonic() - started, 1)
     write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds})
+    distributed.together()
     return StepResult(name, dataset, directory, fingerprint, run.id, False, seconds)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -105,3 +106,22 @@ def test_two_processes_equal_one(esci_tiny: PreparedData, policy: Path, tmp_path
     assert arguments["per_device_train_batch_size"] == 4
     first, second = weights(tmp_path / "one" / "model"), weights(tmp_path / "two" / "model")
     assert all(torch.isfinite(value).all() for value in (*first.values(), *second.values()))
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes_as_one_tracked_run(esci_tiny: PreparedData, tmp_path: Path) -> None:
+    (tmp_path / "data" / "prepared").mkdir(parents=True)
+    shutil.copytree(esci_tiny.directory, tmp_path / "data" / "prepared" / "esci")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(free_port())]
+    command += ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu-2.yaml"), "-m", "ospo.cli", "train"]
+    command += ["--dataset", "esci", "--set", "presets.nano.sft.steps=2", "--set", "presets.nano.rl.steps=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("finished in") == 1
+    run = tmp_path / "runs" / "esci" / "ospo"
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    assert json.loads((run / "step.json").read_text())["finished"]
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "unchanged since the last run" in again.stdout

@@ -46,6 +46,6 @@ def read_seen(directory: Path) -> set[str] | None:
 
 
 def seen_after(data: PreparedData, start: Path | None = None) -> list[str]:
-    """Keys of what a policy has seen once it was trained on ``data``, from the policy in ``start``: its requests too."""
+    """Keys of what a policy has seen that was trained on ``data``, beginning as the policy in ``start``."""
     earlier = read_seen(start) if start else None
     return sorted({*request_keys(data, data.rows("train")), *(earlier or ())})
