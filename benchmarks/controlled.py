@@ -167,7 +167,7 @@ def run_one(job: dict[str, Any]) -> None:
         return
     logged: list[dict[str, float]] = []
     train_rl(
-        config, world.data(), algorithm, warm / "model", world.reward, out / "run",  # type: ignore[arg-type]
+        config, world.data(), algorithm, warm / "model", world.reward, out / "run",
         lambda step, metrics: logged.append(metrics),
     )  # fmt: skip
     save_result(
@@ -261,7 +261,8 @@ def report(curves: dict[str, np.ndarray]) -> dict[str, Any]:
     """Figures from smoothed curves (seeds, steps) of each algorithm."""
     grpo = curves["grpo"]
     goal, half = grpo[:, -1].mean(), grpo.shape[1] // 2
-    rewards, comparison = {}, {}
+    rewards: dict[str, Any] = {}
+    comparison: dict[str, Any] = {}
     for name, curve in curves.items():
         marks = {str(t): float(curve[:, t - 1].mean()) for t in (half // 2, half, grpo.shape[1])}
         rewards[name] = marks | {"mean": float(curve.mean())}
@@ -302,7 +303,8 @@ def main() -> None:
         return
     started = time.perf_counter()
     names = [n for n in ALGORITHMS if not arguments.only or n in ("grpo", OURS, *arguments.only.split(","))]
-    seeds, steps, rates = list(range(arguments.seeds)), arguments.steps, RATES
+    seeds, steps = list(range(arguments.seeds)), arguments.steps
+    rates: tuple[str, ...] = RATES
     if arguments.quick:
         names, seeds, steps, rates = ["grpo", "paper-prop", OURS], [0, 1], 60, RATES[2:]
     settings = overrides(steps)

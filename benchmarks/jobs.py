@@ -34,7 +34,8 @@ def run_jobs(module: str, jobs: list[dict[str, Any]], parallel: int) -> None:
     if not waiting:
         return
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    lock, failed = threading.Lock(), []
+    lock = threading.Lock()
+    failed: list[dict[str, Any]] = []
 
     def work(_: int) -> None:
         command = [sys.executable, "-m", module, "--worker"]

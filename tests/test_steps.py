@@ -49,7 +49,7 @@ def config(*overrides: str):
 def whole_job(settings):
     lineage = steps.Lineage(prefect_run_id="test")
     results = [steps.run_sft(settings, "hm", lineage)]
-    results += [steps.run_rl(settings, "hm", algorithm, lineage) for algorithm in steps.ALGORITHMS]
+    results += [steps.run_rl(settings, "hm", algorithm, lineage) for algorithm in settings.algorithms]
     results.append(steps.run_evaluation(settings, "hm", lineage))
     return {result.name: result for result in results}, steps.run_registration(settings, "hm")
 

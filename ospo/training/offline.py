@@ -26,7 +26,7 @@ from ospo.training.ospo import Reward
 from ospo.training.rl import prompt_rows
 from ospo.training.sft import prompt_ids
 
-_SCHEMA = {
+_SCHEMA: dict[str, Any] = {
     "group": pl.Int64,
     "row": pl.Int64,
     "prompt_ids": pl.List(pl.Int32),

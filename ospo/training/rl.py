@@ -18,7 +18,6 @@ from ospo.engine import credit_engine
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
 from ospo.models import autocast_bfloat16, load_policy, quiet
-from ospo.reward import SearchReward
 from ospo.training.algorithms import ONLINE, redistribution, with_segments
 from ospo.training.callbacks import (
     CheckpointMarker,
@@ -173,7 +172,7 @@ def build_trainer(
     data: PreparedData,
     algorithm: Algorithm,
     sft_model: Path,
-    reward: SearchReward,
+    reward: Reward,
     out: Path,
     on_log: OnLog,
     on_table: OnTable | None = None,
@@ -218,7 +217,7 @@ def train_rl(
     data: PreparedData,
     algorithm: Algorithm,
     sft_model: Path,
-    reward: SearchReward,
+    reward: Reward,
     out: Path,
     on_log: OnLog,
     on_table: OnTable | None = None,
