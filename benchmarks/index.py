@@ -64,8 +64,8 @@ def _recall(found_BK: np.ndarray, exact_BK: np.ndarray, k: int) -> float:
     return round(float(np.mean([len(set(a) & set(b)) / k for a, b in pairs])), 4)
 
 
-def measure(vectors_ID: np.ndarray, queries: int, efforts: list[int]) -> dict[str, Any]:
-    """Build the graph, search both ways, and compare."""
+def measure(vectors_ID: np.ndarray, queries: int, efforts: list[int], graph: bool = True) -> dict[str, Any]:
+    """Search flat; build the graph, search it too, and compare."""
     items = len(vectors_ID)
     random = np.random.default_rng(99)
     rows = np.sort(random.choice(items, queries, replace=False))
@@ -80,7 +80,7 @@ def measure(vectors_ID: np.ndarray, queries: int, efforts: list[int]) -> dict[st
         flat[f"ms_{kind}"] = round((time.perf_counter() - begin) / queries * 1e3, 2)
         progress(f"flat, {kind}: {flat[f'ms_{kind}']} ms a query")
     memory["flat"] = _memory()
-    begin, told = time.perf_counter(), 0.0
+    begin, told, work = time.perf_counter(), 0.0, time.process_time()
 
     def tell(done: int) -> None:
         nonlocal told
@@ -88,8 +88,10 @@ def measure(vectors_ID: np.ndarray, queries: int, efforts: list[int]) -> dict[st
             told = time.perf_counter()
             progress(f"graph: {done:,} of {items:,} items after {told - begin:.0f} s")
 
+    if not graph:
+        return {"flat": flat, "memory": memory}
     index = HnswIndex(vectors_ID, progress=tell)
-    build = time.perf_counter() - begin
+    build, work = time.perf_counter() - begin, time.process_time() - work
     memory["graph"] = _memory()
     searches = []
     for kind, texts_BD in asked.items():
@@ -110,6 +112,7 @@ def measure(vectors_ID: np.ndarray, queries: int, efforts: list[int]) -> dict[st
     return {
         "flat": flat,
         "build_seconds": round(build, 1),
+        "build_cpu_seconds": round(work, 1),
         "hnsw": searches,
         "queries_that_pay_for_the_graph": round(build * 1e3 / max(flat["ms_near"] - saved, 1e-3)),
         "memory": memory,
@@ -124,6 +127,7 @@ def main() -> None:
     parser.add_argument("--efforts", type=int, nargs="+", default=[0], help="efSearch; 0: the default")
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="20,000 items")
+    parser.add_argument("--flat-only", action="store_true", help="build no graph")
     parser.add_argument("--write-only", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     items = 20_000 if arguments.quick else arguments.items
@@ -147,7 +151,7 @@ def main() -> None:
         "dimensions": DIMENSIONS,
         "file_mb": path.stat().st_size >> 20,
         "load_seconds": seconds,
-        **measure(vectors_ID, arguments.queries, arguments.efforts),
+        **measure(vectors_ID, arguments.queries, arguments.efforts, not arguments.flat_only),
         "machine": machine(),
     }
     result["memory"]["before"] = before

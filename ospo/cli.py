@@ -36,6 +36,7 @@ ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file
 SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a parameter; repeatable")]
 
 PARAMS = Path("params.yaml")
+_INTERRUPTED = 130
 
 
 def _config(params: Path, overrides: list[str]) -> Config:
@@ -383,9 +384,10 @@ def main() -> None:
     except OspoError as error:
         typer.echo(f"ospo: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("ospo: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:  # what typer makes of Ctrl-C, without a word
+            typer.echo("ospo: interrupted; run the same command again to go on", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -169,6 +169,29 @@ def test_bad_raw_files(case, request, tmp_path, tiny_config):
     assert [path.name for path in tmp_path.iterdir()] == ["raw"], "nothing half-written"
 
 
+@pytest.mark.parametrize(
+    ("column", "kind", "values", "reason"),
+    [
+        ("query_id", pl.UInt64, [2**63 + 5, None], "judgement_empty_query"),
+        ("query_id", pl.Float64, [float("nan"), 1e300, 0.5, float("inf")], "judgement_empty_query"),
+        ("product_id", pl.String, [None, "\x00"], "judgement_unknown_product"),
+    ],
+)
+def test_odd_numbers_are_dropped_and_counted(column, kind, values, reason, esci_raw, tmp_path, tiny_config):
+    raw = tmp_path / "raw"
+    shutil.copytree(esci_raw, raw)
+    frame = pl.read_parquet(raw / EXAMPLES).with_columns(pl.col(column).cast(kind))
+    odd = frame.head(len(values)).with_columns(pl.Series(column, values, dtype=kind))
+    pl.concat([frame, odd]).write_parquet(raw / EXAMPLES)
+    usual = prepare("esci", esci_raw, tmp_path / "usual", tiny_config)
+    stats = prepare("esci", raw, tmp_path / "out", tiny_config)
+    assert stats["dropped"][reason] == usual["dropped"][reason] + len(values)
+    assert stats["kept"] == usual["kept"]
+    for table in ("catalogue", "requests", "qrels", "pools"):
+        name = f"{table}.parquet"
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "usual" / name).read_bytes()
+
+
 @pytest.mark.parametrize("dataset", ["esci", "hm"])
 def test_missing_folder(dataset, tmp_path, tiny_config):
     with pytest.raises(InputError, match=f"folder not found. Fix: set data.{dataset}.raw"):
@@ -203,6 +226,10 @@ def test_older_output_survives_a_failure(esci_raw, tmp_path, tiny_config):
         ('{"customer_id": "a", "article_id": "1", "query": "  "}', "line 2: query of 0 characters"),
         ('{"customer_id": "a", "article_id": "1", "query": "' + "x" * 401 + '"}', "query of 401 characters"),
         ('{"customer_id": "a", "article_id": "one", "query": "x"}', "article_id: is not a number"),
+        ('{"customer_id": "a", "article_id": "123456789012", "query": "x"}', "article_id: is not a number"),
+        ('{"customer_id": "a", "article_id": "1", "query": null}', "line 2: lacks a text"),
+        ('{"customer_id": "a", "query": "x"}', "line 2: lacks a text"),
+        ("[" * 100_000, "line 2: is not JSON"),
         ('{"customer_id": "c", "article_id": "0000000002", "query": "x"}', "two queries for one purchase"),
     ],
 )

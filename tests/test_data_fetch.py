@@ -3,12 +3,17 @@
 import base64
 import hashlib
 import io
+import os
+import subprocess
+import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import ROOT
 
 from ospo.data import fetch as fetching
 from ospo.data.fetch import SOURCES, Source, download, fetch
@@ -40,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", f"http://localhost:{self.server.server_address[1]}/good/file")
             self.end_headers()
             return
-        body = CONTENT
+        body = CONTENT if mode != "header" else b'\xef\xbb\xbf"article_id",prod_name\n1,x\n'
         if mode == "wrong":
             body = CONTENT[:-1] + b"!"
         if mode == "zip":
@@ -138,6 +143,56 @@ def test_a_part_that_is_too_long_or_of_another_file_is_thrown_away(server, tmp_p
 def test_a_wrong_file_in_place_is_replaced(server, tmp_path):
     (tmp_path / "file").write_bytes(b"old")
     assert download(_source(server, "good"), tmp_path, **FAST).read_bytes() == CONTENT
+
+
+def test_a_page_in_place_of_the_file_is_refused(server, tmp_path):
+    """A page that asks to log in arrives as a success; H&M's files have no checksum to tell."""
+    source = replace(_source(server, "good", None, None), columns=("article_id", "prod_name"))
+    with pytest.raises(InputError, match=r"is not the official file .no column article_id; it begins b") as caught:
+        download(source, tmp_path, **FAST)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    source = replace(source, name="page.csv", url=source.url.replace("/good/file", "/header/page.csv"))
+    assert download(source, tmp_path, **FAST).read_bytes().startswith(b'\xef\xbb\xbf"article_id"')
+
+
+def test_full_disk(server, tmp_path):
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from ospo.data.fetch import Source, download
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    download(Source("file", sys.argv[1]), Path(sys.argv[2]))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+    url = _source(server, "good").url
+    done = subprocess.run([sys.executable, "-c", script, url, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith(f"InputError {tmp_path}: file: cannot be written")
+    assert "free disk space" in done.stdout
+    assert not (tmp_path / "file").exists()
+    assert download(_source(server, "good"), tmp_path, **FAST).read_bytes() == CONTENT, "resumed once there is room"
+    assert server.log[-1][1] == "bytes=100000-"
+
+
+def _ospo(*arguments, environment=None):
+    command = [sys.executable, "-m", "ospo.cli", "data", "fetch", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment or os.environ, timeout=120)
+
+
+def test_command_line(server, tmp_path):
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("KAGGLE")}
+    done = _ospo("esci", "--out", str(tmp_path), "--mirror", f"{base}/missing")
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("ospo: ")]
+    assert "no such file (HTTP 404)" in line
+    assert "Traceback" not in done.stderr
+    done = _ospo("hm", "--out", str(tmp_path), environment=clean)
+    assert done.returncode == 2
+    assert "KAGGLE_USERNAME, KAGGLE_KEY: not set" in done.stderr
 
 
 def test_unreachable(tmp_path):

@@ -3,6 +3,9 @@
 import csv
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -111,6 +114,71 @@ def test_judged_products_come_first_among_the_negatives(esci_tiny):
     }
     assert len(irrelevant) > 50
     assert all(item in pools[request] for request, item in irrelevant["request_id", "item_id"].rows())
+
+
+def test_labels_not_chosen_are_hard_negatives_first(esci_raw, tmp_path, tiny_config):
+    """The paper's setting: Exact alone is relevant; what was judged S, C or I for the query stands in its pool."""
+    options = tiny_config.data.esci.model_copy(update={"labels": ["E"]})
+    pool = tiny_config.data.pool.model_copy(update={"size": 30, "hard": 30, "related": 0, "random": 0})
+    data = tiny_config.data.model_copy(update={"esci": options, "pool": pool})
+    stats = prepare("esci", esci_raw, tmp_path / "out", tiny_config.model_copy(update={"data": data}))
+    prepared = load_prepared(tmp_path / "out")
+    assert set(pl.read_parquet(tmp_path / "out" / "qrels.parquet")["label"]) == {"E"}
+    assert stats["dropped"]["judgement_label_not_chosen"] > 100
+    raw = pl.read_parquet(esci_raw / "shopping_queries_dataset_examples.parquet").filter(pl.col("esci_label") != "E")
+    others = defaultdict(set)
+    for query, item in raw["query_id", "product_id"].rows():
+        others[str(query)].add(item)
+    judged = 0
+    for row, request in enumerate(prepared.requests):
+        pool = {prepared.item_ids[item] for item in prepared.pools_RP[row]}
+        assert others[request.request_id] <= pool
+        judged += len(others[request.request_id])
+        assert prepared.gains_RP[row].sum() == (prepared.gains_RP[row] == 1.0).sum() > 0
+    assert judged > 100
+
+
+def test_substitutes_come_before_irrelevant_products(esci_raw, tmp_path, tiny_config):
+    """Where the hard places do not hold all that was judged, the nearest misses stay."""
+    options = tiny_config.data.esci.model_copy(update={"labels": ["E"]})
+    pool = tiny_config.data.pool.model_copy(update={"size": 12, "hard": 1, "related": 1, "random": 1})
+    data = tiny_config.data.model_copy(update={"esci": options, "pool": pool})
+    prepare("esci", esci_raw, tmp_path / "out", tiny_config.model_copy(update={"data": data}))
+    prepared = load_prepared(tmp_path / "out")
+    raw = pl.read_parquet(esci_raw / "shopping_queries_dataset_examples.parquet")
+    labels = {(str(query), item): label for query, item, label in raw["query_id", "product_id", "esci_label"].rows()}
+    short = 0
+    for row, request in enumerate(prepared.requests):
+        pool = {prepared.item_ids[item] for item in prepared.pools_RP[row]}
+        judged = {item: label for (query, item), label in labels.items() if query == request.request_id}
+        held = [label for item, label in judged.items() if item in pool and label != "E"]
+        missed = [label for item, label in judged.items() if item not in pool and label != "E"]
+        room = 12 - (prepared.gains_RP[row] > 0).sum()
+        if len(held) + len(missed) > -(-room // 3) and missed:
+            short += 1
+            quota = sorted(held, key="SCI".index)[: -(-room // 3)]
+            assert max(map("SCI".index, quota)) <= min(map("SCI".index, missed))
+    assert short > 5
+
+
+_CHILD = """
+import sys
+from ospo.config import load_config
+from ospo.data.prepare import prepare
+for dataset, raw in (("esci", sys.argv[1]), ("hm", sys.argv[2])):
+    prepare(dataset, raw, f"{sys.argv[3]}/{dataset}", load_config("params.yaml"))
+"""
+
+
+def test_threads_do_not_matter(esci_raw, hm_raw, tmp_path):
+    found = []
+    for threads in ("1", "3"):
+        out = tmp_path / threads
+        command = [sys.executable, "-c", _CHILD, str(esci_raw), str(hm_raw), str(out)]
+        environment = os.environ | {"POLARS_MAX_THREADS": threads, "OMP_NUM_THREADS": threads}
+        subprocess.run(command, cwd=PARAMS.parent, env=environment, check=True)
+        found.append([_digests(out / dataset) for dataset in ("esci", "hm")])
+    assert found[0] == found[1]
 
 
 def _plain_history(raw: Path) -> dict[str, list[tuple[str, str]]]:
@@ -311,6 +379,23 @@ def test_repeated_and_same_day_purchases(tmp_path, hm_raw, tiny_config):
         else:
             assert request.target_id == ids[13]
             assert history == [ids[0], ids[1], ids[2], ids[3], ids[10], ids[11]]
+
+
+def test_supplied_queries_in_odd_files(hm_raw, hm_tiny, tmp_path, tiny_config):
+    """A byte order mark, CRLF, and a line separator of Unicode inside a query."""
+    first, second = hm_tiny.requests[0], hm_tiny.requests[1]
+    lines = [
+        json.dumps(
+            {"customer_id": r.customer_id, "article_id": r.target_id, "query": f"q {n}\u2028x"}, ensure_ascii=False
+        )
+        for n, r in enumerate((first, second))
+    ]
+    file = tmp_path / "queries.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    hm = tiny_config.data.hm.model_copy(update={"queries_file": str(file)})
+    config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"hm": hm})})
+    assert prepare("hm", hm_raw, tmp_path / "out", config)["used"]["queries_supplied"] == 2
+    assert [r.query for r in load_prepared(tmp_path / "out").requests[:2]] == ["q 0 x", "q 1 x"]
 
 
 def test_supplied_queries(hm_raw, hm_tiny, tmp_path, tiny_config):

@@ -1,5 +1,6 @@
 """Damaged files, odd files, a full disk and Ctrl-C: a clear error or counted drops, and never half an output."""
 
+import json
 import random
 import resource
 import shutil
@@ -9,12 +10,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 
 from ospo.config import load_config
+from ospo.data.check import check_folder
 from ospo.data.dataset import load_prepared
+from ospo.data.hm import article_id
 from ospo.data.prepare import prepare
+from ospo.data.queries import read_queries
 from ospo.errors import InputError
+from ospo.retrieval.vectors import load_vectors, save_vectors, stored_ids
 
 ROOT = Path(__file__).parent.parent
 ARTICLES, TRANSACTIONS = "articles.csv", "transactions_train.csv"
@@ -130,10 +137,13 @@ def test_fuzzed_real_files(dataset, seed, request, tmp_path):
         data = file.read_bytes()
         (raw / file.name).write_bytes(_damage(data, chance) if file == victim else data)
     error = None
+    config = load_config(ROOT / "params.yaml")
     try:
-        prepare(dataset, raw, tmp_path / "out", load_config(ROOT / "params.yaml"))
+        prepare(dataset, raw, tmp_path / "out", config)
     except InputError as caught:
         error = str(caught)
+    if seed % 3 == 0:
+        assert bool(check_folder(raw, config).problems) == (error is not None), "`ospo data check` says the same"
     if error is None:
         load_prepared(tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
@@ -141,6 +151,59 @@ def test_fuzzed_real_files(dataset, seed, request, tmp_path):
         assert str(raw) in error
         assert "\n" not in error
         assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def _problem(function, *arguments) -> str | None:
+    """The one line that ``function`` refuses its input with; None where it takes it."""
+    try:
+        function(*arguments)
+    except InputError as caught:
+        line = str(caught)
+    else:
+        return None
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fuzzed_prepared_files(seed, hm_tiny, tmp_path):
+    folder = tmp_path / "hm"
+    shutil.copytree(hm_tiny.directory, folder)
+    chance = random.Random(seed)
+    victim = chance.choice(sorted(folder.glob("*.parquet")))
+    victim.write_bytes(_damage(victim.read_bytes(), chance))
+    assert (said := _problem(load_prepared, folder)) is None or "parquet" in said
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_fuzzed_vectors_and_queries(seed, hm_tiny, hm_raw, tmp_path, tiny_config):
+    chance = random.Random(seed)
+    file = tmp_path / "v"
+    save_vectors(file, [f"item {n}" for n in range(50)], np.ones((50, 8), np.float32), "m")
+    file.write_bytes(_damage(file.read_bytes(), chance))
+    _problem(stored_ids, file)
+    _problem(load_vectors, file, "m", 50)
+    lines = [
+        json.dumps({"customer_id": r.customer_id, "article_id": r.target_id, "query": f"“{r.query}”"})
+        for r in hm_tiny.requests
+    ]
+    (tmp_path / "q.jsonl").write_bytes(_damage("\n".join(lines).encode(), chance))
+    said = _problem(read_queries, tmp_path / "q.jsonl", article_id)
+    assert said is None or "q.jsonl" in said
+
+
+def test_a_title_of_100_mb(esci_raw, tmp_path, tiny_config):
+    raw = tmp_path / "raw"
+    shutil.copytree(esci_raw, raw)
+    file = raw / "shopping_queries_dataset_products.parquet"
+    frame = pl.read_parquet(file)
+    long = frame.head(1).with_columns(product_id=pl.lit("ZZZ"), product_title=pl.lit("<b>red</b> &amp; " * 6_000_000))
+    pl.concat([frame, long]).write_parquet(file)
+    prepare("esci", raw, tmp_path / "out", tiny_config)
+    last = load_prepared(tmp_path / "out").catalogue.row(-1, named=True)
+    assert last["item_id"] == "ZZZ"
+    assert len(last["text"]) == 4000
+    assert last["text"].startswith("red & red & ")
 
 
 _CHILD = """
@@ -179,6 +242,27 @@ def test_full_disk(dataset, limit, request, tmp_path):
     assert f"{tmp_path / 'out'}: cannot be written" in output
     assert "free disk space" in output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dataset", ["esci", "hm"])
+def test_ctrl_c_at_the_command_line(dataset, request, tmp_path):
+    """One line, exit code 130, and no trace: or the work was done before the key was pressed."""
+    raw = request.getfixturevalue(f"{dataset}_real")
+    command = [sys.executable, "-m", "ospo.cli", "prepare", dataset, "--raw", str(raw), "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.001)  # until writing begins
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors
+    left = [path.name for path in tmp_path.iterdir()]
+    if process.returncode == 130:
+        assert "ospo: interrupted" in errors
+        assert left == []
+    else:
+        assert (process.returncode, left) == (0, ["out"])
+        load_prepared(tmp_path / "out")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15])

@@ -34,7 +34,7 @@ def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
     """Read the raw files in ``raw`` and build the prepared tables. Raises InputError."""
     raw = raw_folder(raw, "data.esci.raw", [ESCI_EXAMPLES, ESCI_PRODUCTS])
     options = config.data.esci
-    judgements = _read_judgements(raw / ESCI_EXAMPLES, options, stats)
+    judgements, others = _read_judgements(raw / ESCI_EXAMPLES, options, stats)
     catalogue = _read_catalogue(raw / ESCI_PRODUCTS, options, stats)
     judged = _known_products(judgements, catalogue, stats)
     judged = _filter_queries(judged, catalogue, options, config.seed, stats)
@@ -42,11 +42,14 @@ def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
         fix = "loosen data.esci (labels, min_exact, max_exact, title_overlap, locale)"
         raise InputError(raw / ESCI_EXAMPLES, "query", "no query with relevant products is left", fix)
     catalogue = catalogue.with_columns(group=_groups(catalogue, judged))
-    return _assemble(judged, catalogue, config, stats)
+    return _assemble(judged, others, catalogue, config, stats)
 
 
-def _read_judgements(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
-    """Judgements of the chosen locale: query_id, query, item_id, label; one row a (query, product)."""
+def _read_judgements(file: Path, options: EsciData, stats: Stats) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Judgements of the chosen locale: query_id, query, item_id, label, gain; one row a (query, product).
+
+    Second, query_id, item_id and label of the judgements whose label was not chosen: hard negatives, no more.
+    """
     frame = collect(file, scan_parquet(file, ESCI_EXAMPLES_NEEDED, ESCI_EXAMPLES_SCHEMA))
     stats.read["judgements"] = len(frame)
     unknown = frame.filter(~pl.col("esci_label").is_in(LABELS) | pl.col("esci_label").is_null())
@@ -56,6 +59,8 @@ def _read_judgements(file: Path, options: EsciData, stats: Stats) -> pl.DataFram
     frame = stats.keep(frame, "judgement_other_locale", pl.col("product_locale") == options.locale)
     if options.small_version:
         frame = stats.keep(frame, "judgement_not_in_small_version", pl.col("small_version") == 1)
+    others = frame.filter(~pl.col("esci_label").is_in(options.labels))
+    others = others.select("query_id", item_id=pl.col("product_id").fill_null(""), label="esci_label").unique()
     frame = stats.keep(frame, "judgement_label_not_chosen", pl.col("esci_label").is_in(options.labels))
     frame = frame.select(
         query_id="query_id",
@@ -69,7 +74,7 @@ def _read_judgements(file: Path, options: EsciData, stats: Stats) -> pl.DataFram
     frame = frame.with_columns(gain=gains).sort(["query_id", "item_id", "gain"], descending=[False, False, True])
     unique = frame.unique(["query_id", "item_id"], keep="first", maintain_order=True)
     stats.drop("judgement_duplicate", len(frame) - len(unique))
-    return unique
+    return unique, others
 
 
 def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
@@ -200,7 +205,23 @@ def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
     return names.gather(group[codes]).alias("group")
 
 
-def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, stats: Stats) -> Prepared:
+def _irrelevant(judged: pl.DataFrame, others: pl.DataFrame, items: pl.Series) -> Judged:
+    """Products judged for a request without being relevant, substitutes first, sorted by request.
+
+    judged: (request row) ``row``, query_id, item, gain and label. others: judgements of labels not chosen.
+    """
+    rows = judged.select("query_id", "row").unique()
+    places = pl.DataFrame({"item_id": items, "item": pl.int_range(len(items), dtype=pl.Int32, eager=True)})
+    others = others.join(rows, on="query_id").join(places, on="item_id").select("row", "item", "label")
+    others = others.join(judged, on=["row", "item"], how="anti").unique(["row", "item"])
+    judged = judged.filter(pl.col("gain") <= 0).select("row", "item", "label")
+    frame = pl.concat([judged, others]).with_columns(pl.col("label").cast(pl.Enum(LABELS))).sort("row", "label", "item")
+    return Judged(frame["row"].to_numpy().astype(np.int64), frame["item"].to_numpy())
+
+
+def _assemble(
+    judged: pl.DataFrame, others: pl.DataFrame, catalogue: pl.DataFrame, config: Config, stats: Stats
+) -> Prepared:
     """Requests, qrels and pools of the filtered judgements."""
     size = config.data.pool.size
     judged = judged.with_columns(request_id=pl.col("query_id").cast(pl.String))
@@ -208,13 +229,12 @@ def _assemble(judged: pl.DataFrame, catalogue: pl.DataFrame, config: Config, sta
     place = pl.int_range(pl.len()).over("request_id")
     judged = stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
     requests = judged.group_by("request_id", maintain_order=True).first().rename({"item_id": "target_id"})
-    row = judged["request_id"].rle_id().to_numpy().astype(np.int64)
-    item = judged["item"].to_numpy()
-    relevant = judged["gain"].to_numpy() > 0
+    judged = judged.with_columns(row=judged["request_id"].rle_id())
+    relevant = judged.filter(pl.col("gain") > 0)
     category, group = (text_codes(catalogue[name])[0] for name in ("category", "group"))
     pools = pool_chunks(
-        relevant=Judged(row[relevant], item[relevant]),
-        irrelevant=Judged(row[~relevant], item[~relevant]),
+        relevant=Judged(relevant["row"].to_numpy().astype(np.int64), relevant["item"].to_numpy()),
+        irrelevant=_irrelevant(judged, others, catalogue["item_id"]),
         target_R=requests["item"].to_numpy(),
         ranges=item_ranges(category, group, hash_strings(catalogue["item_id"], config.seed)),
         hashes_R=hash_strings(requests["request_id"], config.seed + 2),

@@ -19,7 +19,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ospo.data.schemas import ESCI_EXAMPLES, ESCI_PRODUCTS, HM_ARTICLES, HM_CUSTOMERS, HM_TRANSACTIONS
+from ospo.data.schemas import (
+    ESCI_EXAMPLES,
+    ESCI_PRODUCTS,
+    HM_ARTICLES,
+    HM_ARTICLES_NEEDED,
+    HM_CUSTOMERS,
+    HM_CUSTOMERS_NEEDED,
+    HM_TRANSACTIONS,
+    HM_TRANSACTIONS_NEEDED,
+)
 from ospo.errors import InputError
 from ospo.files import sha256_file
 
@@ -34,12 +43,13 @@ _ACCEPT = "accept the competition's rules on its page and set KAGGLE_USERNAME an
 
 @dataclass(frozen=True)
 class Source:
-    """A file to download; size in bytes and sha256 where the publisher tells them."""
+    """A file to download; size in bytes and sha256 where the publisher tells them, else the columns of its header."""
 
     name: str
     url: str
     size: int | None = None
     sha256: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 SOURCES = {
@@ -57,7 +67,14 @@ SOURCES = {
             "25124442d064d64b26f74082d6fa09438d679efc0c183cf28d19064a2b65a265",
         ),
     ),
-    "hm": tuple(Source(name, _HM + name) for name in (HM_ARTICLES, HM_CUSTOMERS, HM_TRANSACTIONS)),
+    "hm": tuple(
+        Source(name, _HM + name, columns=tuple(columns))
+        for name, columns in (
+            (HM_ARTICLES, HM_ARTICLES_NEEDED),
+            (HM_CUSTOMERS, HM_CUSTOMERS_NEEDED),
+            (HM_TRANSACTIONS, HM_TRANSACTIONS_NEEDED),
+        )
+    ),
 }
 
 
@@ -147,7 +164,7 @@ def download(
             fix = "free disk space or choose another folder (--out)"
             raise InputError(folder, source.name, f"cannot be written ({error})", fix) from None
     _verify(source, part)
-    _place(part, final)
+    _place(source, part, final)
     return final
 
 
@@ -221,18 +238,27 @@ def _verify(source: Source, part: Path) -> None:
         raise InputError(source.name, "", f"download {problem}", "download again, from another source if it stays so")
 
 
-def _place(part: Path, final: Path) -> None:
+def _place(source: Source, part: Path, final: Path) -> None:
     """Rename the download into place; one that came as a zip of the file is unpacked first."""
-    if final.suffix == ".zip" or not zipfile.is_zipfile(part):
-        part.replace(final)
-        return
-    unpacked = part.with_suffix(".unpacked")
-    try:
-        with zipfile.ZipFile(part) as archive, archive.open(final.name) as source, unpacked.open("wb") as target:
-            shutil.copyfileobj(source, target, _BLOCK)
-    except (KeyError, zipfile.BadZipFile, OSError) as error:
-        unpacked.unlink(missing_ok=True)
-        part.unlink(missing_ok=True)
-        raise InputError(final, "", f"cannot be unpacked ({error})", "free disk space and download again") from None
-    unpacked.replace(final)
-    part.unlink()
+    whole = part
+    if final.suffix != ".zip" and zipfile.is_zipfile(part):
+        whole = part.with_suffix(".unpacked")
+        try:
+            with zipfile.ZipFile(part) as archive, archive.open(final.name) as content, whole.open("wb") as target:
+                shutil.copyfileobj(content, target, _BLOCK)
+        except (KeyError, zipfile.BadZipFile, OSError, RuntimeError) as error:
+            whole.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
+            raise InputError(final, "", f"cannot be unpacked ({error})", "free disk space and download again") from None
+    if source.columns:
+        with whole.open("rb") as stream:
+            head = stream.readline(1 << 16)
+        found = {name.strip().strip('"') for name in head.decode("utf-8-sig", "replace").split(",")}
+        if missing := [name for name in source.columns if name not in found]:
+            whole.unlink()
+            part.unlink(missing_ok=True)
+            # A page that asks to log in, for one, comes as a success.
+            problem = f"download is not the official file (no column {missing[0]}; it begins {head[:40]!r})"
+            raise InputError(source.name, "", problem, _ACCEPT)
+    whole.replace(final)
+    part.unlink(missing_ok=True)

@@ -71,7 +71,7 @@ def _read_lines(file: Path) -> pl.DataFrame:
             continue
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             raise InputError(file, f"line {number}", "is not JSON", _FIX) from None
         names = ("customer_id", "article_id", "query")
         if not isinstance(value, dict) or any(not isinstance(value.get(name), str) for name in names):
@@ -80,4 +80,4 @@ def _read_lines(file: Path) -> pl.DataFrame:
         if not 0 < len(query) <= QUERY_LIMIT:
             raise InputError(file, f"line {number}", f"query of {len(query)} characters", f"write 1 to {QUERY_LIMIT}")
         rows.append((value["customer_id"], value["article_id"], query))
-    return pl.DataFrame(rows, schema=["customer_id", "target_id", "supplied"], orient="row")
+    return pl.DataFrame(rows, schema=dict.fromkeys(("customer_id", "target_id", "supplied"), pl.String), orient="row")

@@ -119,7 +119,8 @@ def scan_parquet(file: Path, needed: list[str], schema: Mapping[str, type[pl.Dat
             raise InputError(file, column, f"has type {kind}, expected text", "use the official file")
         if wanted != pl.String and not kind.is_numeric():
             raise InputError(file, column, f"has type {kind}, expected numbers", "use the official file")
-        casts.append(pl.col(column).cast(wanted))
+        number = pl.when(pl.col(column) == pl.col(column).round()).then(column) if kind.is_float() else pl.col(column)
+        casts.append((number if wanted != pl.String else pl.col(column)).cast(wanted, strict=False).alias(column))
     return frame.select(casts)
 
 

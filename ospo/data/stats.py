@@ -8,7 +8,7 @@ import polars as pl
 REASONS = {
     "judgement_other_locale": "judgements of another locale than data.esci.locale",
     "judgement_not_in_small_version": "judgements outside the small version (data.esci.small_version)",
-    "judgement_label_not_chosen": "judgements whose label is not in data.esci.labels",
+    "judgement_label_not_chosen": "judgements of a label not in data.esci.labels; they are hard negatives only",
     "judgement_empty_query": "judgements without a query or query_id",
     "judgement_duplicate": "judgements of a query and product judged before; the better label stays",
     "judgement_unknown_product": "judgements of a product that is not in the products file, or has no text",

@@ -178,10 +178,14 @@ def stored_ids(path: str | Path) -> list[str]:
     """The item ids of a vectors file, in the order of its rows. Raises InputError where it is none."""
     from safetensors import safe_open
 
-    _metadata(Path(path))
+    path = Path(path)
+    _metadata(path)
     with safe_open(path, framework="numpy") as stream:
         data = stream.get_tensor("item_ids").tobytes()
-    return data.decode("utf-8", "surrogatepass").split("\n") if data else []
+    try:
+        return data.decode("utf-8", "surrogatepass").split("\n") if data else []
+    except UnicodeDecodeError as error:
+        raise InputError(path, "item_ids", f"is damaged ({error})", _AGAIN) from None
 
 
 def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray | None:
