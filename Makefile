@@ -65,7 +65,7 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 
 bench: install ## Run every benchmark in its quick form
-	for name in credit estimators step evaluation; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in credit estimators step evaluation prepare index; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
 
 docs: install ## Build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

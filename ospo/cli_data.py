@@ -12,7 +12,7 @@ app = typer.Typer(help="Check, describe and fetch data.", no_args_is_help=True)
 
 @app.command()
 def check(
-    folder: Annotated[Path, typer.Argument(help="a folder of raw files, or of prepared data")],
+    folder: Annotated[Path, typer.Argument(help="a folder of raw files, prepared data or vectors")],
     params: Annotated[Path, typer.Option("--params", help="the parameter file")] = Path("params.yaml"),
 ) -> None:
     """Say what a folder holds, what preparing it would keep and drop, and what is wrong; exit code 1 for problems."""

@@ -4,6 +4,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -13,6 +14,7 @@ from ospo.data.dataset import load_prepared
 from ospo.data.describe import describe, write_page
 from ospo.data.stats import REASONS, Stats
 from ospo.errors import InputError
+from ospo.retrieval.vectors import save_vectors
 
 PARAMS = Path(__file__).parent.parent / "params.yaml"
 
@@ -72,6 +74,15 @@ def test_check_prepared_and_unknown(esci_tiny, tmp_path, tiny_config):
     assert "holds neither ESCI" in check_folder(tmp_path, tiny_config).problems[0]
     with pytest.raises(InputError, match="folder not found"):
         check_folder(tmp_path / "nowhere", tiny_config)
+
+
+def test_check_vectors(tmp_path, tiny_config):
+    save_vectors(tmp_path / "a.safetensors", ["x", "y"], np.ones((2, 3), np.float32), "m")
+    check = check_folder(tmp_path, tiny_config)
+    assert (check.kind, check.problems) == ("vectors", [])
+    assert check.lines == ["a.safetensors: 2 items' vectors of 3 dimensions"]
+    (tmp_path / "a.safetensors").write_bytes(b"damaged")
+    assert "is not a vectors file" in check_folder(tmp_path, tiny_config).problems[0]
 
 
 def test_every_drop_has_an_explanation():

@@ -51,7 +51,7 @@ _PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
 
 @dataclass
 class Check:
-    """What a folder holds. kind: "raw esci", "raw hm", "prepared" or "unknown"; problems: one line each."""
+    """What a folder holds. kind: "raw esci", "raw hm", "prepared", "vectors" or "unknown"; problems: one line each."""
 
     kind: str
     lines: list[str] = field(default_factory=list)
@@ -72,6 +72,8 @@ def check_folder(folder: str | Path, config: Config) -> Check:
             return _check_raw(folder, dataset, config)
     if any((folder / f"{name}.parquet").exists() for name in PREPARED):
         return _check_prepared(folder)
+    if stored := sorted(folder.glob("*.safetensors")):
+        return _check_vectors(stored)
     check = Check("unknown")
     expected = [", ".join(files) for files in _RAW.values()]
     tables = ", ".join(f"{name}.parquet" for name in PREPARED)
@@ -123,6 +125,21 @@ def _check_file(file: Path, official: list[str], needed: list[str], check: Check
         check.lines.append(f"{file.name}: official columns that are missing but not needed: {', '.join(missing)}")
     if extra := [name for name in columns if name not in official]:
         check.lines.append(f"{file.name}: columns that are not official and not read: {', '.join(extra)[:300]}")
+
+
+def _check_vectors(files: list[Path]) -> Check:
+    from ospo.retrieval.vectors import load_vectors, stored_fingerprint, stored_ids
+
+    check = Check("vectors")
+    for file in files:
+        try:
+            vectors = load_vectors(file, stored_fingerprint(file), len(stored_ids(file)))
+        except InputError as error:
+            check.problems.append(str(error))
+        else:
+            assert vectors is not None
+            check.lines.append(f"{file.name}: {len(vectors):,} items' vectors of {vectors.shape[1]} dimensions")
+    return check
 
 
 def _check_prepared(folder: Path) -> Check:

@@ -166,6 +166,11 @@ def _metadata(path: Path) -> dict:
         raise InputError(path, "", f"is not a vectors file ({error})", _AGAIN) from None
 
 
+def stored_fingerprint(path: str | Path) -> str:
+    """The fingerprint in a vectors file. Raises InputError where it is none."""
+    return str(_metadata(Path(path))["fingerprint"])
+
+
 def is_vectors_file(path: str | Path) -> bool:
     """Whether this module wrote the file."""
     try:
