@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 from rich.console import Console
+from test_serving import Shop as RegisteredShop
 
 from ospo.config import Model
 from ospo.data.dataset import PreparedData, Requests
@@ -434,6 +435,59 @@ def test_compare_names(policies, tmp_path) -> None:
     assert resolve("abc123", config, tmp_path / "runs").source == run / "model"
     with pytest.raises(InputError, match="names no policy"):
         resolve("nothing", config, tmp_path / "runs")
+
+
+def test_registered_versions_are_compared(tmp_path, data, monkeypatch) -> None:
+    """Two versions of a real registry, by alias and by number, and a version against a run's folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registered = RegisteredShop(tmp_path / "registry")
+    registered.folder.mkdir()
+    registered.register(seed=0)
+    registered.register(seed=1)
+    config = shop.config(
+        f"tracking.uri={registered.config.tracking.uri}",
+        "evaluation.max_requests=12",
+        "presets.nano.rl.max_completion_tokens=4",
+    )
+    first, second = resolve("ospo-rewriter-esci@champion", config), resolve("ospo-rewriter-esci/2", config)
+    assert (first.name, second.name) == ("ospo-rewriter-esci/1", "ospo-rewriter-esci/2")
+    analysis = compare(config, data, first, second, tmp_path / "out", cache=None)
+    assert set(analysis.policies) == {"raw", first.name, second.name}
+    details = json.loads((tmp_path / "out" / "details.json").read_text())
+    hashes = {policy["hash"] for policy in details["policies"].values()}
+    assert len(hashes) == 3
+    answers = pl.read_parquet(tmp_path / "out" / "answers.parquet").pivot("policy", index="row", values="answer")
+    assert (answers[first.name] != answers[second.name]).any()
+    with pytest.raises(InputError, match="is not registered"):
+        resolve("ospo-rewriter-esci/9", config)
+
+
+def test_endless_and_hostile_answers(data, tmp_path) -> None:
+    """A text of a megabyte, control characters, half a surrogate pair, commas without end: scored, never a crash."""
+    texts = [
+        "very long " * 100_000,
+        "\x00\x1b[31mred\udcff dress",
+        "," * 50_000,
+        "red " * 50_000,
+        "\u202e'); DROP TABLE",
+    ]
+    file = tmp_path / "hostile.jsonl"
+    rows = [{"request_id": r.request_id, "answer": texts[n % len(texts)]} for n, r in enumerate(data.requests)]
+    file.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    overrides = ["retrievers.unseen=[static,minilm]", "evaluation.max_requests=10"]
+    evaluate(shop.config(*overrides), data, {"hostile": file}, tmp_path / "out", cache=None)
+    table = pl.read_parquet(tmp_path / "out" / "evaluation.parquet").filter(pl.col("policy") == "hostile")
+    assert np.isfinite(table.select(MEASURES).to_numpy()).all()
+    commas = table.filter(pl.col("answer").str.starts_with(",,"))
+    assert len(commas)
+    assert commas["ndcg@10"].max() == 0
+    assert table["answer"].str.len_chars().max() == 4000
+    details = json.loads((tmp_path / "out" / "details.json").read_text())
+    counts = details["answers"]["hostile"]
+    written = {row["request_id"]: row["answer"] for row in rows}
+    chosen = [data.requests[r].request_id for split in ("validation", "test") for r in choose_requests(data, split, 10)]
+    assert counts["empty"] == sum(written[name].startswith(",,") for name in chosen) > 0
+    assert counts["unfinished"] == sum(len(written[name]) > 4000 for name in chosen) > 0
 
 
 def test_demo_table_and_report(result, tmp_path) -> None:

@@ -39,8 +39,15 @@ class RawQuery:
         """Nothing to give back."""
 
 
+MAX_CHARACTERS = 4000  # of an answer from a file: some 800 words, far more than any search box takes
+
+
 class AnswerFile:
-    """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one a request."""
+    """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one a request.
+
+    An answer longer than ``MAX_CHARACTERS`` is cut there and counted as unfinished, like one that ran into a policy's
+    token limit.
+    """
 
     def __init__(self, file: Path):
         self.file, self.hash = file, sha256_file(file)[:20]
@@ -72,7 +79,7 @@ class AnswerFile:
                 "answer them all",
             )
         found = [self.answers[request.request_id] for request in requests]
-        return [Rollout(answer, answer, 0, True) for answer in found]
+        return [Rollout(a[:MAX_CHARACTERS], a[:MAX_CHARACTERS], 0, len(a) <= MAX_CHARACTERS) for a in found]
 
     def release(self) -> None:
         """Nothing to give back."""
