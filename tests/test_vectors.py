@@ -382,6 +382,19 @@ def test_beyond_flat_up_to_the_graph_is_built_once(tmp_path: Path, monkeypatch: 
     assert (fourth.search(["text 7"], 10)[0] == wanted[0][:1]).all()
 
 
+def test_vectors_of_a_large_catalogue_come_with_their_graph(
+    esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    retrievers = tiny_config.retrievers.model_copy(update={"flat_up_to": 300})
+    [file] = write_vectors(
+        tiny_config.model_copy(update={"retrievers": retrievers}), esci_tiny.directory, tmp_path / "v"
+    )
+    [graph] = (tmp_path / ".cache" / "index").iterdir()
+    assert graph.name.startswith("minilm-")
+    assert [path.name for path in file.parent.iterdir()] == ["minilm.safetensors"], "the graph is no DVC output"
+
+
 def test_config_reaches_the_retriever(tiny_config: Config) -> None:
     retrievers = tiny_config.retrievers.model_copy(update={"flat_up_to": 7})
     assert load_retriever("minilm", tiny_config.model_copy(update={"retrievers": retrievers})).flat_up_to == 7  # type: ignore[attr-defined]
