@@ -10,7 +10,10 @@ from rich.table import Table
 
 from ospo.files import write_json
 
-LABELS = {"raw": "raw query", "sft": "SFT", "grpo": "GRPO", "ospo": "OSPO"}
+LABELS = {
+    "raw": "raw query", "sft": "SFT", "rft": "RFT", "dpo": "DPO", "grpo": "GRPO", "dr_grpo": "Dr.GRPO", "dapo": "DAPO",
+    "grpo_lambda": "GRPO-λ", "shapley_tokens": "token Shapley", "ospo": "OSPO",
+}  # fmt: skip
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]  # split → policy → retriever → nDCG@10
 
 
@@ -20,7 +23,7 @@ def label(policy: str) -> str:
 
 
 def ordered(policies: Any) -> list[str]:
-    """Policies in the tables' order: raw query, SFT, GRPO, OSPO, then any other in the given order."""
+    """Policies in the tables' order: raw query, SFT, the algorithms, OSPO, then any other in the given order."""
     names = list(policies)
     return [name for name in LABELS if name in names] + [name for name in names if name not in LABELS]
 
