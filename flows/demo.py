@@ -58,6 +58,8 @@ def run(datasets: list[Dataset], folder: Path) -> None:
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
         console.print(f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, {aliases}")
+        if "champion" not in version["aliases"]:
+            console.print(f"{dataset}: {version['decision']}", markup=False)
         page = publish_report(RUNS / dataset / "evaluation", dataset)
         console.print(f"{dataset}: report in {page}", highlight=False)
     if transferred:

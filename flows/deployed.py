@@ -1,6 +1,6 @@
 """What ``make up`` asks of the Prefect server: the work pool, limits, and runs that a dead worker left behind.
 
-python -m flows.deployed limits RUNS | bury | online SINCE      prints one JSON object
+python -m flows.deployed limits RUNS | bury      prints one JSON object
 
 Runs in a process of its own: Prefect reads the server's address when it is imported.
 """
@@ -65,29 +65,11 @@ def bury(client: SyncPrefectClient) -> dict[str, Any]:
     return {"crashed": len(dead), "missed": missed}
 
 
-def online(client: SyncPrefectClient, since: float) -> dict[str, Any]:
-    """Whether a worker has called since that time (seconds since the epoch)."""
-    workers = client.request(
-        "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": POOL}, json={}
-    )
-    beats = [
-        datetime.fromisoformat(worker["last_heartbeat_time"])
-        for worker in workers.json()
-        if worker.get("last_heartbeat_time")
-    ]
-    return {"online": any(beat.timestamp() >= since for beat in beats)}
-
-
 def main() -> None:
     """Command line for flows.servers."""
     action, *arguments = sys.argv[1:]
     with get_client(sync_client=True) as client:
-        if action == "limits":
-            answer = limits(client, int(arguments[0]))
-        elif action == "bury":
-            answer = bury(client)
-        else:
-            answer = online(client, float(arguments[0]))
+        answer = limits(client, int(arguments[0])) if action == "limits" else bury(client)
     print(json.dumps(answer))
 
 

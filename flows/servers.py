@@ -19,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,7 @@ HOST = "127.0.0.1"
 POOL = "ospo"
 LIMIT = "ospo-training"  # Prefect's global concurrency limit: training and evaluation on this machine at a time
 START_SECONDS = 240.0
+ANSWER_SECONDS = 20.0
 STOP_SECONDS = 20.0
 
 
@@ -122,11 +124,12 @@ def commands(place: Place) -> dict[str, tuple[list[str], dict[str, str]]]:
     server = {key: value for key, value in environment.items() if key not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
     mlflow = [str(scripts / "mlflow"), "server", "--workers", "1", "--host", HOST, "--port", str(place.mlflow_port)]
     artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(place.root / "mlartifacts")
-    mlflow += ["--backend-store-uri", backend(place.root), "--artifacts-destination", artifacts]
+    # By the environment: a command line, which may hold a database's password, is for all to see.
+    store = {"MLFLOW_BACKEND_STORE_URI": backend(place.root), "MLFLOW_ARTIFACTS_DESTINATION": artifacts}
     prefect = [str(scripts / "prefect"), "server", "start", "--host", HOST, "--port", str(place.prefect_port)]
     worker = [str(scripts / "prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", "ospo-worker"]
     return {
-        "mlflow": (mlflow, {**server, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}),
+        "mlflow": (mlflow, {**server, **store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}),
         "prefect": (
             prefect,
             {
@@ -147,7 +150,20 @@ def health(place: Place, name: str) -> bool:
     if name == "prefect":
         return answers(f"{place.prefect}/api/ready")
     since = place.file(name).stat().st_mtime if place.file(name).exists() else 0.0
-    return bool(_prefect("online", place, str(since))["online"])
+    return any(beat >= since for beat in _heartbeats(place))
+
+
+def _heartbeats(place: Place) -> list[float]:
+    """When the pool's workers last called, in seconds since the epoch."""
+    address = f"{place.prefect}/api/work_pools/{POOL}/workers/filter"
+    request = urllib.request.Request(address, b"{}", {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 (addresses of this module only)
+            workers = json.load(response)
+    except (OSError, ValueError):
+        return []
+    beats = [worker["last_heartbeat_time"] for worker in workers if worker.get("last_heartbeat_time")]
+    return [datetime.fromisoformat(beat).timestamp() for beat in beats]
 
 
 def _prefect(action: str, place: Place, *arguments: str) -> dict[str, object]:
@@ -222,8 +238,8 @@ def check(place: Place) -> list[str]:
     return missing
 
 
-def start(place: Place, name: str) -> None:
-    """Start one server, note it, and wait until it does its work. ServerError with its last line where it does not."""
+def launch(place: Place, name: str) -> "subprocess.Popen[bytes]":
+    """Start one server and note it; ``wait`` says when it does its work."""
     command, environment = commands(place)[name]
     environment |= {MARK: str(place.state), NAME: name}
     place.state.mkdir(parents=True, exist_ok=True)
@@ -233,18 +249,18 @@ def start(place: Place, name: str) -> None:
             start_new_session=True,
         )  # fmt: skip
     address = {"mlflow": place.mlflow, "prefect": place.prefect}.get(name, f"pool {POOL}")
-    note = {"pid": process.pid, "started": identity(process.pid), "address": address, "command": command}
-    write_json(place.file(name), note)
-    _wait(place, name, process)
+    write_json(place.file(name), {"pid": process.pid, "started": identity(process.pid), "address": address})
+    return process
 
 
-def _wait(place: Place, name: str, process: "subprocess.Popen[bytes] | None" = None) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait(place: Place, name: str, process: "subprocess.Popen[bytes] | None") -> None:
+    """Until a server does its work. ServerError where it ends, or, started long ago (None), does not answer soon."""
+    deadline = time.monotonic() + (START_SECONDS if process is not None else ANSWER_SECONDS)
     while not health(place, name):
         if process is not None and process.poll() is not None:
             said = _last_line(place.log(name).read_text(encoding="utf-8", errors="replace"))
             raise ServerError(f"the {name} server ended at once: {said}. Fix: read {place.log(name)}")
-        if time.monotonic() > deadline or (process is None and leader(place, name) is None):
+        if time.monotonic() > deadline:
             raise ServerError(
                 f"the {name} server runs but does not answer. Fix: `make down`, then `make up`; it logs to "
                 f"{place.log(name)}"
@@ -256,24 +272,20 @@ def up(place: Place) -> list[str]:
     """Start what does not run, deploy prefect.yaml, and return the lines to print. What cannot finish is undone."""
     with _only_one(place):
         missing = check(place)
-        started: list[str] = []
+        started: dict[str, subprocess.Popen[bytes]] = {}
         try:
             for name in ("mlflow", "prefect"):
                 if name in missing:
-                    started.append(name)
-                    start(place, name)
-                elif not _answers_soon(place, name):
-                    raise ServerError(
-                        f"the {name} server runs but does not answer. Fix: `make down`, then `make up`; it logs to "
-                        f"{place.log(name)}"
-                    )
+                    started[name] = launch(place, name)
+            for name in ("mlflow", "prefect"):
+                wait(place, name, started.get(name))
             _deploy(place, _prefect("limits", place, str(place.runs))["deployments"])
             if "worker" in missing:
                 _prefect("bury", place)
-                started.append("worker")
-                start(place, "worker")
+                started["worker"] = launch(place, "worker")
+                wait(place, "worker", started["worker"])
         except BaseException:
-            for name in reversed(started):
+            for name in reversed(list(started)):
                 stop(place, name)
             raise
     state = "started" if missing else "was running already"
@@ -283,15 +295,6 @@ def up(place: Place) -> list[str]:
         f"  flows and schedules {place.prefect}",
         f"  worker              {place.prefect}/work-pools/work-pool/{POOL}",
     ]
-
-
-def _answers_soon(place: Place, name: str, seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not health(place, name):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.5)
-    return True
 
 
 def _deploy(place: Place, known: object) -> None:

@@ -10,6 +10,7 @@ A step lives in ``runs/<dataset>/<name>/``. Its ``step.json`` holds the fingerpr
 
 import hashlib
 import importlib.metadata
+import json
 import logging
 import shutil
 import time
@@ -384,7 +385,8 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         tags={"fingerprint": state["fingerprint"]},
         champion_if_first=False,
     )
-    decision = version.tags.get("decision", "")
+    noted = version.tags.get("decision")
+    decision = str(json.loads(noted)["reason"]) if noted else ""
     if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
         decision = _challenge(config, dataset, policy, model_dir)
         version = next(v for v in registry.models(config, (dataset,)) if v.version == version.version)
