@@ -144,6 +144,7 @@ def test_words(evaluation: Path, tmp_path: Path) -> None:
     analysis = write_report(evaluation, tmp_path / "r.html", resamples=500)
     said = headline(analysis)
     assert said[0].startswith("OSPO finds what shoppers seek better")
+    assert "never saw it is clearly better with 1 of 1, keeping" in said[2]
     table = summary_markdown(analysis, "shop")
     assert "| OSPO |" in table
     assert "▲" in table

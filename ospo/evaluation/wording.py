@@ -84,8 +84,10 @@ def headline(analysis: Analysis) -> list[str]:
     if others:
         better = sum(c.p_holm < ALPHA and c.difference.value > 0 for c in others)
         worse = sum(c.p_holm < ALPHA and c.difference.value < 0 for c in others)
-        text = f"Under search engines it never saw it is clearly better with {better} of {len(others)}"
-        text += f" and clearly worse with {worse}" if worse else ""
+        total = len(others)
+        said = [f"clearly {word} with {n} of {total}" for word, n in (("better", better), ("worse", worse)) if n]
+        said = said or [f"not clearly better or worse with any of {total}"]
+        text = f"Under search engines it never saw it is {' and '.join(said)}"
         shares = [r.kept.value for r in analysis.robustness[analysis.best] if r.kept and r.retriever in unseen]
         if shares and sure:
             low, high = percent(min(shares)), percent(max(shares))
