@@ -1,11 +1,14 @@
 """Credit on real parts: the tiny shop, MiniLM and BM25, spaCy phrases, the search reward."""
 
+import re
+
 import numpy as np
 import pytest
 
 from ospo.config import Config
 from ospo.credit import CreditEngine, coalition_text, shapley_values
 from ospo.credit.estimators import all_masks
+from ospo.credit.segments import repeated
 from ospo.data.dataset import PreparedData
 from ospo.retrieval import load_retriever
 from ospo.reward import SearchReward
@@ -23,12 +26,15 @@ def minilm(esci_tiny: PreparedData, tiny_config: Config) -> SearchReward:
 
 
 def _answers(data: PreparedData) -> tuple[list[str], list[int]]:
-    """Texts of 7 or so phrases: a query, half of a relevant title, half of another item's."""
+    """Texts of 7 or so phrases without repeats: a query, half of a relevant title, half of another item's."""
+
+    def words(row: int, place: int) -> list[str]:
+        return list(dict.fromkeys(re.findall(r"\w+", data.item_texts[data.pools_RP[row][place]])))
+
     texts, rows = [], []
     for row in range(3):
-        pool, gains = data.pools_RP[row], data.gains_RP[row]
-        right = data.item_texts[pool[int(gains.argmax())]].split()
-        wrong = data.item_texts[pool[int(gains.argmin())]].split()
+        gains = data.gains_RP[row]
+        right, wrong = words(row, int(gains.argmax())), words(row, int(gains.argmin()))
         parts = [data.requests[row].query, *(" ".join(w[i : i + 3]) for w in (right, wrong) for i in (0, 3, 6))][:7]
         texts.append(", ".join(part for part in parts if part))
         rows.append(row)
@@ -65,6 +71,7 @@ def test_auto_is_close_to_exact_on_real_texts(esci_tiny: PreparedData, tiny_conf
     for name in errors:
         engine = CreditEngine(reward, segments="delimiters", estimator=name, budget=32)
         for credit in engine.credit(answers, rows):
+            assert not any(repeated(credit.segmentation))  # they do not play: tests/test_credit_repeats.py
             masks = all_masks(len(credit.segmentation))
             row = rows[answers.index(credit.segmentation.text)]
             values = reward([coalition_text(credit.segmentation, mask) for mask in masks], [row] * len(masks))

@@ -10,7 +10,7 @@ import numpy as np
 from ospo.credit.bayes import Surrogate
 from ospo.credit.estimators import check_evaluations
 from ospo.credit.registry import get_estimator
-from ospo.credit.segments import Kind, Segmentation, Unions, merge_segments, segment_many
+from ospo.credit.segments import Kind, Segmentation, Unions, join_repeats, segment_many
 
 MAX_FREE_PLAYERS = 10
 Value = Callable[[Sequence[str], Sequence[int]], np.ndarray]
@@ -59,6 +59,12 @@ class CreditEngine:
     seed: with the answer's text and row it seeds the sample of coalitions, so an answer's credit does not depend on
     what else is in the batch.
     max_segments: longer answers have neighbours joined until this many are left; 0 means half the budget.
+
+    Repeats do not play. The Shapley value is symmetric: of "linen, linen, linen" each would get a third of what linen
+    is worth, and a policy would learn to say it again and again. A repeat can only come after what it repeats, so the
+    game is that of the text without repeats, and they share what adding them changes, v(N) − v(N without repeats):
+    nothing, or less than nothing where length costs. The sum is still v(N) − v(∅) (a Shapley value under precedence
+    constraints, Faigle & Kern 1992, with the repeats last).
     """
 
     def __init__(
@@ -103,7 +109,7 @@ class CreditEngine:
         for b in active:
             key = (answers[b], int(rows[b]))
             if key not in jobs:
-                jobs[key] = self._plan(merge_segments(segmentations[b], self.max_segments), int(rows[b]))
+                jobs[key] = self._plan(segmentations[b], int(rows[b]))
         self._evaluate(list(jobs.values()))
         solved = {key: self._fit(job) for key, job in jobs.items()}
         results = []
@@ -130,16 +136,28 @@ class CreditEngine:
             raise ValueError("rewards: non-finite value")
         return np.zeros(len(answers), dtype=bool) if skip is None else np.asarray(skip, dtype=bool)
 
-    def _plan(self, segmentation: Segmentation, row: int) -> "_Job":
+    def _plan(self, whole: Segmentation, row: int) -> "_Job":
+        segmentation, repeats = join_repeats(whole, self.max_segments)
         text = segmentation.text.encode("utf-8", "surrogatepass")
         digest = hashlib.blake2b(text, digest_size=8, salt=b"ospo", person=str((self.seed, row)).encode()[:16])
         rng = np.random.default_rng([self.seed, row, int.from_bytes(digest.digest(), "little")])
-        n = len(segmentation)
-        budget = self.budget
-        if self.estimator.name == "auto" and hasattr(self.value, "coalition_values") and n <= MAX_FREE_PLAYERS:
-            budget = 1 << n  # coalitions scored from their parts cost next to nothing: all of them, exactly
-        masks = self.estimator.plan(n, segmentation.unions, budget, rng)
-        return _Job(segmentation, row, masks)
+        players = np.flatnonzero(~np.array(repeats, dtype=bool))
+        number = {int(segment): player for player, segment in enumerate(players)}
+        unions = tuple(
+            group for union in segmentation.unions if (group := tuple(number[i] for i in union if i in number))
+        )
+        budget = max(2, self.budget - (len(players) < len(segmentation)))  # the whole text counts too
+        if (
+            self.estimator.name == "auto"
+            and hasattr(self.value, "coalition_values")
+            and len(players) <= MAX_FREE_PLAYERS
+        ):
+            budget = 1 << len(players)  # coalitions scored from their parts cost next to nothing: all of them, exactly
+        played = self.estimator.plan(len(players), unions, budget, rng)
+        masks = np.zeros((len(played) + (len(players) < len(segmentation)), len(segmentation)), dtype=bool)
+        masks[: len(played), players] = played
+        masks[len(played) :] = True  # with repeats the whole text is no coalition of the players
+        return _Job(segmentation, row, masks, players, unions)
 
     def _evaluate(self, jobs: list["_Job"]) -> None:
         """Fill in the jobs' values: one call for all distinct (text, row)."""
@@ -176,7 +194,7 @@ class CreditEngine:
 
     def _score(self, jobs: list["_Job"], texts: list[str], rows: list[int]) -> None:
         """Fill in the jobs' pool scores, of the texts just evaluated, where some coalitions were not evaluated."""
-        unknown = [job for job in jobs if len(job.masks) < 1 << len(job.segmentation)]
+        unknown = [job for job in jobs if len(job.masks) < 1 << len(job.players)]
         needed = sorted({i for job in unknown for i in job.texts})
         if not needed:
             return
@@ -188,24 +206,36 @@ class CreditEngine:
             job.scores = scores[[place[i] for i in job.texts]]
 
     def _fit(self, job: "_Job") -> Credit:
-        segmentation, masks, values = job.segmentation, job.masks, job.values
-        n = len(segmentation)
+        n, players = len(job.segmentation), job.players
+        played = slice(None, -1 if len(players) < n else None)
+        masks, values = job.masks[played][:, players], job.values[played]
         sizes = masks.sum(axis=1)
-        total, empty = float(values[sizes == n][0]), float(values[sizes == 0][0])
+        distinct_total, empty = float(values[sizes == len(players)][0]), float(values[sizes == 0][0])
         if job.scores is not None and isinstance(self.estimator, Surrogate):
             measure = partial(self.value.measure, row=job.row)  # type: ignore[attr-defined]
-            phi = self.estimator.fit_scores(n, segmentation.unions, masks, values, job.scores, measure)
+            played_phi = self.estimator.fit_scores(len(players), job.unions, masks, values, job.scores[played], measure)
         else:
-            phi = self.estimator.fit(n, segmentation.unions, masks, values)
-        distinct = len({mask.tobytes() for mask in masks})
-        return Credit(segmentation, phi, total, distinct, empty)
+            played_phi = self.estimator.fit(len(players), job.unions, masks, values)
+        total = float(job.values[-1]) if len(players) < n else distinct_total
+        phi = np.full(n, (total - distinct_total) / max(1, n - len(players)))
+        phi[players] = played_phi
+        evaluations = len({mask.tobytes() for mask in job.masks})
+        return Credit(job.segmentation, phi, total, evaluations, empty)
 
 
 class _Job:
     """One game to play: its coalitions, and their values once evaluated."""
 
-    def __init__(self, segmentation: Segmentation, row: int, masks: np.ndarray):
+    def __init__(
+        self,
+        segmentation: Segmentation,
+        row: int,
+        masks: np.ndarray,
+        players: np.ndarray,
+        unions: tuple[tuple[int, ...], ...],
+    ):
         self.segmentation, self.row, self.masks = segmentation, row, masks
+        self.players, self.unions = players, unions  # segments that play (no repeats); unions of their numbers
         self.direct = np.zeros(len(masks), dtype=bool)  # coalitions evaluated through their text
         self.texts: list[int] = []  # their numbers in the batch
         self.values = np.zeros(0)

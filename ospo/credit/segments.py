@@ -213,3 +213,51 @@ def merge_segments(segmentation: Segmentation, limit: int) -> Segmentation:
     for i, number in enumerate(union_of):
         groups.setdefault(number, []).append(i)
     return Segmentation(segmentation.text, tuple(spans), tuple(tuple(group) for group in groups.values()))
+
+
+_PUNCTUATION = " \t\n,.;:!?-–—…|•·、。，；：！？\"'()[]"
+
+
+def repeated(segmentation: Segmentation) -> list[bool]:
+    """Which segments say nothing that an earlier one has not said: same words (whatever case and punctuation) or none.
+
+    A word said several times in a row counts once: "red red" repeats "Red,". Never all: a text that says nothing at
+    all has no repeats.
+    """
+    seen: set[tuple[str, ...]] = {()}
+    found = []
+    for unit in segmentation.units:
+        words = [word for part in unit.lower().split() if (word := part.strip(_PUNCTUATION))]
+        key = tuple(word for i, word in enumerate(words) if not i or words[i - 1] != word)
+        found.append(key in seen)
+        seen.add(key)
+    return [False] * len(found) if all(found) else found
+
+
+def join_repeats(segmentation: Segmentation, limit: int) -> tuple[Segmentation, list[bool]]:
+    """The segmentation with neighbouring repeats joined and at most ``limit`` other segments, and which are repeats."""
+    flags = repeated(segmentation)
+    if not any(flags) or len(flags) - sum(flags) > limit:
+        merged = merge_segments(segmentation, limit)
+        return merged, repeated(merged)
+    spans: list[tuple[int, int]] = []
+    joined: list[bool] = []
+    number: dict[int, int] = {}  # of the old segment → of the new one
+    for i, (span, flag) in enumerate(zip(segmentation.spans, flags, strict=True)):
+        if flag and joined and joined[-1]:
+            spans[-1] = (spans[-1][0], span[1])
+        else:
+            spans.append(span)
+            joined.append(flag)
+        number[i] = len(spans) - 1
+    unions = tuple(
+        group
+        for union in segmentation.unions
+        if (group := tuple(dict.fromkeys(number[i] for i in union if number[i] not in _before(number, union))))
+    )
+    return Segmentation(segmentation.text, tuple(spans), unions), joined
+
+
+def _before(number: dict[int, int], union: tuple[int, ...]) -> set[int]:
+    """New segments that began in an earlier union."""
+    return {number[i] for i in range(union[0])}
