@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from benchmarks import progress
+from ospo.files import atomic_file, write_json
 
-RESULT = "result.npz"
+RESULT = "result.safetensors"
 
 
 def job_key(*parts: Any) -> str:
@@ -88,13 +90,11 @@ def serve(run: Callable[[dict[str, Any]], None]) -> None:
 def save_result(out: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
     """Write one job's arrays and facts, whole or not at all."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
-    with (out / "result.tmp").open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    (out / "result.tmp").rename(out / RESULT)
+    write_json(out / "facts.json", facts)
+    with atomic_file(out / RESULT) as temporary:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, temporary)
 
 
 def load_result(out: Path) -> dict[str, np.ndarray]:
     """A job's arrays."""
-    with np.load(out / RESULT) as stored:
-        return dict(stored)
+    return load_file(out / RESULT)
