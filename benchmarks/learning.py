@@ -49,7 +49,7 @@ def arm_overrides(spec: str) -> tuple[str, list[str]]:
 
 
 def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path, sft: Path) -> None:
-    """Train one arm (``spec`` "sft": the SFT policy) and write ``out/result.npz``: scores of test answers by time."""
+    """Train one arm (``spec`` "sft": the SFT policy) and write its result: scores of test answers by time."""
     import torch
 
     from ospo.config import load_config
