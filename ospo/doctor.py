@@ -151,7 +151,7 @@ def _prepared(root: Path) -> Iterator[Finding]:
 
 
 def _dvc(root: Path) -> Iterator[Finding]:
-    """A lock that a killed `dvc repro` left behind stops every later one; a live one only asks for patience."""
+    """A lock that a killed `dvc repro` left behind; DVC passes over it until another process gets that id."""
     import psutil
 
     folder = root / ".dvc" / "tmp"
@@ -173,7 +173,7 @@ def _dvc(root: Path) -> Iterator[Finding]:
     dead = sorted({int(item["pid"]) for item in holders if not psutil.pid_exists(int(item["pid"]))})
     if dead:
         gone = ", ".join(map(str, dead))
-        yield Finding("fail", f"DVC's lock was left behind by process {gone}, which is gone", "rm .dvc/tmp/rwlock")
+        yield Finding("warn", f"DVC's lock was left behind by process {gone}, which is gone", "rm .dvc/tmp/rwlock")
     else:
         yield Finding("ok", "DVC holds no lock")
 

@@ -66,7 +66,7 @@ class Shop:
     def __init__(self, folder: Path):
         self.root = copy_project(folder)
         self.place = Place(self.root, free_port(), free_port())
-        self.api = httpx.Client(base_url=f"{self.place.prefect}/api", timeout=60)
+        self.api = httpx.Client(base_url=f"{self.place.prefect}/api", timeout=240)
 
     def environment(self) -> dict[str, str]:
         """Of commands run in the copy."""
