@@ -199,6 +199,42 @@ def test_the_offline_budget_is_the_online_one_and_parts_are_kept(
     assert [c.reward for c in first] == rewards.tolist()
 
 
+def _logps(policy: Path, completions: list[Completion]) -> list[torch.Tensor]:
+    """Log-probabilities of each completion's tokens, one completion at a time."""
+    from ospo.models import load_policy
+
+    model, _ = load_policy(policy, small_config().preset.model)
+    found = []
+    for c in completions:
+        ids = torch.tensor([[*c.prompt_ids, *c.completion_ids]])
+        with torch.no_grad():
+            every = torch.log_softmax(model.eval()(input_ids=ids).logits[0, :-1].double(), dim=-1)
+        picked = every.gather(1, ids[0, 1:, None])[:, 0]
+        found.append(picked[len(c.prompt_ids) - 1 :])
+    return found
+
+
+def test_rfts_first_loss_is_the_mean_negative_log_likelihood_of_what_it_kept(
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path
+) -> None:
+    config = small_config(*QUICK)
+    kept = accepted(sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "x"), 0.1)
+    first = in_shuffles(kept, 3 * 4, config.seed)[:4]
+    losses: list[float] = []
+    train(config, esci_tiny, "rft", policy, LetterReward(), tmp_path / "rft", lambda s, m: losses.append(m["loss"]))
+    expected = -torch.cat(_logps(policy, first)).mean().item()
+    assert losses[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_dpos_first_loss_is_log_2_and_then_falls(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
+    # −log σ(β · 0) before the first update, where policy and reference are the same.
+    config = small_config(*QUICK, "presets.nano.dpo.learning_rate=1.0e-3", "presets.nano.dpo.steps=8")
+    losses: list[float] = []
+    train(config, esci_tiny, "dpo", policy, LetterReward(), tmp_path, lambda s, m: losses.append(m["loss"]))
+    assert losses[0] == pytest.approx(np.log(2), rel=1e-4)
+    assert np.mean(losses[-3:]) < losses[0] - 0.001
+
+
 def test_nothing_to_learn_from_is_one_clear_line(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
     config = small_config(*QUICK, "presets.nano.rft.threshold=1.0", "presets.nano.dpo.gap=1.0")
     for algorithm, key in (("rft", "rft.threshold"), ("dpo", "dpo.gap")):
