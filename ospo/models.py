@@ -148,6 +148,11 @@ def build_scratch(model: Model, texts: Iterable[str], seed: int) -> tuple[Any, A
         torch.manual_seed(seed)
         network = LlamaForCausalLM(config)
     network.set_attn_implementation(_attention("scratch"))
+    # The answer's end is the end: a policy would go on until the token limit, and nothing that follows is looked at.
+    network.generation_config.eos_token_id = [
+        tokenizer.eos_token_id,
+        tokenizer.convert_tokens_to_ids(ANSWER_CLOSE),
+    ]
     return network.to(getattr(torch, model.dtype)), tokenizer
 
 
