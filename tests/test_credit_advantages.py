@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ospo.credit import redistribute, shaped_rewards, shapley_values
 from ospo.credit.advantages import EPSILON
+from ospo.credit.returns import returns
 
-MODES = ["none", "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive"]
+MODES = ["none", "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"]
 
 
 def one(mode, advantage, credit, inside=None, mask=None, *, std=0.25, segments=None, alpha=1.0, clip=100.0):
@@ -241,20 +242,21 @@ def _credits(text) -> np.ndarray:
 
 
 def test_shaping_changes_no_texts_return_and_so_no_optimal_policy():
-    returns = {text: _reward(text) for text in TEXTS}
+    earned = {text: _reward(text) for text in TEXTS}
     shaped = {text: shaped_rewards(torch.from_numpy(_credits(text))).sum().item() for text in TEXTS}
-    assert shaped == pytest.approx(returns)
-    best = {text for text in TEXTS if returns[text] == max(returns.values())}
+    assert shaped == pytest.approx(earned)
+    best = {text for text in TEXTS if earned[text] == max(earned.values())}
     assert {text for text in TEXTS if shaped[text] > max(shaped.values()) - 1e-9} == best
     # And for stochastic policies: the expected return of any policy is the same under both rewards.
     policy = np.random.default_rng(0).dirichlet(np.ones(len(TEXTS)))
-    assert policy @ list(shaped.values()) == pytest.approx(policy @ list(returns.values()))
+    assert policy @ list(shaped.values()) == pytest.approx(policy @ list(earned.values()))
 
 
 def _trained(mode) -> float:
     """Reward of the most likely text after exact expected updates (all texts, weighted by probability)."""
     rewards = torch.tensor([_reward(text) for text in TEXTS], dtype=torch.float64)
     credit = torch.from_numpy(np.stack([_credits(text) for text in TEXTS]))
+    to_go = torch.from_numpy(np.stack([returns(_credits(text), 0.5)[:SLOTS] for text in TEXTS]))
     words = torch.tensor(TEXTS)
     ones = torch.ones_like(credit)
     logits = torch.zeros(SLOTS, WORDS, dtype=torch.float64)
@@ -269,7 +271,7 @@ def _trained(mode) -> float:
         advantages = redistribute(
             mode,
             (rewards - mean) / (std + EPSILON),
-            credit,
+            to_go - p @ to_go if mode == "to-go" else credit,  # the group is everything the policy may write
             ones,
             ones,
             std.expand(count),
@@ -288,7 +290,7 @@ def _trained(mode) -> float:
     return _reward(chosen)
 
 
-@pytest.mark.parametrize("mode", ["none", "paper-rank", "hybrid", "signed-prop", "additive"])
+@pytest.mark.parametrize("mode", ["none", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"])
 def test_updates_end_at_the_optimal_policy(mode):
     assert _trained(mode) == pytest.approx(max(map(_reward, TEXTS)))
 
