@@ -224,9 +224,12 @@ def test_two_runs_on_a_dataset_take_turns(shop: Shop) -> None:
     assert first[1] <= second[0], f"they worked at the same time: {spans}"
 
 
+LONG = 600  # steps: a run that is still at work seconds after its first checkpoint, also on an idle machine
+
+
 def training(shop: Shop, dataset: str, seed: int) -> tuple[str, Path]:
     """Start a run that trains for a while, and wait until it has a checkpoint."""
-    run_id = shop.run("ospo/ospo", dataset=dataset, algorithm="grpo", steps=150, seed=seed)
+    run_id = shop.run("ospo/ospo", dataset=dataset, algorithm="grpo", steps=LONG, seed=seed)
     folder = shop.root / "runs" / dataset / "grpo"
 
     def begun() -> bool:
@@ -265,7 +268,7 @@ def test_mlflow_killed_in_the_middle_of_a_run_loses_nothing(shop: Shop, client: 
         pytest.fail("the run had begun before MLflow was killed")
     assert client.get_run(mlflow_run).info.status == "FINISHED"
     history = client.get_metric_history(mlflow_run, "reward")
-    assert sorted(metric.step for metric in history) == list(range(1, 151))
+    assert sorted(metric.step for metric in history) == list(range(1, LONG + 1))
 
 
 def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(shop: Shop, client: MlflowClient) -> None:
@@ -296,14 +299,14 @@ def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(shop: 
     states = wait_for(made_up, 120)
     assert states.count("COMPLETED") == 1, states
     assert states.count("CANCELLED") >= 1, states
-    again = shop.run("ospo/ospo", dataset="hm", algorithm="grpo", steps=150, seed=13)
+    again = shop.run("ospo/ospo", dataset="hm", algorithm="grpo", steps=LONG, seed=13)
     shop.completed(again)
     finished = read_json(folder / "step.json")
     assert (finished["finished"], finished["run_id"]) == (True, state["run_id"]), "the same MLflow run goes on"
     found = client.get_run(state["run_id"])
     assert found.info.status == "FINISHED"
     steps = [metric.step for metric in client.get_metric_history(state["run_id"], "reward")]
-    assert sorted(steps) == list(range(1, 151)), "every step once"
+    assert sorted(steps) == list(range(1, LONG + 1)), "every step once"
     assert last >= 1
 
 
