@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Cancelled, Crashed
 
-from flows.servers import LIMIT, POOL
+from flows.place import LIMIT, POOL
 
 
 def limits(client: SyncPrefectClient, runs: int) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.common import Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage, within
 from flows.evaluate import evaluate
-from flows.ospo import train_policy
-from flows.sft import sft
+from flows.train import sft, train_policy
 from ospo import steps
 from ospo.config import DATASETS, Config, Dataset
 

@@ -32,6 +32,26 @@ TINY = [
     "data.pool.related=10",
     "data.pool.random=10",
 ]
+# The whole job in seconds: the policy learns nothing; it is the job that is tested.
+MICRO = [
+    *TINY,
+    "presets.nano.model.hidden_size=32",
+    "presets.nano.model.layers=1",
+    "presets.nano.model.heads=2",
+    "presets.nano.model.vocab_size=600",
+    "presets.nano.sft.steps=3",
+    "presets.nano.sft.batch_size=4",
+    "presets.nano.rl.steps=2",
+    "presets.nano.rl.prompts_per_step=2",
+    "presets.nano.rl.generations=2",
+    "presets.nano.rl.max_completion_tokens=8",
+    "presets.nano.rl.checkpoint_every=1",
+    "presets.nano.rl.collapse_reward=0",  # never stopped, whatever it does
+    "presets.nano.rl.collapse_entropy=0",
+    "retrievers.training=static",
+    "retrievers.unseen=[bm25]",
+    "evaluation.max_requests=10",
+]
 
 
 @pytest.fixture(scope="session")

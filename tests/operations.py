@@ -13,31 +13,11 @@ from typing import Any
 
 import httpx
 import psutil
-from conftest import ROOT, TINY
+from conftest import MICRO, ROOT
 
 from flows import processes
-from flows.servers import Place, leader
+from flows.place import Place, leader
 from ospo.config import edit_params
-
-MICRO = [
-    *TINY,
-    "presets.nano.model.hidden_size=32",
-    "presets.nano.model.layers=1",
-    "presets.nano.model.heads=2",
-    "presets.nano.model.vocab_size=600",
-    "presets.nano.sft.steps=3",
-    "presets.nano.sft.batch_size=4",
-    "presets.nano.rl.steps=2",
-    "presets.nano.rl.prompts_per_step=2",
-    "presets.nano.rl.generations=2",
-    "presets.nano.rl.max_completion_tokens=8",
-    "presets.nano.rl.checkpoint_every=1",
-    "presets.nano.rl.collapse_reward=0",  # so tiny a policy learns nothing; it is the run that is tested
-    "presets.nano.rl.collapse_entropy=0",
-    "retrievers.training=static",
-    "retrievers.unseen=[bm25]",
-    "evaluation.max_requests=10",
-]
 
 
 def free_port() -> int:
@@ -56,6 +36,7 @@ def copy_project(folder: Path) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     edit_params(MICRO, folder / "params.yaml")
+    shutil.copy(ROOT / "tests" / "paced.py", folder / "paced.py")
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for arguments in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
         subprocess.run([*git, *arguments], cwd=folder, check=True, capture_output=True)
@@ -69,6 +50,7 @@ class Shop:
         self.root = copy_project(folder)
         self.place = Place(self.root, free_port(), free_port())
         self.api = httpx.Client(base_url=f"{self.place.prefect}/api", timeout=240)
+        self.hold = self.root / "hold"  # see paced.py
 
     def environment(self) -> dict[str, str]:
         """Of commands run in the copy."""

@@ -55,7 +55,7 @@ def test_the_prefect_server_can_be_imported():
     assert sqlalchemy.__version__.startswith("2.0.")
 
 
-@pytest.mark.parametrize("name", ["pipeline", "sft", "ospo", "evaluate"])
+@pytest.mark.parametrize("name", ["pipeline", "train", "evaluate", "robustness"])
 def test_deployment_entrypoints_load(name):
     import yaml
     from prefect.flows import load_flow_from_entrypoint

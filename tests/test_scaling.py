@@ -20,7 +20,7 @@ import yaml
 from conftest import ROOT
 from operations import Shop, free_port, wait_for
 
-from flows.servers import answers
+from flows.server import answers
 from ospo.config import edit_params
 
 pytestmark = pytest.mark.timeout(900)
@@ -44,6 +44,29 @@ def test_the_kubernetes_pool_makes_a_job() -> None:
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert made.job_manifest["spec"]["backoffLimit"] == 0
     assert made.namespace == "ospo"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "accelerate").glob("*.yaml")), ids=lambda f: f.stem)
+def test_accelerate_reads_the_configuration_and_the_batch_divides(file: Path) -> None:
+    """As far as it goes without eight GPUs: the launcher takes the file, and the preset's batch splits evenly."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    from ospo.config import load_config
+    from ospo.training.rl import batch_shape
+
+    arguments = launch_command_parser().parse_args(["--config_file", str(file), "-m", "ospo.cli", "train"])
+    launched, _, _ = _validate_launch_command(arguments)
+    assert (launched.num_processes, launched.use_fsdp, launched.use_deepspeed) == {
+        "cpu-2": (2, False, False), "gpu-1": (1, False, False), "gpu-8-fsdp": (8, True, False),
+        "gpu-8-deepspeed": (8, False, True),
+    }[file.stem]  # fmt: skip
+    policy = "nano" if file.stem == "cpu-2" else "paper"
+    whole = [f"presets.{policy}.rl.per_device_batch_size=0", f"presets.{policy}.rl.gradient_accumulation=1"]
+    for overrides, completions in (([], None), (whole, 64)):
+        config = load_config(ROOT / "params.yaml", [f"policy={policy}", *overrides])
+        batch = batch_shape(config, launched.num_processes)
+        step = batch.per_device * batch.processes * batch.accumulation
+        assert step == (completions or (64 if policy == "nano" else 16 * launched.num_processes))
 
 
 def test_no_password_is_in_a_configuration_file() -> None:
@@ -171,7 +194,7 @@ def test_the_whole_job_on_postgresql_and_s3_and_through_a_queue(
         shop.up()
         shop.completed(shop.run("pipeline-dataset/nightly-esci"))
         shop.completed(shop.run("ospo/ospo-slurm", dataset="hm", policy="nano", algorithm="ospo"))
-        assert "--gres=gpu:8" in (tmp_path / "queued").read_text()
+        assert "--gres=gpu:1" in (tmp_path / "queued").read_text()
         assert not list(shop.root.glob("*.db")), "nothing went to sqlite"
         assert not (shop.root / ".prefect" / "prefect.db").exists()
         assert not (shop.root / "mlartifacts").exists()

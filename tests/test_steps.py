@@ -6,31 +6,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT, TINY
+from conftest import MICRO, ROOT
 
 from ospo import registry, steps, tracking
 from ospo.config import load_config
 from ospo.errors import OspoError
 from ospo.files import read_json
 from ospo.models import load_policy
-
-MICRO = [
-    *TINY,
-    "presets.nano.model.hidden_size=32",
-    "presets.nano.model.layers=1",
-    "presets.nano.model.heads=2",
-    "presets.nano.model.vocab_size=600",
-    "presets.nano.sft.steps=3",
-    "presets.nano.sft.batch_size=4",
-    "presets.nano.rl.steps=2",
-    "presets.nano.rl.prompts_per_step=2",
-    "presets.nano.rl.generations=2",
-    "presets.nano.rl.max_completion_tokens=8",
-    "presets.nano.rl.checkpoint_every=1",
-    "retrievers.training=static",
-    "retrievers.unseen=[bm25]",
-    "evaluation.max_requests=10",
-]
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import MICRO
 from training_shop import ROOT, LetterReward, make_policy, small_config, weights
 
+from ospo.config import edit_params
 from ospo.data.dataset import PreparedData
 from ospo.training.callbacks import read_metrics
 from ospo.training.rl import train_rl
@@ -109,19 +111,37 @@ def test_two_processes_equal_one(esci_tiny: PreparedData, policy: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_the_command_trains_in_two_processes_as_one_tracked_run(esci_tiny: PreparedData, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launchers", [1, 2])
+def test_the_command_trains_in_two_processes_as_one_tracked_run(
+    esci_tiny: PreparedData, tmp_path: Path, launchers: int
+) -> None:
+    """docs/scaling.md's command; two launchers are two nodes that see one folder, here on one host."""
     (tmp_path / "data" / "prepared").mkdir(parents=True)
     shutil.copytree(esci_tiny.directory, tmp_path / "data" / "prepared" / "esci")
     shutil.copy(ROOT / "params.yaml", tmp_path)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--main_process_port", str(free_port())]
-    command += ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu-2.yaml"), "-m", "ospo.cli", "train"]
-    command += ["--dataset", "esci", "--set", "presets.nano.sft.steps=2", "--set", "presets.nano.rl.steps=2"]
+    edit_params(MICRO, tmp_path / "params.yaml")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("finished in") == 1
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs" / "accelerate" / "cpu-2.yaml")]
+
+    def train() -> list[str]:
+        """What each launcher printed."""
+        shared = [*launch, "--main_process_port", str(free_port())]
+        if launchers > 1:
+            shared += ["--num_machines", str(launchers), "--main_process_ip", "127.0.0.1"]
+        started = [
+            subprocess.Popen(
+                [*shared, "--machine_rank", str(rank), "-m", "ospo.cli", "train", "--dataset", "esci"],
+                cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for rank in range(launchers)
+        ]  # fmt: skip
+        said = [process.communicate(timeout=200) for process in started]
+        assert [process.returncode for process in started] == [0] * launchers, said[0][1][-2000:]
+        return [stdout for stdout, _ in said]
+
+    assert "".join(train()).count("finished in") == 1
     run = tmp_path / "runs" / "esci" / "ospo"
     assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [1, 2]
     assert json.loads((run / "step.json").read_text())["finished"]
-    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert "unchanged since the last run" in again.stdout
+    assert "unchanged since the last run" in train()[0]
