@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import polars as pl
 
-from ospo.config import Algorithm
+from ospo.config import ALGORITHMS
 from ospo.errors import InputError
 from ospo.evaluation.demo_table import best_policy, ordered
 from ospo.evaluation.measures import MEASURES
@@ -265,7 +264,7 @@ def _default_pairs(policies: Sequence[str], reference: str) -> list[tuple[str, s
 def _best(directory: Path, learned: Sequence[str], training: str) -> str:
     """The policy that registration would take, by validation requests; without any of an algorithm, the best."""
     summary = read_json(directory / "summary.json")
-    trained = [policy for policy in learned if policy in get_args(Algorithm)]
+    trained = [policy for policy in learned if policy in ALGORITHMS]
     return best_policy(summary, training, trained or learned)
 
 

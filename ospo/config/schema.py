@@ -1,18 +1,14 @@
-"""params.yaml as frozen, validated objects. This module is the only reader of params.yaml."""
+"""What params.yaml may hold: its sections, their types, ranges and defaults."""
 
-import difflib
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from ospo.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 NO_QUERIES = "ospo/data/no_queries.jsonl"
 Algorithm = Literal["rft", "dpo", "grpo", "dr_grpo", "dapo", "grpo_lambda", "shapley_tokens", "ospo"]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 
 class Section(BaseModel):
@@ -177,13 +173,23 @@ class Model(Section):
         return source
 
 
-class Sft(Section):
-    """Supervised warm start on noisy teacher texts."""
+class Updates(Section):
+    """How often, and on how many examples, weights that learn from written examples are updated."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float = Field(gt=0)
+
+    @property
+    def examples(self) -> int:
+        """Examples that all updates take together."""
+        return self.steps * self.batch_size * self.gradient_accumulation
+
+
+class Sft(Updates):
+    """Supervised warm start on noisy teacher texts."""
+
     warmup: int = Field(0, ge=0)
     teacher_noise: float = Field(0.5, ge=0, le=1)
 
@@ -225,23 +231,15 @@ class Rl(Section):
         return level
 
 
-class Rft(Section):
+class Rft(Updates):
     """SFT by rejection sampling: the SFT policy's own completions whose reward is above ``threshold``."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(gt=0)
     threshold: float = Field(0.5, ge=0, le=1)
 
 
-class Dpo(Section):
+class Dpo(Updates):
     """DPO on pairs of the SFT policy's completions whose rewards differ by ``gap``, the better above ``floor``."""
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(gt=0)
     beta: float = Field(0.1, gt=0)
     gap: float = Field(0.05, gt=0, le=1)
     floor: float = Field(0.1, ge=0, le=1)
@@ -311,102 +309,3 @@ class Config(Section):
     def preset(self) -> Preset:
         """The chosen policy's preset."""
         return self.presets[self.policy]
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at ``location`` (a pydantic error path, its last part the unknown key) knows."""
-    current: Any = model
-    for part in location[:-1]:
-        if get_origin(current) is dict:
-            current = get_args(current)[1]
-        elif isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part))
-            current = field.annotation if field else None
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
-
-
-def _config_error(file: Path, error: ValidationError) -> ConfigError:
-    first = error.errors()[0]
-    location = tuple(first["loc"])
-    key = ".".join(str(part) for part in location) or "(top level)"
-    if first["type"] == "extra_forbidden":
-        known = _known_keys(Config, location)
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"remove it; known keys here: {', '.join(known)}"
-        return ConfigError(file, key, "unknown key", hint)
-    if first["type"] == "missing":
-        return ConfigError(file, key, "key is missing", "add it (params.yaml of the repository shows its default)")
-    problem = first["msg"].removeprefix("Value error, ")
-    if not isinstance(first["input"], dict | BaseModel):
-        problem += f", got {first['input']!r:.80}"
-    return ConfigError(file, key, problem, "give a value of the type and range that params.yaml shows for it")
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(file, "", "file not found", "run from the repository root or pass --params FILE") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(file, "", f"cannot be read ({error})", "make it a readable UTF-8 file") from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else ""
-        raise ConfigError(file, where, "is not YAML", "check indentation, colons and quotes there") from None
-    if not isinstance(values, dict):
-        raise ConfigError(file, "(top level)", "is not a mapping of keys", "start from the repository's params.yaml")
-    return values
-
-
-def set_value(values: dict[str, Any], key: str, value: Any, file: Path) -> None:
-    """Set dotted ``key`` in the nested mapping ``values``. Raises ConfigError where a parent is no section."""
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            raise ConfigError(file, key, f"{parent!r} is not a section", "name an existing key, for example reward.k")
-        values = values[parent]
-    values[last] = value
-
-
-def parse_override(text: str, file: Path) -> tuple[str, Any]:
-    """``KEY=VALUE`` with VALUE in YAML → (key, value)."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(file, text, "an override must read KEY=VALUE", "for example --set reward.k=20")
-    return key.strip(), yaml.safe_load(value) if value else ""
-
-
-def load_config(file: str | Path = "params.yaml", overrides: list[str] | None = None) -> Config:
-    """Read and validate params.yaml, with ``KEY=VALUE`` overrides applied first.
-
-    Raises ConfigError (one line: file, key, fix) for an unknown key, a wrong type or a value out of range.
-    """
-    file = Path(file)
-    values = _read_yaml(file)
-    for text in overrides or []:
-        set_value(values, *parse_override(text, file), file)
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise _config_error(file, error) from None
-
-
-def edit_params(assignments: list[str], file: str | Path = "params.yaml") -> Config:
-    """Write ``KEY=VALUE`` assignments into params.yaml, keeping its comments; invalid ones leave the file as it is."""
-    from ruamel.yaml import YAML
-
-    from ospo.files import atomic_file
-
-    file = Path(file)
-    config = load_config(file, assignments)
-    reader = YAML()
-    reader.preserve_quotes = True
-    reader.width = 200
-    document = reader.load(file.read_text(encoding="utf-8"))
-    for text in assignments:
-        set_value(document, *parse_override(text, file), file)
-    with atomic_file(file) as temporary:
-        reader.dump(document, temporary)
-    return config
