@@ -1,7 +1,6 @@
 """One run in several processes (``accelerate launch``): who keeps the books, and waiting for each other."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 
@@ -29,11 +28,8 @@ class Follower:
 
     id = ""
 
-    def log_metrics(self, step: int, metrics: Any) -> None:
+    def _left(self, *_: Any, **__: Any) -> None:
         """Left to the main process."""
 
-    def log_table(self, name: str, rows: Any) -> None:
-        """Left to the main process."""
-
-    def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """Left to the main process."""
+    log_metrics = log_params = log_dict = log_text = log_table = _left
+    log_artifact = log_artifacts = log_dataset = set_tags = _left

@@ -15,9 +15,8 @@ from ospo.config import Config
 from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, load_prepared
 from ospo.data.prepare import prepare
-from ospo.steps import RUNS, Lineage
+from ospo.steps import NOBODY, RUNS, Lineage
 
-_NOBODY = Lineage()
 RAW, CHAMPION = "raw", "champion"
 
 
@@ -38,14 +37,13 @@ def fresh_data(config: Config, dataset: str, folder: Path) -> PreparedData:
     return load_prepared(prepared)
 
 
-def run_fresh(config: Config, dataset: str, lineage: Lineage = _NOBODY) -> dict[str, Any]:
+def run_fresh(config: Config, dataset: str, lineage: Lineage = NOBODY) -> dict[str, Any]:
     """Score the champion on fresh data; the figures become an MLflow run and the version's tag ``fresh``.
 
     Returns ``{"version", "figures": {policy: {retriever: nDCG@k}}, "worse": [retrievers]}``. Raises RegistryError where
     there is no champion, InputError for raw files that cannot be prepared.
     """
     from ospo.evaluation import evaluate
-    from ospo.evaluation.report import write_report
 
     version, model = registry.usable_champion(config, dataset)
     directory = RUNS / dataset / "fresh"
@@ -71,14 +69,7 @@ def run_fresh(config: Config, dataset: str, lineage: Lineage = _NOBODY) -> dict[
         files = sorted(data.directory.glob("*.parquet"))
         run.log_dataset(f"{dataset}-fresh", data.directory, {file.name: steps.file_md5(file) for file in files}, "test")
         figures = evaluate(config, data, {CHAMPION: model}, directory, cache=None)["test"]
-        for policy, row in figures.items():
-            run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in row.items()})
-        write_report(
-            directory, directory / "report.html", resamples=config.evaluation.resamples, seed=config.seed,
-            facts={"MLflow run": run.id},
-        )  # fmt: skip
-        for name in ("evaluation.parquet", "summary.json", "report.html"):
-            run.log_artifact(directory / name)
+        steps.log_evaluation(run, config, directory, figures)
         run_id = run.id
     worse = [name for name, value in figures[CHAMPION].items() if value < figures[RAW][name]]
     found = {"version": version.version, "figures": figures, "worse": worse, "run_id": run_id}

@@ -10,13 +10,22 @@ from pathlib import Path
 from ospo import tracking
 from ospo.config import Config
 from ospo.errors import InputError
-from ospo.files import atomic_file, read_json, sha256_file, sha256_json, write_json
-from ospo.steps import RUNS, Lineage, StepResult, evaluation_source
+from ospo.files import sha256_file, sha256_json, write_json
+from ospo.steps import (
+    NOBODY,
+    RUNS,
+    Lineage,
+    StepResult,
+    evaluation_source,
+    log_evaluation,
+    policy_directory,
+    read_state,
+)
 
 NAME = "real"
 
 
-def run_transfer(config: Config, dataset: str, raw: str | Path, lineage: Lineage | None = None) -> StepResult:
+def run_transfer(config: Config, dataset: str, raw: str | Path, lineage: Lineage = NOBODY) -> StepResult:
     """Prepare the raw files in ``raw`` and evaluate the trained policies of ``dataset`` on their held-out requests.
 
     Skipped where files, policies, parameters and code are those of the last time. Raises InputError where the folder or
@@ -24,12 +33,11 @@ def run_transfer(config: Config, dataset: str, raw: str | Path, lineage: Lineage
     """
     from ospo.evaluation.rollouts import policy_hash
 
-    lineage = lineage or Lineage()
     raw, directory = Path(raw), RUNS / dataset / NAME
     files = sorted(file for file in raw.glob("*") if file.suffix in (".csv", ".parquet")) if raw.is_dir() else []
     if not files:
         raise InputError(raw, "", "holds no raw files", f"name a folder of {dataset}'s official files")
-    models = {name: RUNS / dataset / name / "model" for name in config.policies}
+    models = {name: policy_directory(dataset, name) for name in config.policies}
     params = {
         "seed": config.seed,
         "evaluation": config.evaluation.model_dump(),
@@ -40,8 +48,8 @@ def run_transfer(config: Config, dataset: str, raw: str | Path, lineage: Lineage
     policies = {name: policy_hash(model) for name, model in models.items()}
     fingerprint = sha256_json({"files": digests, "policies": policies, "params": params, "source": evaluation_source()})
     state_file = directory / "step.json"
-    state = read_json(state_file) if state_file.is_file() else {}
-    if state.get("fingerprint") == fingerprint and state.get("finished"):
+    state = read_state(directory, fingerprint)
+    if state.get("finished"):
         return StepResult(NAME, dataset, directory, fingerprint, state["run_id"], True, state["seconds"])
     started = time.monotonic()
     write_json(state_file, {"fingerprint": fingerprint, "finished": False})
@@ -68,8 +76,6 @@ def _evaluate(
     from ospo.data.dataset import load_prepared
     from ospo.data.prepare import prepare
     from ospo.evaluation import evaluate
-    from ospo.evaluation.report import write_report
-    from ospo.evaluation.wording import summary_markdown
     from ospo.retrieval import write_vectors
 
     # A sample's catalogue is what its requests' pools are made of: a search of the whole of it would say little more.
@@ -88,13 +94,5 @@ def _evaluate(
         "make demo",
         f"ospo real --dataset {dataset} --raw DIR   # the folder of raw files; sha256 of what it gave is above",
     ]
-    summary = evaluate(config, data, models, directory, note=note, commands=commands)
-    for policy, figures in summary["test"].items():
-        run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in figures.items()})
-    page = directory / "report.html"
-    resamples = config.evaluation.resamples
-    analysis = write_report(directory, page, resamples=resamples, seed=config.seed, facts={"MLflow run": run.id})
-    with atomic_file(directory / "summary.md") as temporary:
-        temporary.write_text(summary_markdown(analysis, data.name), encoding="utf-8")
-    for name in ("evaluation.parquet", "summary.json", "report.html"):
-        run.log_artifact(directory / name)
+    figures = evaluate(config, data, models, directory, note=note, commands=commands)["test"]
+    log_evaluation(run, config, directory, figures, title=data.name)

@@ -4,6 +4,7 @@ Not covered by any fixture: hub models, GPUs, the datasets at full size.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,6 +53,11 @@ MICRO = [
     "retrievers.unseen=[bm25]",
     "evaluation.max_requests=10",
 ]
+
+
+def micro_config(*overrides: str) -> Config:
+    """params.yaml as MICRO makes it."""
+    return load_config(ROOT / "params.yaml", [*MICRO, *overrides])
 
 
 @pytest.fixture(scope="session")
@@ -111,3 +117,12 @@ def hm_tiny(tmp_path_factory: pytest.TempPathFactory, hm_raw: Path, tiny_config:
     folder = tmp_path_factory.mktemp("prepared") / "hm"
     prepare("hm", hm_raw, folder, tiny_config)
     return load_prepared(folder)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hm_tiny: PreparedData) -> Path:
+    """An empty working directory with the tiny H&M-format shop in its place."""
+    shutil.copytree(hm_tiny.directory, tmp_path / "data/prepared/hm")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_steps import config, workspace  # noqa: F401 (workspace is a fixture)
+from conftest import micro_config
 from training_shop import weights
 
 from ospo import registry, steps, tracking
@@ -42,33 +42,33 @@ def train_until(monkeypatch: pytest.MonkeyPatch, step: int, then: type[BaseExcep
     with monkeypatch.context() as patch:
         patch.setattr(tracking.Run, "log_metrics", interrupt)
         with pytest.raises(then):
-            steps.run_rl(config(LONG), "hm", "grpo")
+            steps.run_rl(micro_config(LONG), "hm", "grpo")
 
 
 def test_a_damaged_checkpoint_is_found_and_the_one_before_taken(
-    workspace: Path,  # noqa: F811
+    workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole = steps.run_rl(config(LONG), "hm", "grpo")
+    whole = steps.run_rl(micro_config(LONG), "hm", "grpo")
     expected = {key: value.clone() for key, value in weights(whole.model).items()}
     (whole.directory / "step.json").unlink()
     train_until(monkeypatch, 4, KeyboardInterrupt)
     checkpoints = whole.directory / "checkpoints"
     assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
     spoil(checkpoints / "checkpoint-3" / "optimizer.pt")
-    again = steps.run_rl(config(LONG), "hm", "grpo")
+    again = steps.run_rl(micro_config(LONG), "hm", "grpo")
     assert "optimizer.pt: sha256: differs" in caplog.text
     assert "checkpoint-2 is taken instead" in caplog.text
     assert all(torch.equal(value, weights(again.model)[key]) for key, value in expected.items())
 
 
 def test_a_clock_that_is_set_back_costs_no_checkpoint(
-    workspace: Path,  # noqa: F811
+    workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Old checkpoints then look newer than new ones; they are told apart by their step."""
-    expected = steps.run_rl(config(LONG), "hm", "grpo")
+    expected = steps.run_rl(micro_config(LONG), "hm", "grpo")
     values = {key: value.clone() for key, value in weights(expected.model).items()}
     (expected.directory / "step.json").unlink()
     write = tracking.Run.log_metrics
@@ -85,10 +85,10 @@ def test_a_clock_that_is_set_back_costs_no_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(tracking.Run, "log_metrics", set_back)
         with pytest.raises(KeyboardInterrupt):
-            steps.run_rl(config(LONG), "hm", "grpo")
+            steps.run_rl(micro_config(LONG), "hm", "grpo")
     kept = sorted(path.name for path in Path("runs/hm/grpo/checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-3"]
-    again = steps.run_rl(config(LONG), "hm", "grpo")
+    again = steps.run_rl(micro_config(LONG), "hm", "grpo")
     assert all(torch.equal(value, weights(again.model)[key]) for key, value in values.items())
 
 
@@ -104,28 +104,28 @@ def test_all_checkpoints_damaged_means_from_the_start(tmp_path: Path, caplog: py
 
 
 def test_a_damaged_policy_is_never_loaded_and_its_step_done_again(
-    workspace: Path,  # noqa: F811
+    workspace: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = steps.run_sft(config(), "hm")
+    first = steps.run_sft(micro_config(), "hm")
     expected = {key: value.clone() for key, value in weights(first.model).items()}  # safetensors maps the file
     spoil(first.model / "model.safetensors")
     with pytest.raises(InputError, match=r"model\.safetensors: sha256: differs"):
         load_policy(first.model)
     with pytest.raises(InputError, match=r"model\.safetensors: sha256: differs"):
         registry.register(
-            config(), "hm", policy="sft", model_dir=first.model, run_id=first.run_id, summary={"sft": {"bm25": 0.1}},
+            micro_config(), "hm", policy="sft", model_dir=first.model, run_id=first.run_id, summary={"sft": {"bm25": 0.1}},
             data_md5="0",
         )  # fmt: skip
-    again = steps.run_sft(config(), "hm")
+    again = steps.run_sft(micro_config(), "hm")
     assert not again.skipped
     assert "the step is done again" in caplog.text
     assert all(torch.equal(value, weights(again.model)[key]) for key, value in expected.items())
-    assert steps.run_sft(config(), "hm").skipped
+    assert steps.run_sft(micro_config(), "hm").skipped
 
 
 @pytest.fixture
-def small_disk(workspace: Path) -> Iterator[Path]:  # noqa: F811
+def small_disk(workspace: Path) -> Iterator[Path]:
     """``runs/`` on a file system of its own of 24 MB."""
     folder = workspace / "runs"
     folder.mkdir()
@@ -150,7 +150,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(
     small_disk: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    steps.run_sft(config(), "hm")
+    steps.run_sft(micro_config(), "hm")
     write = tracking.Run.log_metrics
 
     def fill_at_three(self: tracking.Run, number: int, metrics: dict[str, float]) -> None:
@@ -161,13 +161,13 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(
     with monkeypatch.context() as patch:
         patch.setattr(tracking.Run, "log_metrics", fill_at_three)
         with pytest.raises(OspoError, match=r"runs/hm/grpo: the disk is full; checkpoint-2 is whole\. Fix: free"):
-            steps.run_rl(config(LONG), "hm", "grpo")
+            steps.run_rl(micro_config(LONG), "hm", "grpo")
     folder = small_disk / "hm" / "grpo"
     assert last_checkpoint(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-2"
     state = read_json(folder / "step.json")
     assert not state["finished"]
     assert not (folder / "model").exists()
     (small_disk / "filler").unlink()
-    done = steps.run_rl(config(LONG), "hm", "grpo")
+    done = steps.run_rl(micro_config(LONG), "hm", "grpo")
     assert done.run_id == state["run_id"]
     load_policy(done.model)

@@ -1,31 +1,20 @@
 """The main job's steps on real parts, small: they run, skip what has not changed, and go on where they stopped."""
 
+import ast
 import json
-import shutil
 from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import MICRO, ROOT
+from conftest import ROOT, micro_config
 
 from ospo import registry, steps, tracking
-from ospo.config import load_config
+from ospo.distributed import Follower
 from ospo.errors import OspoError
 from ospo.files import read_json
+from ospo.fresh import run_fresh
 from ospo.models import load_policy
-
-
-@pytest.fixture
-def workspace(tmp_path: Path, monkeypatch, hm_tiny):
-    """An empty working directory with prepared data in its place."""
-    shutil.copytree(hm_tiny.directory, tmp_path / "data/prepared/hm")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
-
-
-def config(*overrides: str):
-    return load_config(ROOT / "params.yaml", [*MICRO, *overrides])
+from ospo.steps.inputs import EVALUATION_SOURCES, TRAINING_SOURCES
 
 
 def whole_job(settings):
@@ -37,7 +26,7 @@ def whole_job(settings):
 
 
 def test_the_whole_job_runs_registers_and_skips(workspace):
-    settings = config()
+    settings = micro_config()
     results, registered = whole_job(settings)
     assert not any(result.skipped for result in results.values())
     summary = read_json("runs/hm/evaluation/summary.json")
@@ -69,18 +58,27 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     assert "credit.redistribution" not in client.get_run(results["grpo"].run_id).data.params
     assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
 
+    found = run_fresh(settings, "hm")
+    assert set(found["figures"]) == {"raw", "champion"}
+    assert json.loads(registry.champion(settings, "hm").tags["fresh"])["figures"] == found["figures"]
+    recorded = client.get_run(found["run_id"]).data.metrics
+    assert recorded["champion/bm25/ndcg_at_10"] == pytest.approx(found["figures"]["champion"]["bm25"])
+    assert {"evaluation.parquet", "report.html", "summary.json"} <= {
+        item.path for item in client.list_artifacts(found["run_id"])
+    }
+
     again, same = whole_job(settings)
     assert all(result.skipped for result in again.values())
     assert (same["version"], same["aliases"]) == (registered["version"], ["champion"])
     assert {r.run_id for r in again.values()} == {r.run_id for r in results.values()}
 
     # Credit is an input of OSPO's step alone: GRPO and SFT stay as they are.
-    changed, _ = whole_job(config("credit.budget=8"))
+    changed, _ = whole_job(micro_config("credit.budget=8"))
     assert {name for name, result in changed.items() if not result.skipped} == {"ospo", "evaluation"}
 
 
 def test_an_interrupted_step_goes_on_in_the_same_run(workspace, monkeypatch):
-    settings = config("presets.nano.rl.steps=4")
+    settings = micro_config("presets.nano.rl.steps=4")
     steps.run_sft(settings, "hm")
     logged: list[int] = []
     write = tracking.Run.log_metrics
@@ -110,7 +108,46 @@ def test_an_interrupted_step_goes_on_in_the_same_run(workspace, monkeypatch):
 
 def test_evaluation_without_policies_says_what_to_run(workspace):
     with pytest.raises(OspoError, match="ospo sft --dataset hm"):
-        steps.run_evaluation(config(), "hm")
+        steps.run_evaluation(micro_config(), "hm")
+
+
+def test_registration_without_an_evaluation_says_what_to_run(workspace):
+    with pytest.raises(OspoError, match="`ospo evaluate --dataset hm`"):
+        steps.run_registration(micro_config(), "hm")
+
+
+def imported(module: Path) -> set[Path]:
+    """Files of the package that a file imports, at its top or within its functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    places = [ROOT.joinpath(*name.split(".")) for name in names if name.startswith("ospo.")]
+    return {f for place in places for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("start", "sources"),
+    [("training/train.py", TRAINING_SOURCES), ("evaluation/robustness.py", EVALUATION_SOURCES)],
+)
+def test_a_fingerprint_covers_all_code_that_the_step_runs(start, sources):
+    found, todo = set(), {ROOT / "ospo" / start}
+    while todo:
+        found |= todo
+        todo = {file for module in todo for file in imported(module)} - found
+    # What reads parameters and files changes no result: parameters and data are in the fingerprint themselves.
+    elsewhere = ("config/", "errors.py", "files.py", "tracking/")
+    names = {file.relative_to(ROOT / "ospo").as_posix() for file in found}
+    assert len(names) > 30
+    assert {name for name in names if not name.startswith((*sources, *elsewhere))} == set()
+
+
+def test_other_processes_take_every_record_that_a_run_takes():
+    records = {name for name in vars(tracking.Run) if name.startswith(("log_", "set_"))}
+    assert "log_dict" in records
+    assert records <= set(vars(Follower))
 
 
 def test_a_second_run_on_the_same_dataset_is_refused(workspace):
@@ -120,4 +157,4 @@ def test_a_second_run_on_the_same_dataset_is_refused(workspace):
 
 def test_missing_data_names_the_command(workspace):
     with pytest.raises(OspoError, match="dvc repro vectors@esci"):
-        steps.run_sft(config(), "esci")
+        steps.run_sft(micro_config(), "esci")

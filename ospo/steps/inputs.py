@@ -1,0 +1,71 @@
+"""What a step is made from, as hashes: prepared data, source code, library versions."""
+
+import hashlib
+import importlib.metadata
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ospo.errors import OspoError
+from ospo.files import sha256_file, sha256_json
+
+PREPARED = Path("data/prepared")
+
+_PACKAGE = Path(__file__).parents[1]
+# Whatever training or evaluation imports, but for what reads parameters and files (tests/test_steps.py looks).
+_SHARED_SOURCES = (
+    "credit", "retrieval", "data/dataset.py", "data/prompts.py", "data/schemas.py", "data/seen.py", "engine.py",
+    "models.py", "reward.py",
+)  # fmt: skip
+TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/rollouts.py")
+EVALUATION_SOURCES = (*_SHARED_SOURCES, "evaluation")
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+
+
+def file_md5(path: Path) -> str:
+    """Hex md5 of a file's bytes: DVC's name for content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "md5").hexdigest()
+
+
+def data_md5(dataset: str) -> dict[str, str]:
+    """Path → md5 of a dataset's prepared files, from dvc.lock; hashed here where they did not come through DVC."""
+    lock = Path("dvc.lock")
+    outs: dict[str, str] = {}
+    if lock.exists():
+        stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
+        outs = {out["path"]: out["md5"] for out in stages.get(f"prepare@{dataset}", {}).get("outs", [])}
+    files = sorted(PREPARED.joinpath(dataset).glob("*.parquet"))
+    if files and not outs:
+        outs = {path.as_posix(): file_md5(path) for path in files}
+    if not files:
+        raise OspoError(f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`")
+    return outs
+
+
+@lru_cache
+def source_hash(parts: tuple[str, ...]) -> str:
+    """Hash of these modules and folders of the package; "" is all of it."""
+    files = sorted(
+        file
+        for part in parts
+        for file in ([_PACKAGE / part] if part.endswith(".py") else _PACKAGE.joinpath(part).rglob("*.py"))
+    )
+    return sha256_json([(file.relative_to(_PACKAGE).as_posix(), sha256_file(file)) for file in files])
+
+
+def evaluation_source() -> str:
+    """Hash of the code that evaluation depends on."""
+    return source_hash(EVALUATION_SOURCES)
+
+
+@lru_cache
+def _library_versions() -> tuple[str, ...]:
+    return tuple(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+
+
+def training_inputs(dataset: str) -> dict[str, Any]:
+    """What every policy of a dataset is made from."""
+    return {"data": data_md5(dataset), "source": source_hash(TRAINING_SOURCES), "libraries": _library_versions()}
