@@ -256,9 +256,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from training_shop import LetterReward, small_config
 from ospo.data.dataset import load_prepared
-from ospo.training import sft
 from ospo.training.train import train
-sft.CHECKPOINT_EVERY = 2
 config = small_config(*{overrides!r}, "presets.nano.rl.steps=5", "presets.nano.rft.steps=5", "presets.nano.dpo.steps=5",
                       "presets.nano.rl.checkpoint_every=2")
 def on_log(step, metrics):

@@ -12,6 +12,8 @@ from ospo.data.prompts import clean
 from ospo.data.seen import read_seen, request_keys
 from ospo.models import create_policy, load_policy
 from ospo.training.callbacks import read_metrics
+from ospo.training.dpo import dpo_arguments
+from ospo.training.rl import trainer_arguments
 from ospo.training.sft import IGNORE, collate, sft_examples, supervised_arguments, train_sft
 from ospo.training.teacher import Teacher
 
@@ -149,6 +151,18 @@ def test_a_request_of_the_training_split_is_seen_once_a_pass(esci_tiny: Prepared
 def test_each_sft_key_reaches_the_trainer(tmp_path: Path, key: str, value: str, argument: str, expected: float) -> None:
     config = small_config(f"presets.nano.sft.{key}={value}")
     assert getattr(supervised_arguments(config, config.preset.sft, tmp_path), argument) == expected
+
+
+def test_every_trainer_writes_checkpoints_as_often_as_the_preset_says(tmp_path: Path) -> None:
+    config = small_config("presets.nano.rl.checkpoint_every=7")
+    preset = config.preset
+    arguments = [
+        supervised_arguments(config, preset.sft, tmp_path),
+        supervised_arguments(config, preset.rft, tmp_path),
+        dpo_arguments(config, tmp_path),
+        trainer_arguments(config, "ospo", tmp_path),
+    ]
+    assert [(a.save_strategy, a.save_steps) for a in arguments] == [("steps", 7)] * 4
 
 
 def test_training_lowers_the_loss_writes_metrics_and_a_policy_and_repeats_itself(

@@ -8,17 +8,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
 from tqdm import tqdm
 
-from ospo.config import Config
+from ospo.config import Config, Updates
 from ospo.data.dataset import PreparedData
 from ospo.data.prompts import extract_answer, fit_messages
-from ospo.errors import InputError
+from ospo.errors import ConfigError, InputError
 from ospo.evaluation.rollouts import Decoding, generate
 from ospo.files import atomic_file
 from ospo.models import load_policy, quiet
@@ -26,6 +26,7 @@ from ospo.training.ospo import Reward
 from ospo.training.rl import prompt_rows
 from ospo.training.sft import prompt_ids
 
+T = TypeVar("T")
 _SCHEMA: dict[str, Any] = {
     "group": pl.Int64,
     "row": pl.Int64,
@@ -121,7 +122,14 @@ def groups(completions: list[Completion]) -> Iterator[list[Completion]]:
             start = end
 
 
-def in_shuffles(items: list[Any], count: int, seed: int) -> list[Any]:
+def enough_of(items: list[T], updates: Updates, config: Config, key: str, lacking: str, fix: str) -> list[T]:
+    """``items`` in seeded shuffles, as many as all ``updates`` take. ConfigError on the preset's ``key`` where none."""
+    if not items:
+        raise ConfigError("params.yaml", f"presets.{config.policy}.{key}", lacking, fix)
+    return in_shuffles(items, updates.examples, config.seed)
+
+
+def in_shuffles(items: list[T], count: int, seed: int) -> list[T]:
     """``count`` items: seeded shuffles of all of them, end to end."""
     rng = np.random.default_rng([seed, 5])
     order = np.concatenate([rng.permutation(len(items)) for _ in range(math.ceil(count / len(items)))])[:count]

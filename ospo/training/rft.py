@@ -3,15 +3,14 @@
 The paper's SFT baseline (arXiv 2601.08403); known as RFT (arXiv 2308.01825) and RAFT (arXiv 2304.06767).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.data.seen import seen_after
-from ospo.errors import ConfigError
 from ospo.models import load_policy
-from ospo.training.offline import Completion, in_shuffles, sample_offline
+from ospo.training.callbacks import OnLog
+from ospo.training.offline import Completion, enough_of, sample_offline
 from ospo.training.ospo import Reward
 from ospo.training.sft import IGNORE, run_supervised
 
@@ -34,28 +33,27 @@ def train_rft(
     sft_model: Path,
     reward: Reward,
     out: Path,
-    on_log: Callable[[int, dict[str, float]], None],
+    on_log: OnLog,
 ) -> None:
     """Train from the policy in ``sft_model``; ``out/model`` is complete at the end or absent. Goes on after a kill.
 
     Raises ConfigError where no completion is good enough.
     """
     rft = config.preset.rft
-    kept = accepted(sample_offline(config, data, sft_model, reward, out / "offline"), rft.threshold)
-    if not kept:
-        raise ConfigError(
-            "params.yaml",
-            f"presets.{config.policy}.rft.threshold",
-            f"no completion of the SFT policy has a reward above {rft.threshold}",
-            "lower the threshold, or train the SFT policy longer",
-        )
-    network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     examples = [
         {
             "input_ids": [*completion.prompt_ids, *completion.completion_ids],
             "labels": [IGNORE] * len(completion.prompt_ids) + list(completion.completion_ids),
         }
-        for completion in in_shuffles(kept, rft.steps * rft.batch_size * rft.gradient_accumulation, config.seed)
+        for completion in enough_of(
+            accepted(sample_offline(config, data, sft_model, reward, out / "offline"), rft.threshold),
+            rft,
+            config,
+            key="rft.threshold",
+            lacking=f"no completion of the SFT policy has a reward above {rft.threshold}",
+            fix="lower the threshold, or train the SFT policy longer",
+        )
     ]
+    network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     seen = seen_after(data, sft_model)
     run_supervised(config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen)

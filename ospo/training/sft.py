@@ -1,7 +1,7 @@
 """Supervised warm start: the policy learns to write well-formed search texts from a noisy teacher."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_me
 from ospo.data.seen import seen_after
 from ospo.errors import InputError
 from ospo.models import autocast_bfloat16, create_policy, quiet
-from ospo.training.callbacks import CheckpointMarker, finish, last_checkpoint, standard_callbacks, start_metrics
+from ospo.training.callbacks import OnLog
 from ospo.training.teacher import Teacher
+from ospo.training.trainer import run_trainer, shared_arguments
 
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
-CHECKPOINT_EVERY = 100
 _BUCKET = 8  # batches sorted by length together: less padding, and still random batches
 
 
@@ -100,28 +100,13 @@ def supervised_arguments(config: Config, settings: Sft | Rft, out: Path) -> Any:
     """The Trainer's arguments for ``settings``."""
     from transformers import TrainingArguments
 
-    gpu = torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(out / "checkpoints"),
-        max_steps=settings.steps,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
+        **shared_arguments(config, settings, out),
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup if isinstance(settings, Sft) else 0,
         bf16=autocast_bfloat16(config.preset.model),
-        use_cpu=not gpu,
-        dataloader_pin_memory=gpu,
         optim="adamw_torch",
-        save_strategy="steps",
-        save_steps=CHECKPOINT_EVERY,
-        save_total_limit=None,  # CheckpointMarker removes old ones
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,  # our own progress bar
         remove_unused_columns=False,
-        seed=config.seed,
-        data_seed=config.seed,
     )
 
 
@@ -133,13 +118,10 @@ def run_supervised(
     examples: list[dict[str, list[int]]],
     title: str,
     out: Path,
-    on_log: Callable[[int, dict[str, float]], None],
+    on_log: OnLog,
     seen: Iterable[str],
 ) -> None:
-    """Train ``network`` on ``examples`` in their order; ``out/model`` is complete at the end or absent.
-
-    A run that was killed goes on from its last whole checkpoint, with the same weights at the end.
-    """
+    """Train ``network`` on ``examples`` in their order; see :func:`ospo.training.trainer.run_trainer`."""
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, set_seed
 
@@ -150,9 +132,6 @@ def run_supervised(
             return SequentialSampler(examples)
 
     quiet()
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(out / "checkpoints")
-    start_metrics(out, checkpoint)
     set_seed(config.seed)
     pad = tokenizer.pad_token_id
     trainer = InOrder(
@@ -161,13 +140,10 @@ def run_supervised(
         train_dataset=examples,
         data_collator=lambda batch: collate(batch, pad),
     )
-    for callback in [*standard_callbacks(trainer, title, out, on_log), CheckpointMarker()]:
-        trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finish(trainer, tokenizer, config.preset.model, out, seen)
+    run_trainer(trainer, tokenizer, config, title, out, on_log, seen)
 
 
-def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[int, dict[str, float]], None]) -> None:
+def train_sft(config: Config, data: PreparedData, out: Path, on_log: OnLog) -> None:
     """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete at the end or absent.
 
     ``on_log(step, metrics)`` is called once a step; the same lines go to ``out/metrics.jsonl``.
@@ -180,5 +156,5 @@ def train_sft(config: Config, data: PreparedData, out: Path, on_log: Callable[[i
     quiet()
     teacher = Teacher(data, sft.teacher_noise, config.seed)
     network, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), config.seed)
-    examples = sft_examples(config, data, tokenizer, teacher, sft.steps * sft.batch_size * sft.gradient_accumulation)
+    examples = sft_examples(config, data, tokenizer, teacher, sft.examples)
     run_supervised(config, sft, network, tokenizer, examples, f"sft {data.name}", out, on_log, seen_after(data))

@@ -1,0 +1,56 @@
+"""What all trainers that learn from written examples share: their arguments, and a run from start or checkpoint."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ospo.config import Config, Updates
+from ospo.training.callbacks import (
+    CheckpointMarker,
+    OnLog,
+    finish,
+    last_checkpoint,
+    standard_callbacks,
+    start_metrics,
+)
+
+
+def shared_arguments(config: Config, updates: Updates, out: Path) -> dict[str, Any]:
+    """Arguments for ``updates`` that are the same whatever the loss; checkpoints go to ``out/checkpoints``."""
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(out / "checkpoints"),
+        "max_steps": updates.steps,
+        "per_device_train_batch_size": updates.batch_size,
+        "gradient_accumulation_steps": updates.gradient_accumulation,
+        "learning_rate": updates.learning_rate,
+        "use_cpu": not gpu,
+        "dataloader_pin_memory": gpu,
+        "save_strategy": "steps",
+        "save_steps": config.preset.rl.checkpoint_every,
+        "save_total_limit": None,  # CheckpointMarker removes old ones
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,  # our own progress bar
+        "seed": config.seed,
+        "data_seed": config.seed,
+    }
+
+
+def run_trainer(
+    trainer: Any, tokenizer: Any, config: Config, title: str, out: Path, on_log: OnLog, seen: Iterable[str]
+) -> None:
+    """Train to the end and write ``out/model``, which is complete or absent.
+
+    A run that was killed goes on from its last whole checkpoint, with the same weights at the end. ``on_log(step,
+    metrics)`` is called once a step; ``seen``: keys of the requests trained on.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(out / "checkpoints")
+    start_metrics(out, checkpoint)
+    for callback in [*standard_callbacks(trainer, title, out, on_log), CheckpointMarker()]:
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finish(trainer, tokenizer, config.preset.model, out, seen)
