@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ospo import steps
 
 from ospo.cli_data import app as data_app
-from ospo.config import Algorithm, Config, Dataset, edit_params, load_config
+from ospo.cli_options import PARAMS, DatasetArgument, DatasetOption, ParamsOption, SetOption
+from ospo.cli_registry import app as registry_app
+from ospo.config import Algorithm, Dataset, edit_params, load_config
 from ospo.distributed import is_main
 from ospo.errors import InputError, OspoError
 
@@ -29,24 +31,15 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show or edit params.yaml.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(registry_app)  # without a name: its commands stand beside the others
 
-DatasetArgument = Annotated[Dataset, typer.Argument(help="esci or hm")]
-DatasetOption = Annotated[Dataset, typer.Option("--dataset", help="esci or hm")]
-ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file")]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a parameter; repeatable")]
-
-PARAMS = Path("params.yaml")
 _INTERRUPTED = 130
 
 
-def _config(params: Path, overrides: list[str]) -> Config:
-    return load_config(params, overrides)
-
-
 @config_app.command("show")
-def config_show(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006 (typer reads it)
+def config_show(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
     """Print the resolved parameters as JSON."""
-    typer.echo(_config(params, overrides).model_dump_json(indent=2))
+    typer.echo(load_config(params, overrides).model_dump_json(indent=2))
 
 
 @config_app.command("set")
@@ -61,12 +54,12 @@ def sample(
     dataset: DatasetArgument,
     out: Annotated[Path, typer.Option(help="folder to write")],
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Write the built-in sample shop in a dataset's official raw format."""
     from ospo.data.catalogue import generate_sample
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     generate_sample(dataset, out, config.sample, config.seed)
     typer.echo(f"wrote {out}")
 
@@ -77,12 +70,12 @@ def prepare(
     out: Annotated[Path, typer.Option(help="folder to write")],
     raw: Annotated[Path | None, typer.Option(help="folder of the raw files; default: the one in params.yaml")] = None,
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Turn raw ESCI or H&M files into catalogue, requests, pools and qrels."""
     from ospo.data.prepare import prepare as prepare_data
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     section = config.data.esci if dataset == "esci" else config.data.hm
     stats = prepare_data(dataset, raw or Path(section.raw), out, config)
     kept = ", ".join(f"{value:,} {name}" for name, value in stats["kept"].items() if isinstance(value, int))
@@ -98,23 +91,23 @@ def vectors(
         bool | None, typer.Option("--full/--pools", help="all items, or those in pools; default: evaluation.catalogue")
     ] = None,
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Encode items with every configured retriever that works on vectors; stopped, it goes on where it was."""
     from ospo.retrieval import write_vectors
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
     written = write_vectors(config, prepared or Path("data/prepared") / dataset, out, full)
     typer.echo("\n".join(f"wrote {path}" for path in written) or "no configured retriever keeps vectors")
 
 
 @app.command()
-def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
+def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
     """Train the SFT policy that every algorithm starts from."""
     from ospo import steps
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     with steps.dataset_lock(dataset):
         _tell(steps.run_sft(config, dataset))
 
@@ -124,12 +117,12 @@ def train(
     dataset: DatasetOption,
     algorithm: Annotated[Algorithm, typer.Option(help="what learns from the reward; README lists them")] = "ospo",
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Train with one algorithm from the SFT policy. Several GPUs: `accelerate launch … -m ospo.cli train …`."""
     from ospo import steps
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     with steps.dataset_lock(dataset):
         _tell(steps.run_rl(config, dataset, algorithm))
 
@@ -140,13 +133,13 @@ def evaluate(
     policy: Annotated[
         list[str],
         typer.Option(metavar="NAME=PATH", help="instead of the trained ones; a NAME given again is its next seed"),
-    ] = [],  # noqa: B006
+    ] = [],
     data: Annotated[Path | None, typer.Option(help="with --policy: prepared data; default: the dataset's")] = None,
     out: Annotated[
         Path | None, typer.Option(help="with --policy: folder to write; default: reports/evaluation")
     ] = None,
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Score policies under the training retriever and those never seen in training: the trained ones, or any."""
     from rich.console import Console
@@ -155,7 +148,7 @@ def evaluate(
     from ospo.evaluation.demo_table import demo_table
     from ospo.files import read_json
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     console = Console()
     if policy:
         from ospo.data.dataset import load_prepared
@@ -182,7 +175,7 @@ def real(
     dataset: DatasetOption,
     raw: Annotated[Path, typer.Option(help="folder of raw files in the dataset's official format")],
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Evaluate the trained policies on raw files they never saw, and write reports/DATASET-real.html."""
     from ospo import steps
@@ -190,7 +183,7 @@ def real(
     from ospo.transfer import run_transfer
 
     with steps.dataset_lock(dataset):
-        result = run_transfer(_config(params, overrides), dataset, raw)
+        result = run_transfer(load_config(params, overrides), dataset, raw)
     _tell(result)
     typer.echo(f"wrote {publish_report(result.directory, f'{dataset}-real')}")
 
@@ -201,17 +194,17 @@ def report(
     evaluation: Annotated[
         list[Path],
         typer.Option(help="folders that `ospo evaluate` wrote (several: one a seed); default: the dataset's"),
-    ] = [],  # noqa: B006
+    ] = [],
     out: Annotated[Path | None, typer.Option(help="default: reports/DATASET.html")] = None,
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Write an evaluation's report as one self-contained HTML page."""
     from ospo import steps
     from ospo.evaluation.report import write_report
     from ospo.files import read_json
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     directories = evaluation or [steps.RUNS / _named(dataset, "--evaluation") / "evaluation"]
     page = out or Path("reports") / f"{directories[0].name if evaluation else dataset}.html"
     state = directories[0] / "step.json"
@@ -228,7 +221,7 @@ def compare(
     data: Annotated[Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")] = None,
     out: Annotated[Path | None, typer.Option(help="folder to write; default: reports/compare-DATASET")] = None,
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Compare two policies on the same held-out requests under every retriever, with paired tests."""
     from rich.console import Console
@@ -238,7 +231,7 @@ def compare(
     from ospo.evaluation.compare import compare as compare_policies
     from ospo.evaluation.compare import comparison_table, resolve
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     first, second = resolve(a, config), resolve(b, config)
     folder = out or Path("reports") / f"compare-{dataset}"
     analysis = compare_policies(config, load_prepared(data or steps.PREPARED / dataset), first, second, folder)
@@ -258,75 +251,11 @@ def doctor(params: ParamsOption = PARAMS) -> None:
 
 
 @app.command()
-def sync(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
+def sync(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
     """Send to MLflow what was recorded while it was away, and close the runs that died."""
     from ospo import steps, tracking
 
-    typer.echo(f"{tracking.sync(_config(params, overrides), steps.RUNS)} run(s) completed in MLflow")
-
-
-@app.command()
-def register(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
-    """Register the better trained policy of a dataset, chosen on validation requests."""
-    from ospo import steps
-
-    version = steps.run_registration(_config(params, overrides), dataset)
-    typer.echo(f"{version['name']} version {version['version']}: {version['policy']} {' '.join(version['aliases'])}")
-
-
-@app.command()
-def models(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
-    """List the registered policies."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from ospo import registry
-
-    table = Table("model", "version", "aliases", "algorithm", "policy", "nDCG@10", title_justify="left")
-    for version in registry.models(_config(params, overrides)):
-        figures = {k.partition(".")[2]: v for k, v in version.tags.items() if k.startswith("ndcg_at_10.")}
-        row = [version.name, str(version.version), " ".join(f"@{alias}" for alias in version.aliases)]
-        row += [version.tags.get("algorithm", ""), version.tags.get("policy", "")]
-        table.add_row(*map(escape, row), escape(", ".join(f"{k} {float(v):.3f}" for k, v in figures.items())))
-    Console().print(table)
-
-
-@app.command()
-def promote(
-    dataset: DatasetOption,
-    version: Annotated[int | None, typer.Option(help="default: the challenger")] = None,
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
-) -> None:
-    """Make a registered version the champion, which `ospo rewrite` and serving use."""
-    from ospo import registry
-
-    made = registry.promote(_config(params, overrides), dataset, version)
-    typer.echo(f"{made.name}: version {made.version} is the champion")
-
-
-@app.command()
-def rollback(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:  # noqa: B006
-    """Give the champion's place back to the version that held it before."""
-    from ospo import registry
-
-    made = registry.rollback(_config(params, overrides), dataset)
-    typer.echo(f"{made.name}: version {made.version} is the champion again")
-
-
-@app.command()
-def rewrite(
-    dataset: DatasetOption,
-    queries: Annotated[list[str], typer.Argument(help='queries, or JSON objects with "query" and "history"')],
-    params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
-) -> None:
-    """Rewrite shopping requests with the registered champion; one search text a line."""
-    from ospo import registry
-
-    for text in registry.rewrite(_config(params, overrides), dataset, list(queries)):
-        typer.echo(text)
+    typer.echo(f"{tracking.sync(load_config(params, overrides), steps.RUNS)} run(s) completed in MLflow")
 
 
 @app.command()
@@ -337,7 +266,7 @@ def explain(
     retriever: Annotated[str | None, typer.Option(help="default: the training retriever")] = None,
     html: Annotated[Path | None, typer.Option(help="also write a self-contained page")] = None,
     params: ParamsOption = PARAMS,
-    overrides: SetOption = [],  # noqa: B006
+    overrides: SetOption = [],
 ) -> None:
     """Show what each phrase of a search text contributed, and the ranking with and without it."""
     from rich.console import Console
@@ -347,7 +276,7 @@ def explain(
     from ospo.data.dataset import load_prepared
     from ospo.retrieval import build_retriever
 
-    config = _config(params, overrides)
+    config = load_config(params, overrides)
     data = load_prepared(steps.PREPARED / dataset)
     asked = data.requests[explanation.find_request(data, request)]
     if text is None:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ospo.config import Dataset, load_config
+from ospo.cli_options import PARAMS, DatasetArgument, ParamsOption
+from ospo.config import load_config
 
 app = typer.Typer(help="Check, describe and fetch data.", no_args_is_help=True)
 
@@ -13,7 +14,7 @@ app = typer.Typer(help="Check, describe and fetch data.", no_args_is_help=True)
 @app.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="a folder of raw files, prepared data or vectors")],
-    params: Annotated[Path, typer.Option("--params", help="the parameter file")] = Path("params.yaml"),
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Say what a folder holds, what preparing it would keep and drop, and what is wrong; exit code 1 for problems."""
     from ospo.data.check import check_folder
@@ -29,7 +30,7 @@ def check(
 
 @app.command()
 def describe(
-    dataset: Annotated[Dataset, typer.Argument(help="esci or hm")],
+    dataset: DatasetArgument,
     data: Annotated[Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")] = None,
     html: Annotated[Path | None, typer.Option(help="default: reports/data-DATASET.html")] = None,
     plots: Annotated[Path | None, typer.Option(help="also write each chart as a CSV file here, for dvc plots")] = None,
@@ -51,7 +52,7 @@ def describe(
 
 @app.command()
 def fetch(
-    dataset: Annotated[Dataset, typer.Argument(help="esci or hm")],
+    dataset: DatasetArgument,
     out: Annotated[Path, typer.Option(help="folder for the raw files")],
     mirror: Annotated[str | None, typer.Option(help="another base address with the same file names")] = None,
 ) -> None:

@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from ospo.config import Config
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, sha256_file, verify_manifest
+from ospo.serving.card import model_card
 from ospo.serving.packaging import copy_policy, log_model
 from ospo.serving.requests import MAX_NEW_TOKENS
 from ospo.tracking.facts import git_commit, git_dirty
@@ -144,63 +145,23 @@ def usable_champion(config: Config, dataset: str, root: str | Path = ".") -> tup
         return current, policy_directory(config, current, root)
     except InputError as error:
         problem = error
-    for number in reversed(_history(config, dataset, root)[:-1]):
-        former = next((v for v in models(config, (dataset,), root) if v.version == number), None)
-        if former is None:
-            continue
+    with _store(config, root) as client:
+        known = {item.version: item for item in _versions(client, dataset)}
+        former = [known[number] for number in reversed(_history(client, dataset)[:-1]) if number in known]
+    for version in former:
         try:
-            directory = policy_directory(config, former, root)
+            directory = policy_directory(config, version, root)
         except InputError:
             continue
-        LOGGER.error("%s; version %d, the champion before it, is used instead", problem, number)
-        return former, directory
+        LOGGER.error("%s; version %d, the champion before it, is used instead", problem, version.version)
+        return version, directory
     raise problem
 
 
-def _history(config: Config, dataset: str, root: str | Path) -> list[int]:
-    with _store(config, root) as client:
-        return _read_history(client, dataset)
-
-
-def _read_history(client: MlflowClient, dataset: str) -> list[int]:
+def _history(client: MlflowClient, dataset: str) -> list[int]:
+    """The versions that were champion, the present one last."""
     tags = client.get_registered_model(model_name(dataset)).tags
     return [int(number) for number in json.loads(tags.get(_HISTORY_TAG, "[]"))]
-
-
-def _description(
-    dataset: str,
-    policy: str,
-    config: Config,
-    summary: Mapping[str, Mapping[str, float]],
-    facts: Mapping[str, str],
-) -> str:
-    training = config.retrievers.training
-    retrievers = sorted(summary[policy], key=lambda name: (name != training, name))
-    rows = [name for name in ("raw", "sft", policy) if name in summary]
-    table = [f"| nDCG@10 | {' | '.join(retrievers)} |", "|---" * (len(retrievers) + 1) + "|"]
-    labels = {"raw": "raw query", "sft": "SFT", policy: f"**{policy.upper()} (this)**"}
-    table += [f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |" for row in rows]
-    worse = [name for name in retrievers if "raw" in summary and summary[policy][name] < summary["raw"][name]]
-    return "\n".join(
-        [
-            f"Rewrites a shopper's request into a search text ({dataset}). Policy `{config.policy}`, trained with "
-            f"{policy.upper()} against {training}; the other retrievers were never seen in training.",
-            "",
-            "Held-out requests (test split), candidate pools:",
-            "",
-            *table,
-            "",
-            *([f"**Worse than the raw query under {', '.join(worse)}.**", ""] if worse else []),
-            f"Data md5 `{facts['data_md5']}`, commit `{facts['git_commit']}` (dirty: {facts['git_dirty']}).",
-            "",
-            "Input: query strings, or JSON objects as strings with `query` and `history` "
-            '(`[{"name", "type", "colour"}]`, oldest first). Output: one search text each. Greedy by default; '
-            f"params `max_new_tokens` (1 to {MAX_NEW_TOKENS}), `temperature` (0 to 2), `seed`.",
-            "",
-            "Limits: English requests of the kind it was trained on. What it adds is a guess from the request and the "
-            "history, and may be wrong for this shopper; it knows no product's stock or price.",
-        ]
-    )
 
 
 def register(
@@ -270,13 +231,13 @@ def register(
             source=model_uri,
             run_id=run_id,
             tags=all_tags,
-            description=_description(dataset, policy, config, summary, facts),
+            description=model_card(dataset, policy, config, summary, facts),
             model_id=model_uri.rpartition("/")[2],
         )
         client.set_registered_model_alias(name, CHALLENGER, made.version)
         if first:
             _promote(client, dataset, int(made.version), {"promoted": True, "reason": "the first registered version"})
-        return next(item for item in _versions(client, dataset) if item.version == int(made.version))
+        return _wanted(client, dataset, int(made.version))
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:
@@ -298,7 +259,7 @@ def promote(
     with _store(config, root) as client:
         number = _wanted(client, dataset, version).version
         _promote(client, dataset, number, decision or {"promoted": True, "reason": "promoted by hand"})
-        return next(item for item in _versions(client, dataset) if item.version == number)
+        return _wanted(client, dataset, number)
 
 
 def note(
@@ -306,7 +267,7 @@ def note(
 ) -> None:
     """Write a decision against promotion on a version (default: the challenger), which stays what it is."""
     with _store(config, root) as client:
-        record_decision(client, dataset, _wanted(client, dataset, version).version, decision)
+        _record_decision(client, dataset, _wanted(client, dataset, version).version, decision)
 
 
 def tag(config: Config, dataset: str, version: int, key: str, value: Mapping[str, Any], root: str | Path = ".") -> None:
@@ -328,21 +289,20 @@ def _wanted(client: MlflowClient, dataset: str, version: int | None) -> Version:
 
 
 def _promote(client: MlflowClient, dataset: str, version: int, decision: Mapping[str, Any]) -> None:
-    name = model_name(dataset)
-    record_decision(client, dataset, version, decision)
-    history = [number for number in _read_history(client, dataset) if number != version]
+    _record_decision(client, dataset, version, decision)
+    _crown(client, dataset, [*(number for number in _history(client, dataset) if number != version), version])
+
+
+def _crown(client: MlflowClient, dataset: str, history: list[int]) -> None:
+    """Make the last of ``history`` the champion, which is nobody's challenger."""
+    name, version = model_name(dataset), history[-1]
     client.set_registered_model_alias(name, CHAMPION, str(version))
-    client.set_registered_model_tag(name, _HISTORY_TAG, json.dumps([*history, version]))
-    _drop_challenger(client, name, version)
-
-
-def _drop_challenger(client: MlflowClient, name: str, version: int) -> None:
-    """A champion is nobody's challenger."""
+    client.set_registered_model_tag(name, _HISTORY_TAG, json.dumps(history))
     if str(client.get_registered_model(name).aliases.get(CHALLENGER)) == str(version):
         client.delete_registered_model_alias(name, CHALLENGER)
 
 
-def record_decision(client: MlflowClient, dataset: str, version: int, decision: Mapping[str, Any]) -> None:
+def _record_decision(client: MlflowClient, dataset: str, version: int, decision: Mapping[str, Any]) -> None:
     """Write a decision for or against promotion on the version: as tag for programs, in its description for people."""
     name, at = model_name(dataset), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     client.set_model_version_tag(name, str(version), "decision", json.dumps({"at": at, **decision}, sort_keys=True))
@@ -355,22 +315,17 @@ def rollback(config: Config, dataset: str, root: str | Path = ".") -> Version:
     """Give the champion's place back to the champion before it. RegistryError where there was none."""
     current = champion(config, dataset, root)
     with _store(config, root) as client:
-        known = {item.version for item in _versions(client, dataset)}
-        history = [number for number in _read_history(client, dataset) if number in known]
-        former = [number for number in history if number != current.version]
+        known = {item.version for item in _versions(client, dataset)} - {current.version}
+        former = [number for number in _history(client, dataset) if number in known]
         if not former:
             raise RegistryError(
                 f"{model_name(dataset)}: version {current.version} is the only champion there was. "
                 "Fix: `ospo promote` another version"
             )
-        name = model_name(dataset)
-        record_decision(
-            client, dataset, current.version, {"promoted": False, "reason": f"rolled back to version {former[-1]}"}
-        )
-        client.set_registered_model_alias(name, CHAMPION, str(former[-1]))
-        _drop_challenger(client, name, former[-1])
-        client.set_registered_model_tag(name, _HISTORY_TAG, json.dumps(former))
-        return next(item for item in _versions(client, dataset) if item.version == former[-1])
+        decision = {"promoted": False, "reason": f"rolled back to version {former[-1]}"}
+        _record_decision(client, dataset, current.version, decision)
+        _crown(client, dataset, former)
+        return _wanted(client, dataset, former[-1])
 
 
 def rewrite(

@@ -68,9 +68,14 @@ def check_evaluations(masks: np.ndarray, values: np.ndarray) -> np.ndarray:
     return values
 
 
+def masks_of(codes: np.ndarray, n: int) -> np.ndarray:
+    """Coalitions (K, n) bool of their bit masks (K,)."""
+    return (codes[:, None] >> np.arange(n)[None, :] & 1).astype(bool)
+
+
 def all_masks(n: int) -> np.ndarray:
     """All coalitions in the order of their bit masks, (2**n, n) bool."""
-    return (np.arange(1 << n)[:, None] >> np.arange(n)[None, :] & 1).astype(bool)
+    return masks_of(np.arange(1 << n), n)
 
 
 def owen_coalitions(n: int, unions: Partition) -> np.ndarray:
@@ -106,8 +111,7 @@ class Exact(Estimator):
     def plan(self, n, unions, budget, rng):
         if n > MAX_EXACT_PLAYERS:
             raise ValueError(f"estimator: exact is for at most {MAX_EXACT_PLAYERS} segments, not {n}; use auto")
-        codes = owen_coalitions(n, unions)
-        return (codes[:, None] >> np.arange(n)[None, :] & 1).astype(bool)
+        return masks_of(owen_coalitions(n, unions), n)
 
     def fit(self, n, unions, masks, values):
         if not unions:
@@ -259,9 +263,9 @@ class Stratified(Estimator):
     def plan(self, n, unions, budget, rng):
         masks = _ends(n)
         seen = {mask.tobytes() for mask in masks}
-        sizes = [s for pair in zip(range(1, n // 2 + 1), range(n - 1, 0, -1), strict=False) for s in pair]
-        sizes = list(dict.fromkeys(sizes))
-        while len(masks) < min(budget, 1 << n if n < 62 else budget):
+        pairs = [(s, n - s) for s in range(1, n // 2 + 1)]
+        sizes = list(dict.fromkeys(size for pair in pairs for size in pair))
+        while len(masks) < min(budget, 1 << n):
             before = len(masks)
             for size in sizes:
                 masks += _sample_of_size(n, size, min(2, budget - len(masks)), rng, seen)
@@ -305,7 +309,7 @@ class Kernel(Estimator):
         if n < 2:
             return np.array(masks)
         seen = {mask.tobytes() for mask in masks}
-        room = min(budget, 1 << n if n < 62 else budget) - 2
+        room = min(budget, 1 << n) - 2
         pairs = {s: math.comb(n, s) if 2 * s < n else math.comb(n, s) // 2 for s in range(1, n // 2 + 1)}
         left = room // 2
         open_sizes = sorted(pairs)
