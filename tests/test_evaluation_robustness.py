@@ -10,8 +10,8 @@ import evaluation_shop as shop
 import numpy as np
 import polars as pl
 import pytest
+from registry_shop import Shop as RegisteredShop
 from rich.console import Console
-from test_serving import Shop as RegisteredShop
 
 from ospo.config import Model
 from ospo.data.dataset import PreparedData, Requests

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from test_serving import Shop
+from registry_shop import Shop
 
 from ospo import promotion, registry
 from ospo.errors import InputError

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
-from test_serving import QUERIES, Shop
+from registry_shop import QUERIES, Shop
 
 from benchmarks.serving import measure_server, served
 from ospo import registry
