@@ -2,9 +2,13 @@
 
 import ast
 import re
+import shlex
 
 import pytest
+import yaml
 from conftest import ROOT
+
+from ospo.config import load_config
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 
@@ -57,6 +61,35 @@ def test_make_targets_and_commands_that_are_named_exist() -> None:
                 assert target in targets, f"{page.name}: make {target}"
             for command in re.findall(r"^(?:\.venv/bin/)?ospo ([a-z][a-z-]*)", snippet):
                 assert command in commands, f"{page.name}: ospo {command}"
+
+
+def shown_commands() -> list[str]:
+    """The ``ospo`` command lines of code blocks, without prompts, comments and brackets."""
+    found = set()
+    for page in PAGES:
+        for line in re.findall(r"^(?: {4,})?(?:\.venv/bin/)?(ospo [a-z].*)$", page.read_text(), re.MULTILINE):
+            found.add(re.sub(r"[\[\]]", "", re.sub(r" +#.*", "", line)) if "'" not in line else line)
+    return sorted(found)
+
+
+@pytest.mark.parametrize("line", shown_commands())
+def test_a_command_that_is_shown_has_arguments_that_the_command_line_takes(line: str) -> None:
+    from typer.main import get_command
+
+    from ospo.cli import app
+
+    words = shlex.split(line.replace("DATASET", "esci"), comments=True)[1:]
+    command = get_command(app)
+    while hasattr(command, "commands"):
+        command = command.commands[words.pop(0)]
+    command.make_context(command.name, words)  # raises what the user would be told
+
+
+def test_the_preset_of_the_guide_is_whole() -> None:
+    [text] = re.findall(r"```yaml\n(policy: mine\n.*?)```", (ROOT / "docs/howto/model.md").read_text(), re.DOTALL)
+    mine = yaml.safe_load(text)["presets"]["mine"]
+    config = load_config(ROOT / "params.yaml", [f"presets.mine={yaml.safe_dump(mine)}", "policy=mine"])
+    assert config.preset.model.source == "path:/models/qwen-0.5b"
 
 
 def test_files_that_are_named_exist() -> None:

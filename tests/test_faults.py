@@ -114,8 +114,8 @@ def test_a_damaged_policy_is_never_loaded_and_its_step_done_again(
         load_policy(first.model)
     with pytest.raises(InputError, match=r"model\.safetensors: sha256: differs"):
         registry.register(
-            micro_config(), "hm", policy="sft", model_dir=first.model, run_id=first.run_id, summary={"sft": {"bm25": 0.1}},
-            data_md5="0",
+            micro_config(), "hm", policy="sft", model_dir=first.model, run_id=first.run_id,
+            summary={"sft": {"bm25": 0.1}}, data_md5="0",
         )  # fmt: skip
     again = steps.run_sft(micro_config(), "hm")
     assert not again.skipped
