@@ -25,6 +25,7 @@ def whole_job(settings):
     return {result.name: result for result in results}, steps.run_registration(settings, "hm")
 
 
+@pytest.mark.timeout(600)  # three evaluations and a registration: a minute, on a busy machine several
 def test_the_whole_job_runs_registers_and_skips(workspace):
     settings = micro_config()
     results, registered = whole_job(settings)
