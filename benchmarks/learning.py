@@ -5,7 +5,8 @@
 For each seed: the SFT policy, then each arm from that policy with the same prompts, reward and budget. Held-out greedy
 answers are scored (nDCG@10 within pools) under the training retriever and unseen ones after each quarter of the steps,
 so arms are compared after equal steps and after equal wall-clock time (``--at``: seconds of training alone). Test
-requests are never trained on; learning rates are the preset's or the arm's. Each arm of each seed is kept under
+requests are never trained on. Each online arm runs at every rate of ``--rates``; the one that ends best on validation
+requests, on average over the seeds, is reported. Each arm of each seed is kept under
 ``.benchmarks/learning`` and not run again; `--jobs` processes run side by side, one thread each. The last line of
 stdout is one JSON object; ``--plot FILE`` writes the learning curves.
 
@@ -36,6 +37,7 @@ ARMS = {
 }
 QUARTERS = 4
 TESTED = 250  # test requests scored at each look
+TUNED = 150  # validation requests, which choose between the rates of an arm
 RESAMPLES = 10_000
 
 
@@ -43,6 +45,20 @@ def arm_overrides(spec: str) -> tuple[str, list[str]]:
     """Algorithm and params overrides of an arm ``ALGORITHM[:KEY=VALUE,…]``."""
     algorithm, _, rest = spec.partition(":")
     return algorithm, [part for part in rest.split(",") if part]
+
+
+def at_rates(name: str, spec: str, rates: list[str]) -> dict[str, str]:
+    """Specs of an arm by name, one a learning rate; rft and dpo, which have rates of their own, stay as they are."""
+    algorithm, own = arm_overrides(spec)
+    if algorithm in ("rft", "dpo"):
+        return {name: spec}
+    key = "presets.nano.rl.learning_rate"
+    return {f"{name}@{rate}": f"{algorithm}:{','.join([*own, f'{key}={rate}'])}" for rate in rates}
+
+
+def best_on_validation(found: dict[tuple[int, str], Any], seeds: list[int], names: list[str]) -> str:
+    """The name with the highest mean validation score under the training retriever at the end."""
+    return max(names, key=lambda name: np.mean([found[seed, name]["validation"][-1, 0].mean() for seed in seeds]))
 
 
 # --- one arm of one seed, in a process of its own -------------------------------------------------------------------
@@ -64,12 +80,14 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
     algorithm, own = arm_overrides(spec)
     config = load_config("params.yaml", [f"seed={seed}", *overrides, *own])
     data = load_prepared(Path("data/prepared") / dataset)
-    rows = data.rows("test")[:TESTED]
+    tested = len(data.rows("test")[:TESTED])
+    rows = np.concatenate([data.rows("test")[:TESTED], data.rows("validation")[:TUNED]])
     names = [config.retrievers.training, *UNSEEN]
     rewards = {n: SearchReward(build_retriever(n, config, data), data, config.reward.k, 200_000) for n in names}
     rl = config.preset.rl
 
     def scores(model: Path | None) -> tuple[np.ndarray, list[str]]:
+        """(retrievers, test and validation requests) scores, and the answers."""
         requests = [data.requests[row] for row in rows.tolist()]
         if model is None:
             answers = [request.query for request in requests]
@@ -84,7 +102,8 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
         if not (sft / "model").is_dir():
             train_sft(config, data, sft, lambda step, metrics: None)
         table, answers = scores(sft / "model")
-        save_result(out, {"values": np.stack([scores(None)[0], table])}, {"answers": answers[:40]})
+        both = np.stack([scores(None)[0], table])
+        save_result(out, {"values": both[..., :tested], "validation": both[..., tested:]}, {"answers": answers[:40]})
         return
     logged: list[dict[str, float]] = []
     shots: list[tuple[int, np.ndarray]] = []
@@ -104,7 +123,8 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
     save_result(
         out,
         {
-            "values": np.stack([table for _, table in shots]),
+            "values": np.stack([table[:, :tested] for _, table in shots]),
+            "validation": np.stack([table[:, tested:] for _, table in shots]),
             "steps": np.array([step for step, _ in shots]),
             "seconds": np.array([row["seconds/step"] for row in logged]),
             "train": np.array([row.get("ndcg", np.nan) for row in logged]),
@@ -269,6 +289,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--steps", type=int, default=0, help="steps of every arm; default: the preset's")
     parser.add_argument("--arm", action="append", default=[], metavar="NAME=SPEC", help="instead of the default arms")
+    parser.add_argument("--rates", default="1.5e-4,3.0e-4", help="learning rates that each online arm is tried at")
     parser.add_argument("--ours", default="ospo", help="the arm that is compared with grpo")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of every arm")
     parser.add_argument("--jobs", type=int, default=2)
@@ -280,6 +301,7 @@ def main() -> None:
         return
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     arms = dict(arm.split("=", 1) for arm in arguments.arm) or ARMS
+    tried = {name: at_rates(name, spec, arguments.rates.split(",")) for name, spec in arms.items()}
     overrides = list(arguments.set)
     if arguments.steps:
         overrides += [f"presets.nano.{part}.steps={arguments.steps}" for part in ("rl", "rft", "dpo")]
@@ -287,7 +309,7 @@ def main() -> None:
     folder = FOLDER / arguments.dataset
     jobs = []
     for seed in seeds:
-        for name, spec in {"sft": "sft", **arms}.items():
+        for name, spec in {"sft": "sft", **{n: s for each in tried.values() for n, s in each.items()}}.items():
             settings = [] if name == "sft" else overrides
             key = job_key(spec, settings)
             jobs.append(
@@ -300,8 +322,15 @@ def main() -> None:
     # SFT policies first: the arms begin from them.
     run_jobs("benchmarks.learning", [job for job in jobs if job["name"] == "sft"], arguments.jobs)
     run_jobs("benchmarks.learning", [job for job in jobs if job["name"] != "sft"], arguments.jobs)
-    results = {(job["seed"], job["name"]): load_result(Path(job["out"])) for job in jobs}
-    figures = {"dataset": arguments.dataset, "seeds": seeds, "arms": arms, "set": overrides}
+    found = {(job["seed"], job["name"]): load_result(Path(job["out"])) for job in jobs}
+    chosen = {arm: best_on_validation(found, seeds, list(each)) for arm, each in tried.items()}
+    results = {(seed, arm): found[seed, name] for arm, name in {"sft": "sft", **chosen}.items() for seed in seeds}
+    figures = {"dataset": arguments.dataset, "seeds": seeds, "arms": arms, "set": overrides, "chosen": chosen}
+    figures["validation"] = {
+        name: float(np.mean([found[seed, name]["validation"][-1, 0].mean() for seed in seeds]))
+        for each in tried.values()
+        for name in each
+    }
     figures |= summary(results, seeds, list(arms), arguments.ours)
     if arguments.plot:
         svg(figures, arguments.dataset, arguments.plot)
