@@ -21,6 +21,7 @@ from ospo.credit.game import Credit, CreditEngine
 from ospo.data.prompts import extract_answer
 from ospo.training.advantages import Redistribution, Rollouts, credit_metrics, token_advantages
 from ospo.training.rollouts import RolloutTable
+from ospo.training.shared_prompts import SharedPromptsMixin
 
 Reward = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 
@@ -69,7 +70,7 @@ class KeepStep(TrainerCallback):
         self.trainer._step = state.global_step * args.gradient_accumulation_steps
 
 
-class OSPOTrainer(GRPOTrainer):
+class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
     """GRPOTrainer with credit-weighted token advantages.
 
     engine: credit of answers' segments; None for redistribution "none". table: takes every sampled completion. The one

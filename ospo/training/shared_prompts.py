@@ -1,0 +1,180 @@
+"""The completions of a prompt share its computation: exact, and most of a step's time where prompts are the longer part.
+
+A generation batch holds each prompt once a completion (8 times, say). Its keys and values are the same each time, so
+
+- sampling computes the prompt once and copies the cache (:func:`shared_prefill`);
+- the loss computes one row a prompt: its tokens, then its completions one after another, each of which sees the prompt
+  and itself only (:class:`SharedPromptsMixin`). Each completion begins with a copy of the prompt's last token, whose
+  output predicts the completion's first. Nothing is padded but the rows' ends.
+
+With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in place of 32 × 190 (padded) = 6,080. Values and
+gradients are those of the plain computation up to rounding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Packed:
+    """G rows of W tokens that hold B completions.
+
+    owner_GW: −1 padding, 0 prompt, k ≥ 1 the row's k-th completion. labels_GW: the completions' tokens, IGNORE elsewhere.
+    rows_M, columns_M: where each of the M completion tokens stands; completions_M, places_M: whose it is, and its place.
+    """
+
+    ids_GW: Tensor
+    positions_GW: Tensor
+    owner_GW: Tensor
+    labels_GW: Tensor
+    rows_M: Tensor
+    columns_M: Tensor
+    completions_M: Tensor
+    places_M: Tensor
+
+    def allowed(self) -> Tensor:
+        """(G, 1, W, W), true where a query may see a key: earlier, in the prompt or in its own completion.
+
+        A padding token sees itself, because a row of a softmax must see something.
+        """
+        query, key = self.owner_GW[:, :, None], self.owner_GW[:, None, :]
+        order_W = torch.arange(query.shape[1], device=query.device)
+        earlier = order_W[:, None] >= order_W[None, :]
+        seen = earlier & (key >= 0) & ((key == 0) | (key == query))
+        return (seen | torch.eye(len(order_W), dtype=torch.bool, device=query.device))[:, None]
+
+    def unpack(self, values_GV: Tensor, completions: int, keep: int) -> Tensor:
+        """(completions, keep) values of the completions' tokens, 0 on padding.
+
+        values_GV: of every token but its row's first, which nothing predicts, V = W − 1.
+        """
+        result = values_GV.new_zeros(completions, keep)
+        found_M = values_GV[self.rows_M, self.columns_M - 1]
+        return result.index_put((self.completions_M, self.places_M), found_M)
+
+
+def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
+    """Rows of the distinct prompts with their completions, the last ``keep`` tokens of each row; None: none are shared.
+
+    Prompts are padded on the left, completions on the right, ``mask_BS`` 0 there. A prompt has a token at least.
+    """
+    prompts = ids_BS[:, :-keep].masked_fill(mask_BS[:, :-keep] == 0, -1)
+    distinct, group_B = torch.unique(prompts, dim=0, return_inverse=True)
+    if len(distinct) == len(ids_BS):
+        return None
+    starts = [[token for token in prompt if token >= 0] for prompt in distinct.tolist()]
+    # A row's tokens, their positions, owners and labels.
+    rows: list[tuple[list[int], list[int], list[int], list[int]]] = [
+        (start[:-1], list(range(len(start) - 1)), [0] * (len(start) - 1), [IGNORE] * (len(start) - 1))
+        for start in starts
+    ]
+    cells: list[tuple[int, int, int, int]] = []
+    lengths = mask_BS[:, -keep:].sum(1).tolist()
+    for b, (g, length, tokens) in enumerate(zip(group_B.tolist(), lengths, ids_BS[:, -keep:].tolist(), strict=True)):
+        ids, positions, owners, labels = rows[g]
+        first, completion = len(starts[g]) - 1, tokens[:length]
+        cells += [(g, len(ids) + 1 + t, b, t) for t in range(length)]
+        owners += [owners[-1] + 1 if owners else 1] * (length + 1)
+        ids += [starts[g][-1], *completion]
+        positions += range(first, first + length + 1)
+        labels += [IGNORE, *completion]
+    width = max(len(ids) for ids, *_ in rows)
+    tables = [
+        torch.tensor([row[i] + [filler] * (width - len(row[i])) for row in rows], device=ids_BS.device)
+        for i, filler in enumerate((0, 0, -1, IGNORE))
+    ]
+    return Packed(*tables, *torch.tensor(cells, device=ids_BS.device).view(-1, 4).unbind(1))
+
+
+def _sees_everything(network: Any) -> bool:
+    """Whether the network is one whose attention takes the mask it is given: full attention, plain or fused kernel."""
+    text = network.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    return text._attn_implementation in ("eager", "sdpa") and kinds == {"full_attention"} and window is None
+
+
+class SharedPromptsMixin:
+    """For TRL's GRPOTrainer: prompts are computed once a group, in sampling and in the loss, where that is possible.
+
+    It is not where sequences are more than tokens (images), where the network's attention is not full, under vLLM, and,
+    for sampling, where the weights are sharded; then TRL's own way is taken.
+    """
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Log-probabilities and entropies (B, T) of the completions, as TRL's."""
+        plain = {"compute_entropy", "batch_size", *(name for name, value in options.items() if value is None)}
+        network = self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
+        more = [name for name, value in options.items() if name not in plain and value is not False]
+        packed = None
+        if not args and not more and _sees_everything(network):
+            packed = pack(input_ids, attention_mask, logits_to_keep)
+        if packed is None:
+            return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
+                model, input_ids, attention_mask, logits_to_keep, *args, **options
+            )
+        mask = packed.allowed()
+        if network.config.get_text_config()._attn_implementation == "eager":  # it adds its mask
+            dtype = network.get_input_embeddings().weight.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        with self.accelerator.autocast():  # type: ignore[attr-defined]
+            outputs = model(
+                input_ids=packed.ids_GW,
+                attention_mask=mask,
+                position_ids=packed.positions_GW,
+                labels=packed.labels_GW,
+                fused_lm_head=True,
+            )
+        shape = len(input_ids), logits_to_keep
+        entropies = packed.unpack(outputs.entropy, *shape) if options.get("compute_entropy") else None
+        return packed.unpack(outputs.log_probs, *shape), entropies, None
+
+    def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
+        """TRL's sampling, with the prompts' caches computed once each."""
+        network = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)  # type: ignore[attr-defined]
+        if self.use_vllm or sharded or not _sees_everything(network):  # type: ignore[attr-defined]
+            return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+        with shared_prefill(network):
+            return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+
+
+@contextmanager
+def shared_prefill(network: Any) -> Iterator[None]:
+    """While it is open, ``network.generate(input_ids, attention_mask, …)`` computes repeated prompts once.
+
+    The draws are the same as without it: sampling begins at the prompts' last token, all sequences together.
+    """
+    original = network.generate
+
+    def generate(*, input_ids: Tensor, attention_mask: Tensor, **options: Any) -> Any:
+        rows = input_ids.masked_fill(attention_mask == 0, -1)
+        distinct, inverse_B = torch.unique(rows, dim=0, return_inverse=True)
+        if len(distinct) < len(rows) and rows.shape[1] > 1:
+            ids_GS, mask_GS = distinct[:, :-1].clamp(min=0), (distinct[:, :-1] >= 0).long()
+            cache = network(
+                input_ids=ids_GS,
+                attention_mask=mask_GS,
+                position_ids=(mask_GS.cumsum(1) - 1).clamp(min=0),
+                use_cache=True,
+                logits_to_keep=1,
+            ).past_key_values
+            cache.batch_select_indices(inverse_B)
+            options["past_key_values"] = cache
+        return original(input_ids=input_ids, attention_mask=attention_mask, **options)
+
+    network.generate = generate
+    try:
+        yield
+    finally:
+        del network.generate
