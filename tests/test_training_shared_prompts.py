@@ -1,6 +1,5 @@
 """Prompts computed once a group: the same numbers, gradients and draws as computing them with every completion."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

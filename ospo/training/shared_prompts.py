@@ -1,4 +1,4 @@
-"""The completions of a prompt share its computation: exact, and most of a step's time where prompts are the longer part.
+"""The completions of a prompt share its computation: exact, and most of a step's time where prompts are long.
 
 A generation batch holds each prompt once a completion (8 times, say). Its keys and values are the same each time, so
 
@@ -7,8 +7,8 @@ A generation batch holds each prompt once a completion (8 times, say). Its keys 
   and itself only (:class:`SharedPromptsMixin`). Each completion begins with a copy of the prompt's last token, whose
   output predicts the completion's first. Nothing is padded but the rows' ends.
 
-With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in place of 32 × 190 (padded) = 6,080. Values and
-gradients are those of the plain computation up to rounding.
+With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in place of 32 × 190 (padded) = 6,080. Values
+and gradients are those of the plain computation up to rounding.
 """
 
 from collections.abc import Iterator
@@ -27,8 +27,9 @@ IGNORE = -100
 class Packed:
     """G rows of W tokens that hold B completions.
 
-    owner_GW: −1 padding, 0 prompt, k ≥ 1 the row's k-th completion. labels_GW: the completions' tokens, IGNORE elsewhere.
-    rows_M, columns_M: where each of the M completion tokens stands; completions_M, places_M: whose it is, and its place.
+    owner_GW: −1 padding, 0 prompt, k ≥ 1 the row's k-th completion. labels_GW: the completions' tokens, IGNORE
+    elsewhere. rows_M, columns_M: where each of the M completion tokens stands; completions_M, places_M: whose it is,
+    and its place there.
     """
 
     ids_GW: Tensor
