@@ -8,8 +8,8 @@ has as many articles as H&M's: a built-in shop of that size, made and indexed on
 ``--articles`` or ``--data`` take another. Both ways start with indexed catalogues and with no text encoded.
 
 ``ratio_vs_sequential`` compares wall time, ``ratio_vs_sequential_cpu`` processor time of all threads, which other work
-on the machine distorts less. Also counted is what the second way loses: relevant items of the pool that are not among the
-best 1,000 of the catalogue.
+on the machine distorts less. Also counted is what the second way loses: relevant items of the pool that are not among
+the best 1,000 of the catalogue.
 
 ``--scale 100000`` instead runs the whole of ``ospo evaluate`` and the report's analysis over that many requests (the
 dataset's, repeated) under BM25 and static embeddings, each size in a process of its own: seconds and peak memory.
