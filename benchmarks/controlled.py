@@ -1,21 +1,21 @@
 """Controlled generation: a search-like task in which the worth of every phrase is known.
 
-    python -m benchmarks.controlled [--quick] [--seeds 5] [--steps 120] [--jobs 2]
+    python -m benchmarks.controlled [--quick] [--seeds 5] [--steps 160] [--jobs 2]
 
-The world: 24 cues, each standing for a hidden attribute; a request shows 4 cues ("for the lake, the opera, …"), and its
-hidden targets are their 4 attributes. 36 further attributes are distractors. A text's utility is +1 for each target
-that it names and −0.5 for every other word, repeats included; the reward is shaped like nDCG:
+The world: 24 cues, each standing for a hidden attribute; a request shows 7 cues, and its hidden targets are their 7
+attributes. 36 further attributes are distractors. A text's utility is +1 for each target that it names and −0.5 for
+every other word, repeats included; the reward is shaped like nDCG:
 
-    R = 1 / log2(2 + 60 · exp(−0.9 · utility)),  0 for an empty text
+    R = 1 / log2(2 + 60 · exp(−0.7 · utility)),  0 for an empty text
 
-So the truth about a phrase (+1 or −0.5) is known, while the learner sees one number a text. The policy
-is the `nano` preset, warm-started on a teacher that names a target with probability 0.5, else any attribute.
+So the truth about a phrase (+1 or −0.5) is known, while the learner sees one number a text. The policy is the `nano`
+preset, warm-started on a teacher that names a target with probability 0.8, else any attribute.
 
 Reported: (a) the correlation of each estimator's credit with the truth, over completions of the warm-started policy,
-beside GRPO's advantage; (b) the reward by step of every algorithm, each at the learning rate (of three) with the
-highest mean reward on another seed than the reported ones; (c) the steps each needs to GRPO's final reward. Intervals
-are paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last line of stdout is
-one JSON object.
+beside GRPO's advantage; (b) the reward by step of every algorithm, each at the learning rate with the highest mean reward
+in shorter runs on another seed than the reported ones; (c) the steps each needs to GRPO's final reward. Intervals are
+paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last line of stdout is one
+JSON object.
 """
 
 import argparse
@@ -32,25 +32,27 @@ from benchmarks import finish, machine, progress
 from benchmarks.jobs import job_key, load_result, run_jobs, save_result, serve
 
 FOLDER = Path(".benchmarks/controlled")
-CUES, SHOWN, DISTRACTORS, REQUESTS = 24, 4, 36, 4000
-HARM, TEACHER = 0.5, 0.5
+CUES, SHOWN, DISTRACTORS, REQUESTS = 24, 7, 36, 4000
+HARM, TEACHER, WORDS = 0.5, 0.8, (9, 13)
 ALGORITHMS = {
     "grpo": "grpo",
-    "dr_grpo": "dr_grpo",
-    "dapo": "dapo",
-    "grpo_lambda": "grpo_lambda",
-    "shapley_tokens": "shapley_tokens",
+    "to-go": "ospo:credit.redistribution=to-go",
     "paper-prop": "ospo:credit.redistribution=paper-prop",
     "paper-rank": "ospo:credit.redistribution=paper-rank",
-    "hybrid": "ospo:credit.redistribution=hybrid,credit.alpha=0.7",
-    "signed-prop": "ospo:credit.redistribution=signed-prop",
+    "grpo_lambda": "grpo_lambda",
+    "dr_grpo": "dr_grpo",
+    "shapley_tokens": "shapley_tokens",
     "additive": "ospo:credit.redistribution=additive",
-    "to-go": "ospo:credit.redistribution=to-go",
+    "signed-prop": "ospo:credit.redistribution=signed-prop",
+    "hybrid": "ospo:credit.redistribution=hybrid,credit.alpha=0.7",
+    "dapo": "dapo",
 }
 OURS = "to-go"
-RATES = ("1.0e-4", "2.0e-4", "4.0e-4")
-TUNING_SEEDS = (100,)
+RATES = ("2.0e-4", "4.0e-4")
+TUNING_SEEDS, TUNING_STEPS = (100,), 80
 SMOOTH = 10  # steps
+# What a finished run depends on beside its settings.
+WORLD = (CUES, SHOWN, DISTRACTORS, HARM, TEACHER, *WORDS)
 ESTIMATORS = ("exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "auto")
 
 
@@ -64,7 +66,7 @@ def overrides(steps: int) -> list[str]:
         "presets.nano.sft.learning_rate=1.0e-3",
         f"presets.nano.rl.steps={steps}",
         "presets.nano.rl.prompts_per_step=4",
-        "presets.nano.rl.max_completion_tokens=28",
+        "presets.nano.rl.max_completion_tokens=40",
         "presets.nano.rl.repeat_cost=0.0",
         f"presets.nano.rl.checkpoint_every={steps}",
         "presets.nano.rl.collapse_reward=0.0",
@@ -103,16 +105,16 @@ class World:
         for text, row in zip(texts, rows, strict=True):
             words = text.replace(",", " ").split()
             utility = float(self.truth(words, row).sum())
-            values.append(1 / math.log2(2 + 60 * math.exp(-0.9 * utility)) if words else 0.0)
+            values.append(1 / math.log2(2 + 60 * math.exp(-0.7 * utility)) if words else 0.0)
         return np.array(values)
 
     def teacher(self, row: int, rng: np.random.Generator) -> str:
-        """A poor answer: 3 to 8 attributes, a target with probability TEACHER each."""
+        """A poor answer: 9 to 12 attributes, a target with probability TEACHER each, repeats left out."""
         words = [
             self.attributes[int(rng.choice(self.shown_RK[row]))]
             if rng.random() < TEACHER
             else self.attributes[int(rng.integers(len(self.attributes)))]
-            for _ in range(int(rng.integers(3, 9)))
+            for _ in range(int(rng.integers(*WORDS)))
         ]
         return ", ".join(dict.fromkeys(words))
 
@@ -293,7 +295,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="GRPO, OSPO-Prop and ours, 2 seeds, 60 steps, one rate")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--only", default="", help="comma-separated algorithms, grpo always among them")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -306,27 +308,26 @@ def main() -> None:
     seeds, steps = list(range(arguments.seeds)), arguments.steps
     rates: tuple[str, ...] = RATES
     if arguments.quick:
-        names, seeds, steps, rates = ["grpo", "paper-prop", OURS], [0, 1], 60, RATES[2:]
-    settings = overrides(steps)
-    warm_settings = overrides(0 + 1)  # the warm start does not depend on the steps that follow
+        names, seeds, steps, rates = ["grpo", "paper-prop", OURS], [0, 1], 60, RATES[1:]
+    warm_settings = overrides(1)  # the warm start does not depend on the steps that follow
 
-    def job(seed: int, name: str, spec: str, extra: list[str]) -> dict[str, Any]:
-        used = warm_settings if spec == "sft" else [*settings, *extra]
+    def job(seed: int, name: str, spec: str, extra: list[str], steps: int = steps) -> dict[str, Any]:
+        used = warm_settings if spec == "sft" else [*overrides(steps), *extra]
         folder = FOLDER / str(seed)
-        out = folder / (name if spec == "sft" else f"{name}-{job_key(spec, used)}")
-        warm = str(folder / f"policy-{job_key(warm_settings)}")
+        out = folder / (name if spec == "sft" else f"{name}-{job_key(spec, used, WORLD)}")
+        warm = str(folder / f"policy-{job_key(warm_settings, WORLD)}")
         return {"seed": seed, "spec": spec, "overrides": used, "out": str(out), "warm": warm}
 
     def rate(value: str) -> list[str]:
         return [f"presets.nano.rl.learning_rate={value}"]
 
     tuning = TUNING_SEEDS if len(rates) > 1 else ()
-    warm = [job(seed, f"sft-{job_key(warm_settings)}", "sft", []) for seed in (*seeds, *tuning)]
+    warm = [job(seed, f"sft-{job_key(warm_settings, WORLD)}", "sft", []) for seed in (*seeds, *tuning)]
     run_jobs("benchmarks.controlled", warm, arguments.jobs)
     chosen = dict.fromkeys(names, rates[0])
     if tuning:
         trials = {
-            (name, value): [job(seed, name, ALGORITHMS[name], rate(value)) for seed in tuning]
+            (name, value): [job(seed, name, ALGORITHMS[name], rate(value), TUNING_STEPS) for seed in tuning]
             for name in names
             for value in rates
         }
@@ -336,8 +337,7 @@ def main() -> None:
             area = {v: np.mean([load_result(Path(j["out"]))["reward"].mean() for j in trials[name, v]]) for v in rates}
             chosen[name] = max(area, key=lambda value: area[value])
     runs = {name: [job(seed, name, ALGORITHMS[name], rate(chosen[name])) for seed in seeds] for name in names}
-    by_seed = [runs[name][i] for i in range(len(seeds)) for name in names]
-    run_jobs("benchmarks.controlled", by_seed, arguments.jobs)
+    run_jobs("benchmarks.controlled", [j for name in names for j in runs[name]], arguments.jobs)
     curves = {
         name: np.stack([smooth(load_result(Path(j["out"]))["reward"]) for j in group]) for name, group in runs.items()
     }
