@@ -12,10 +12,10 @@ So the truth about a phrase (+1 or −0.5) is known, while the learner sees one 
 preset, warm-started on a teacher that names a target with probability 0.8, else any attribute.
 
 Reported: (a) the correlation of each estimator's credit with the truth, over completions of the warm-started policy,
-beside GRPO's advantage; (b) the reward by step of every algorithm, each at the learning rate with the highest mean reward
-in shorter runs on another seed than the reported ones; (c) the steps each needs to GRPO's final reward. Intervals are
-paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last line of stdout is one
-JSON object.
+beside GRPO's advantage; (b) the reward by step of every algorithm, each at the learning rate with the highest mean
+reward in shorter runs on another seed than the reported ones; (c) the steps each needs to GRPO's final reward.
+Intervals are paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last line of
+stdout is one JSON object.
 """
 
 import argparse
