@@ -77,15 +77,31 @@ class Shop:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
+        """A call of Prefect's API; again after a 503, its answer while the store is busy, as Prefect's clients do."""
+
+        def answer() -> httpx.Response | None:
+            found = self.api.request(method, path, json=body)
+            return None if found.status_code == httpx.codes.SERVICE_UNAVAILABLE else found
+
+        found: httpx.Response = wait_for(answer)
+        return found
+
     def post(self, path: str, **body: Any) -> Any:
-        """A call of Prefect's API."""
-        answer = self.api.post(path, json=body)
+        """A call of Prefect's API that must go well."""
+        answer = self.ask("POST", path, body)
         assert answer.is_success, answer.text
         return answer.json()
 
+    def schedule(self, deployment: dict[str, Any], rule: str) -> None:
+        """Give a deployment one more schedule, as the UI does; ``rule``: iCalendar's."""
+        body = [{"schedule": {"rrule": rule, "timezone": "UTC"}, "active": True}]
+        answer = self.ask("POST", f"/deployments/{deployment['id']}/schedules", body)
+        assert answer.is_success, answer.text
+
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by FLOW/NAME."""
-        answer = self.api.get(f"/deployments/name/{name}")
+        answer = self.ask("GET", f"/deployments/name/{name}")
         assert answer.is_success, answer.text
         return dict(answer.json())
 
@@ -96,12 +112,12 @@ class Shop:
 
     def state(self, run_id: str) -> str:
         """State of a flow run, such as COMPLETED."""
-        return str(self.api.get(f"/flow_runs/{run_id}").json()["state_type"])
+        return str(self.ask("GET", f"/flow_runs/{run_id}").json()["state_type"])
 
     def completed(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
         """Wait for a flow run to end well."""
         wait_for(lambda: self.state(run_id) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), seconds)
-        found = dict(self.api.get(f"/flow_runs/{run_id}").json())
+        found = dict(self.ask("GET", f"/flow_runs/{run_id}").json())
         log = self.place.log("worker").read_text(errors="replace")[-3000:]
         assert found["state_type"] == "COMPLETED", f"{found['state']}\n{log}"
         return found

@@ -109,7 +109,7 @@ def test_parameters_have_types_and_limits(shop: Shop, name: str, parameters: dic
     found = shop.deployment(name)
     assert set(found["parameter_openapi_schema"]["properties"]) >= {"dataset", "policy", "seed", "overrides"}
     assert all(item["description"] for item in found["parameter_openapi_schema"]["properties"].values())
-    answer = shop.api.post(f"/deployments/{found['id']}/create_flow_run", json={"parameters": parameters})
+    answer = shop.ask("POST", f"/deployments/{found['id']}/create_flow_run", {"parameters": parameters})
     assert answer.status_code in (409, 422)
     assert says in answer.text
 
@@ -117,9 +117,7 @@ def test_parameters_have_types_and_limits(shop: Shop, name: str, parameters: dic
 def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: MlflowClient) -> None:
     nightly = shop.deployment("pipeline-dataset/nightly-esci")
     soon = (datetime.now(UTC) + timedelta(seconds=15)).replace(microsecond=0)
-    rule = {"rrule": f"DTSTART:{soon:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=DAILY;COUNT=1", "timezone": "UTC"}
-    answer = shop.api.post(f"/deployments/{nightly['id']}/schedules", json=[{"schedule": rule, "active": True}])
-    assert answer.is_success, answer.text
+    shop.schedule(nightly, f"DTSTART:{soon:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=DAILY;COUNT=1")
 
     def due() -> Any:
         runs = shop.post("/flow_runs/filter", deployments={"id": {"any_": [nightly["id"]]}}, limit=50)
@@ -301,8 +299,7 @@ def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(shop: 
     # Meanwhile a schedule comes round three times; one run makes up for them.
     weekly = shop.deployment("robustness/weekly-robustness")
     first = (datetime.now(UTC) + timedelta(seconds=12)).replace(microsecond=0)
-    rule = {"rrule": f"DTSTART:{first:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;COUNT=3", "timezone": "UTC"}
-    shop.api.post(f"/deployments/{weekly['id']}/schedules", json=[{"schedule": rule, "active": True}])
+    shop.schedule(weekly, f"DTSTART:{first:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;COUNT=3")
 
     def weekly_runs() -> list[dict[str, Any]]:
         """Those of these three times: there is the one of next Sunday, too."""
