@@ -15,6 +15,8 @@ from training_shop import ROOT, LetterReward, make_policy, small_config, weights
 
 from ospo.config import edit_params
 from ospo.data.dataset import PreparedData
+from ospo.distributed import Follower
+from ospo.tracking import Run
 from ospo.training.callbacks import read_metrics
 from ospo.training.rl import train_rl
 
@@ -108,6 +110,15 @@ def test_two_processes_equal_one(esci_tiny: PreparedData, policy: Path, tmp_path
     assert arguments["per_device_train_batch_size"] == 4
     first, second = weights(tmp_path / "one" / "model"), weights(tmp_path / "two" / "model")
     assert all(torch.isfinite(value).all() for value in (*first.values(), *second.values()))
+
+
+def test_a_follower_takes_what_a_run_takes() -> None:
+    """Steps log to either without asking which it is."""
+    taken = [
+        name for name in vars(Run) if name.startswith(("log_", "set_")) and name not in ("log_artifacts", "log_dataset")
+    ]
+    assert len(taken) >= 7
+    assert [name for name in taken if not callable(getattr(Follower, name, None))] == []
 
 
 @pytest.mark.slow
