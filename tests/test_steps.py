@@ -9,7 +9,6 @@ import pytest
 from conftest import ROOT, micro_config
 
 from ospo import registry, steps, tracking
-from ospo.distributed import Follower
 from ospo.errors import OspoError
 from ospo.files import read_json
 from ospo.fresh import run_fresh
@@ -143,12 +142,6 @@ def test_a_fingerprint_covers_all_code_that_the_step_runs(start, sources):
     names = {file.relative_to(ROOT / "ospo").as_posix() for file in found}
     assert len(names) > 30
     assert {name for name in names if not name.startswith((*sources, *elsewhere))} == set()
-
-
-def test_other_processes_take_every_record_that_a_run_takes():
-    records = {name for name in vars(tracking.Run) if name.startswith(("log_", "set_"))}
-    assert "log_dict" in records
-    assert records <= set(vars(Follower))
 
 
 def test_a_second_run_on_the_same_dataset_is_refused(workspace):
