@@ -7,9 +7,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import Overrides, ParamsFile, flow_config, lineage, one_at_a_time
-from ospo import fresh
+from ospo import fresh, registry
 from ospo.config import DATASETS, Config, Dataset
-from ospo.registry import RegistryError
 
 
 @task(name="champion on fresh data", task_run_name="champion of {dataset}", cache_policy=NO_CACHE)
@@ -32,12 +31,11 @@ def robustness(
     config = flow_config(params, overrides)
     results: dict[str, Any] = {}
     for dataset in datasets or DATASETS:
+        if not any(registry.CHAMPION in item.aliases for item in registry.models(config, (dataset,))):
+            get_run_logger().warning("%s has no champion yet: passed over", dataset)
+            continue
         with one_at_a_time(dataset):
-            try:
-                found = check_champion(config, dataset)
-            except RegistryError as error:
-                get_run_logger().warning("%s", error)
-                continue
+            found = check_champion(config, dataset)
         create_markdown_artifact(
             key=f"robustness-{dataset}",
             markdown=fresh.markdown(found, dataset),

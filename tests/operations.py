@@ -114,7 +114,7 @@ class Shop:
         """State of a flow run, such as COMPLETED."""
         return str(self.ask("GET", f"/flow_runs/{run_id}").json()["state_type"])
 
-    def completed(self, run_id: str, seconds: float = 240) -> dict[str, Any]:
+    def completed(self, run_id: str, seconds: float = 600) -> dict[str, Any]:
         """Wait for a flow run to end well."""
         wait_for(lambda: self.state(run_id) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), seconds)
         found = dict(self.ask("GET", f"/flow_runs/{run_id}").json())
@@ -132,10 +132,10 @@ class Shop:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
-        wait_for(lambda: leader(self.place, name) is None, 20)
+        wait_for(lambda: leader(self.place, name) is None, 60)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
     """The first true value of ``condition``."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

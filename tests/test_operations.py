@@ -12,17 +12,19 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from browser import Page, chromium
 from mlflow import MlflowClient
 from operations import Shop, free_port, wait_for
 
 from flows import processes
-from flows.place import POOL, leader
+from flows.place import LIMIT, POOL, leader
 from ospo.files import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -91,8 +93,8 @@ def test_up_starts_everything_and_a_second_one_changes_nothing(shop: Shop) -> No
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     [schedule] = nightly["schedules"]
     assert schedule["schedule"]["cron"] == "0 4 * * *"
-    [limit] = shop.post("/v2/concurrency_limits/filter", limit=50)[:1] or [{}]
-    assert limit
+    limits = {item["name"]: item["limit"] for item in shop.post("/v2/concurrency_limits/filter", limit=50)}
+    assert limits[LIMIT] == 1
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,14 @@ def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: Mlfl
     kinds = {r.data.tags["ospo.kind"]: r for r in runs}
     assert set(kinds) == {"pipeline", "sft", "rl", "evaluation"}
     assert {r.info.status for r in runs} == {"FINISHED"}
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=shop.root, capture_output=True, text=True).stdout.strip()
+    locked = yaml.safe_load((shop.root / "dvc.lock").read_text())["stages"]["prepare@esci"]["outs"]
+    for run in (kinds["sft"], kinds["rl"], kinds["evaluation"]):
+        tags = run.data.tags
+        assert (tags["git.commit"], tags["package.prefect"]) == (head, version("prefect"))
+        assert {out["md5"] for out in locked} <= {value for key, value in tags.items() if key.startswith("data.esci.")}
+        assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["esci"]
+    assert not [key for key in kinds["sft"].data.params if key.startswith(("rl.", "credit."))], "of its own step only"
     parent = kinds["pipeline"]
     assert parent.data.tags["prefect.flow_run_id"] == run_id
     assert all(r.data.tags["mlflow.parentRunId"] == parent.info.run_id for r in runs if r is not parent)
@@ -255,7 +265,7 @@ def steps_done(folder: Path) -> int:
 def still_at_work(folder: Path, steps: int = 2) -> None:
     """The run makes some more steps, and has not ended with them."""
     wanted = steps_done(folder) + steps
-    wait_for(lambda: steps_done(folder) >= wanted, 60)
+    wait_for(lambda: steps_done(folder) >= wanted)
     assert not read_json(folder / "step.json")["finished"], "the run must still be at work"
 
 
@@ -307,7 +317,7 @@ def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(shop: 
         due = [(run, datetime.fromisoformat(run["expected_start_time"]) - first) for run in runs]
         return [run for run, after in due if timedelta(0) <= after < timedelta(seconds=3)]
 
-    wait_for(lambda: not processes.marked(shop.place.state, "worker"), 60)
+    wait_for(lambda: not processes.marked(shop.place.state, "worker"))
     state = read_json(folder / "step.json")
     assert not state["finished"]
     last = max(int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/checkpoint-*"))
@@ -315,7 +325,7 @@ def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(shop: 
     # It says so itself where MLflow answers within seconds; on a busy machine the next command says it.
     sync(shop)
     assert client.get_run(state["run_id"]).info.status == "KILLED"
-    wait_for(lambda: len(weekly_runs()) == 3 and datetime.now(UTC) > first + timedelta(seconds=3), 60)
+    wait_for(lambda: len(weekly_runs()) == 3 and datetime.now(UTC) > first + timedelta(seconds=3))
     shop.hold.unlink()
     shop.up()
     assert shop.state(run_id) == "CRASHED"
@@ -357,7 +367,7 @@ def test_ctrl_c_at_every_stage_is_one_line_without_orphans_and_the_next_start_go
 
         reader = threading.Thread(target=read)
         reader.start()
-        assert seen.wait(120), said.decode(errors="replace")[-3000:]
+        assert seen.wait(240), said.decode(errors="replace")[-3000:]
         os.killpg(demo.pid, signal.SIGINT)  # as a terminal does: the whole foreground group
         code = demo.wait(timeout=90)
         reader.join(timeout=30)

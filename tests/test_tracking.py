@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 
 from ospo import tracking
 from ospo.config import Config, load_config
+from ospo.tracking import runs
 from ospo.tracking.journal import Journal, JournalBusy
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +100,19 @@ def test_a_run_records_everything(config: Config, client: MlflowClient, tmp_path
     assert table == {"columns": ["text", "reward"], "data": [["a", 0.5], ["b", None]]}
     assert Path(client.download_artifacts(run.id, "report/report.txt")).read_text() == "hello"
     assert not (tmp_path / "s" / ".tracking").exists(), "everything was delivered, so nothing must wait"
+
+
+def test_the_machine_is_sampled_while_a_run_lasts(
+    config: Config, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "FLUSH_SECONDS", 0.05)
+    monkeypatch.setattr(runs, "SYSTEM_SECONDS", 0.1)
+    with tracking.run(config, "x", kind="sft", directory=tmp_path) as run:
+        time.sleep(0.5)
+    metrics = client.get_run(run.id).data.metrics
+    assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
+    assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
+    assert metrics["system/process_memory_usage_megabytes"] > 1
 
 
 @pytest.mark.parametrize(
