@@ -120,6 +120,7 @@ def test_a_follower_takes_what_a_run_takes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("launchers", [1, 2])
 def test_the_command_trains_in_two_processes_as_one_tracked_run(
     esci_tiny: PreparedData, tmp_path: Path, launchers: int
@@ -145,7 +146,7 @@ def test_the_command_trains_in_two_processes_as_one_tracked_run(
             )
             for rank in range(launchers)
         ]  # fmt: skip
-        said = [process.communicate(timeout=200) for process in started]
+        said = [process.communicate(timeout=400) for process in started]
         assert [process.returncode for process in started] == [0] * launchers, said[0][1][-2000:]
         return [stdout for stdout, _ in said]
 
