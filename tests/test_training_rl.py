@@ -86,6 +86,7 @@ def test_the_keys_that_do_not_go_through_the_trainers_arguments(esci_tiny: Prepa
         "scheduler", "warmup", "weight_decay", "optimizer", "beta", "temperature", "repeat_cost", "max_prompt_tokens",
         "max_completion_tokens", "loss_type", "importance_sampling_level", "use_vllm", "gradient_checkpointing",
         "checkpoint_every", "table_every", "collapse_reward", "collapse_entropy",  # in _watch
+        "share_prompts",  # in test_training_shared_prompts.py
     }, "a new rl key needs a test that it reaches the trainer"  # fmt: skip
 
 

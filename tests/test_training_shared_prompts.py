@@ -1,5 +1,6 @@
 """Prompts computed once a group: the same numbers, gradients and draws as computing them with every completion."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -100,6 +101,19 @@ def test_sampling_draws_the_same_tokens(trainer: OSPOTrainer) -> None:
     assert shared.tolist() == plain.tolist()
     assert [tuple(shape[:2]) for shape in widths[:2]] == [(2, 4), (6, 1)], "prompts once, then a token a sequence"
     assert "generate" not in vars(network)
+
+
+def test_the_key_turns_it_off(esci_tiny: PreparedData, trainer: OSPOTrainer, tmp_path: Path) -> None:
+    policy = make_policy(small_config(), esci_tiny, tmp_path / "model")
+    config = small_config("presets.nano.rl.share_prompts=false")
+    plain = build_trainer(config, esci_tiny, "grpo", policy, LetterReward(), tmp_path, lambda step, metrics: None)
+    assert (plain.share_prompts, trainer.share_prompts) == (False, True)
+    shapes = []
+    network: Any = plain.model
+    network.get_input_embeddings().register_forward_hook(lambda module, args, out: shapes.append(out.shape))
+    plain._get_per_token_logps_and_entropies(network, *batch(), 4, compute_entropy=True)
+    plain._generate_single_turn([[11, 12, 13]] * 2, None, {}, 2)
+    assert [tuple(shape[:2]) for shape in shapes[:2]] == [(6, 9), (2, 3)]
 
 
 def test_a_window_of_attention_is_left_to_the_library(trainer: OSPOTrainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,6 +218,7 @@ class Rl(Section):
     vllm_mode: Literal["colocate", "server"] = "colocate"
     vllm_server: str = "http://127.0.0.1:8000"
     gradient_checkpointing: bool = False
+    share_prompts: bool = True
     checkpoint_every: int = Field(20, ge=1)
     table_every: int = Field(25, ge=1)
     collapse_reward: float = Field(0.5, ge=0, lt=1)

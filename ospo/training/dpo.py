@@ -1,10 +1,12 @@
 """DPO on pairs of the SFT policy's own completions (arXiv 2305.18290), by TRL's trainer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from ospo.config import Config, Dpo
@@ -61,6 +63,7 @@ def train_dpo(
     reward: Reward,
     out: Path,
     on_log: OnLog,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train from the policy in ``sft_model``, which is also the reference; ``out/model`` is complete or absent.
 
@@ -94,4 +97,5 @@ def train_dpo(
         ),
         processing_class=tokenizer,
     )
-    run_trainer(trainer, tokenizer, config, f"dpo {data.name}", out, on_log, seen_after(data, sft_model))
+    seen = seen_after(data, sft_model)
+    run_trainer(trainer, tokenizer, config, f"dpo {data.name}", out, on_log, seen, callbacks)

@@ -3,7 +3,10 @@
 The paper's SFT baseline (arXiv 2601.08403); known as RFT (arXiv 2308.01825) and RAFT (arXiv 2304.06767).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from transformers import TrainerCallback
 
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
@@ -34,6 +37,7 @@ def train_rft(
     reward: Reward,
     out: Path,
     on_log: OnLog,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train from the policy in ``sft_model``; ``out/model`` is complete at the end or absent. Goes on after a kill.
 
@@ -56,4 +60,4 @@ def train_rft(
     ]
     network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     seen = seen_after(data, sft_model)
-    run_supervised(config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen)
+    run_supervised(config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen, callbacks)

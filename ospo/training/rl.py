@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from ospo.config import Algorithm, Config
 from ospo.data.dataset import PreparedData
@@ -202,6 +204,7 @@ def build_trainer(
         redistribution=redistribution(config, algorithm),
         table=table,
     )
+    trainer.share_prompts = rl.share_prompts
     callbacks = standard_callbacks(trainer, f"{algorithm} {data.name}", out, on_log)
     if on_table is not None:
         callbacks.append(SampleTable(table.sample, rl.table_every, on_table))
@@ -221,14 +224,15 @@ def train_rl(
     out: Path,
     on_log: OnLog,
     on_table: OnTable | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train with ``algorithm`` from the policy in ``sft_model``; ``out/model`` is complete at the end or absent.
 
     A run that was killed goes on from its last complete checkpoint: same prompts, same random numbers, same weights as
     if it had not been killed. ``on_log(step, metrics)`` is called once a step; the same lines go to
     ``out/metrics.jsonl``, every sampled completion to ``out/completions.parquet``. ``on_table(step, rows)`` gets some
-    of the completions every ``table_every`` steps. A run that collapses is stopped (``out/collapse.json``) and leaves
-    its last good policy.
+    of the completions every ``table_every`` steps; ``callbacks`` see the trainer's events. A run that collapses is
+    stopped (``out/collapse.json``) and leaves its last good policy.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
@@ -236,7 +240,8 @@ def train_rl(
     trainer = build_trainer(config, data, algorithm, sft_model, reward, out, on_log, on_table)
     seen = seen_after(data, sft_model)  # what the warm start has seen, this policy has seen
     collapse = CollapseStop(config.preset.rl, config.preset.model, sft_model, out, seen)
-    trainer.add_callback(collapse)
+    for callback in (collapse, *callbacks):
+        trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.table is not None and trainer.is_world_process_zero():
         trainer.table.write()

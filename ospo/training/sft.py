@@ -1,13 +1,14 @@
 """Supervised warm start: the policy learns to write well-formed search texts from a noisy teacher."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
 from ospo.config import Config, Rft, Sft
 from ospo.data.dataset import PreparedData, Request
@@ -120,6 +121,7 @@ def run_supervised(
     out: Path,
     on_log: OnLog,
     seen: Iterable[str],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train ``network`` on ``examples`` in their order; see :func:`ospo.training.trainer.run_trainer`."""
     from torch.utils.data import SequentialSampler
@@ -140,7 +142,7 @@ def run_supervised(
         train_dataset=examples,
         data_collator=lambda batch: collate(batch, pad),
     )
-    run_trainer(trainer, tokenizer, config, title, out, on_log, seen)
+    run_trainer(trainer, tokenizer, config, title, out, on_log, seen, callbacks)
 
 
 def train_sft(config: Config, data: PreparedData, out: Path, on_log: OnLog) -> None:

@@ -107,8 +107,10 @@ class SharedPromptsMixin:
     """For TRL's GRPOTrainer: prompts are computed once a group, in sampling and in the loss, where that is possible.
 
     It is not where sequences are more than tokens (images), where the network's attention is not full, under vLLM, and,
-    for sampling, where the weights are sharded; then TRL's own way is taken.
+    for sampling, where the weights are sharded; then TRL's own way is taken, as it is where ``share_prompts`` is false.
     """
+
+    share_prompts = True
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **options: Any
@@ -118,7 +120,7 @@ class SharedPromptsMixin:
         network = self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
         more = [name for name, value in options.items() if name not in plain and value is not False]
         packed = None
-        if not args and not more and _sees_everything(network):
+        if self.share_prompts and not args and not more and _sees_everything(network):
             packed = pack(input_ids, attention_mask, logits_to_keep)
         if packed is None:
             return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
@@ -144,7 +146,7 @@ class SharedPromptsMixin:
         """TRL's sampling, with the prompts' caches computed once each."""
         network = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)  # type: ignore[attr-defined]
-        if self.use_vllm or sharded or not _sees_everything(network):  # type: ignore[attr-defined]
+        if not self.share_prompts or self.use_vllm or sharded or not _sees_everything(network):  # type: ignore[attr-defined]
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
         with shared_prefill(network):
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]

@@ -1,10 +1,11 @@
 """What all trainers that learn from written examples share: their arguments, and a run from start or checkpoint."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 from ospo.config import Config, Updates
 from ospo.training.callbacks import (
@@ -40,17 +41,24 @@ def shared_arguments(config: Config, updates: Updates, out: Path) -> dict[str, A
 
 
 def run_trainer(
-    trainer: Any, tokenizer: Any, config: Config, title: str, out: Path, on_log: OnLog, seen: Iterable[str]
+    trainer: Any,
+    tokenizer: Any,
+    config: Config,
+    title: str,
+    out: Path,
+    on_log: OnLog,
+    seen: Iterable[str],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train to the end and write ``out/model``, which is complete or absent.
 
     A run that was killed goes on from its last whole checkpoint, with the same weights at the end. ``on_log(step,
-    metrics)`` is called once a step; ``seen``: keys of the requests trained on.
+    metrics)`` is called once a step; ``seen``: keys of the requests trained on; ``callbacks`` see the trainer's events.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
     start_metrics(out, checkpoint)
-    for callback in [*standard_callbacks(trainer, title, out, on_log), CheckpointMarker()]:
+    for callback in [*standard_callbacks(trainer, title, out, on_log), CheckpointMarker(), *callbacks]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finish(trainer, tokenizer, config.preset.model, out, seen)
