@@ -48,7 +48,7 @@ ALGORITHMS = {
     "dapo": "dapo",
 }
 OURS = "to-go"
-RATES = ("2.0e-4", "4.0e-4")
+RATES = ("1.0e-4", "2.0e-4", "4.0e-4")
 TUNING_SEEDS, TUNING_STEPS = (100,), 80
 SMOOTH = 10  # steps
 # What a finished run depends on beside its settings.
@@ -308,7 +308,7 @@ def main() -> None:
     seeds, steps = list(range(arguments.seeds)), arguments.steps
     rates: tuple[str, ...] = RATES
     if arguments.quick:
-        names, seeds, steps, rates = ["grpo", "paper-prop", OURS], [0, 1], 60, RATES[1:]
+        names, seeds, steps, rates = ["grpo", "paper-prop", OURS], [0, 1], 60, RATES[1:2]
     warm_settings = overrides(1)  # the warm start does not depend on the steps that follow
 
     def job(seed: int, name: str, spec: str, extra: list[str], steps: int = steps) -> dict[str, Any]:
