@@ -50,6 +50,18 @@ def test_rows_hold_each_prompt_once() -> None:
     assert packed.unpack(packed.ids_GW[:, 1:].float(), 6, 4).tolist() == (ids * mask)[:, 5:].tolist()
 
 
+def test_completions_that_are_masked_away_give_zeros_and_a_gradient(trainer: OSPOTrainer) -> None:
+    """DAPO masks completions that were cut off, in a short run all of them."""
+    ids, mask = batch()
+    mask[:, 5:] = 0
+    network: Any = trainer.model
+    network.zero_grad()
+    logps, _, _ = trainer._get_per_token_logps_and_entropies(network, ids, mask, 4, compute_entropy=True)
+    assert logps.tolist() == [[0.0] * 4] * 6
+    logps.sum().backward()
+    assert all(float(p.grad.abs().max()) == 0 for p in network.parameters() if p.grad is not None)
+
+
 def test_nothing_to_share_is_none() -> None:
     ids, mask = batch()
     assert pack(ids[:3], mask[:3], keep=4) is None

@@ -92,7 +92,8 @@ def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
         torch.tensor([row[i] + [filler] * (width - len(row[i])) for row in rows], device=ids_BS.device)
         for i, filler in enumerate((0, 0, -1, IGNORE))
     ]
-    return Packed(*tables, *torch.tensor(cells, device=ids_BS.device).view(-1, 4).unbind(1))
+    where = torch.tensor(cells, dtype=torch.long, device=ids_BS.device).view(-1, 4).unbind(1)
+    return Packed(*tables, *where)
 
 
 def _sees_everything(network: Any) -> bool:
