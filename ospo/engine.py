@@ -6,11 +6,12 @@ from ospo.credit.game import Value
 
 
 def credit_engine(
-    config: Config, reward: Value, *, estimator: str | None = None, budget: int | None = None
+    config: Config, reward: Value, *, estimator: str | None = None, budget: int | None = None, added: bool = False
 ) -> CreditEngine:
     """The credit engine of ``config.credit``, over the very function that gives the terminal reward.
 
     ``estimator`` and ``budget`` overrule the configured ones, for callers that may spend more on a text than training.
+    ``added``: also what each segment added to those before it.
     """
     settings = config.credit
     return CreditEngine(
@@ -21,4 +22,5 @@ def credit_engine(
         window=settings.window,
         budget=budget or settings.budget,
         seed=config.seed,
+        added=added,
     )

@@ -7,6 +7,7 @@ from ospo.credit import CreditEngine, Segmentation, segment
 from ospo.credit.estimators import all_masks
 from ospo.credit.owen import owen_values, shapley_values
 from ospo.credit.segments import join_repeats, repeated
+from ospo.training.advantages import paid
 from ospo.training.waste import ThriftyReward
 
 
@@ -105,3 +106,32 @@ def test_linear_retrievers_skip_repeats_alike() -> None:
     [fast] = CreditEngine(Linear(), segments="delimiters").credit([text], [0])
     [direct] = CreditEngine(worth, segments="delimiters").credit([text], [0])
     assert fast.phi_N == pytest.approx(direct.phi_N)
+
+
+# --- variants: near-repeats, which no comparison of words can tell ---------------------------------------------------
+
+
+def stemmed(texts, rows):
+    """A retriever that hears "stack" in "stackable" and "stacks": worth .6 said once or often; "green" .2 more."""
+    return np.array([0.6 * ("stack" in text) + 0.2 * ("green" in text) for text in texts])
+
+
+@pytest.mark.parametrize("estimator", ["auto", "exact", "permutation"])
+def test_what_a_segment_added_to_those_before_it(estimator: str) -> None:
+    texts = ["stackable, stackables, green, stacks", "green", "", "green, green, stackable"]
+    credits = CreditEngine(stemmed, segments="delimiters", estimator=estimator, added=True).credit(texts, [0] * 4)
+    assert [list(np.round(credit.added_N, 9)) for credit in credits] == [
+        [0.6, 0.0, 0.2, 0.0], [0.2], [], [0.2, 0.0, 0.6]
+    ]  # fmt: skip
+    plain = CreditEngine(stemmed, segments="delimiters", estimator=estimator).credit(texts, [0] * 4)
+    for credit, other in zip(credits, plain, strict=True):
+        assert other.added_N is None
+        assert credit.phi_N.tolist() == other.phi_N.tolist(), "the credit itself does not change"
+        assert credit.added_N.sum() == pytest.approx(credit.total - credit.empty_value)
+
+
+def test_variants_of_a_phrase_are_not_paid() -> None:
+    text = "stackable, stackables, green, stacks"
+    [credit] = CreditEngine(stemmed, segments="delimiters", estimator="exact", added=True).credit([text], [0])
+    assert credit.phi_N == pytest.approx([0.2, 0.2, 0.2, 0.2]), "Shapley's symmetry shares it out"
+    assert paid(credit) == pytest.approx([0.2, 0.0, 0.2, 0.0])

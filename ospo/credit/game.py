@@ -22,7 +22,8 @@ class Credit:
 
     ``phi_N``: (n,) float64, in units of the reward. ``total``: v(N), the reward. ``empty_value``: v(∅).
     ``evaluations``: distinct coalitions used. ``skipped``: not evaluated; then the segmentation is one segment over
-    the whole answer, with credit zero.
+    the whole answer, with credit zero. ``added_N``: (n,) what each segment added to those before it, v(0…j) − v(0…j−1),
+    where the engine was asked for it.
     """
 
     segmentation: Segmentation
@@ -31,6 +32,7 @@ class Credit:
     evaluations: int
     empty_value: float
     skipped: bool = False
+    added_N: np.ndarray | None = None
 
 
 def coalition_text(segmentation: Segmentation, mask: np.ndarray) -> str:
@@ -59,6 +61,7 @@ class CreditEngine:
     seed: with the answer's text and row it seeds the sample of coalitions, so an answer's credit does not depend on
     what else is in the batch.
     max_segments: longer answers have neighbours joined until this many are left; 0 means half the budget.
+    added: also evaluate the text as it grew, segment by segment, for ``Credit.added_N``.
 
     Repeats do not play. The Shapley value is symmetric: of "linen, linen, linen" each would get a third of what linen
     is worth, and a policy would learn to say it again and again. A repeat can only come after what it repeats, so the
@@ -78,12 +81,14 @@ class CreditEngine:
         budget: int = 32,
         seed: int = 0,
         max_segments: int = 0,
+        added: bool = False,
     ):
         if budget < 2:
             raise ValueError(f"budget: {budget} coalitions, at least the empty and the full one are needed")
         self.value, self.segments, self.unions, self.budget, self.seed = value, segments, unions, budget, seed
         self.estimator = get_estimator(estimator, window)
         self.max_segments = max_segments or max(1, min(12, budget // 2))
+        self.added = added
 
     def credit(
         self,
@@ -154,10 +159,12 @@ class CreditEngine:
         ):
             budget = 1 << len(players)  # coalitions scored from their parts cost next to nothing: all of them, exactly
         played = self.estimator.plan(len(players), unions, budget, rng)
-        masks = np.zeros((len(played) + (len(players) < len(segmentation)), len(segmentation)), dtype=bool)
-        masks[: len(played), players] = played
-        masks[len(played) :] = True  # with repeats the whole text is no coalition of the players
-        return _Job(segmentation, row, masks, players, unions)
+        n = len(segmentation)
+        games = np.zeros((len(played), n), dtype=bool)
+        games[:, players] = played
+        whole_text = np.ones((int(len(players) < n), n), dtype=bool)  # with repeats it is no coalition of the players
+        grown = np.tri(max(n - 1, 0), n, dtype=bool)[: n if self.added else 0]
+        return _Job(segmentation, row, np.concatenate([games, whole_text, grown]), len(played), players, unions)
 
     def _evaluate(self, jobs: list["_Job"]) -> None:
         """Fill in the jobs' values: one call for all distinct (text, row)."""
@@ -194,7 +201,7 @@ class CreditEngine:
 
     def _score(self, jobs: list["_Job"], texts: list[str], rows: list[int]) -> None:
         """Fill in the jobs' pool scores, of the texts just evaluated, where some coalitions were not evaluated."""
-        unknown = [job for job in jobs if len(job.masks) < 1 << len(job.players)]
+        unknown = [job for job in jobs if job.played < 1 << len(job.players)]
         needed = sorted({i for job in unknown for i in job.texts})
         if not needed:
             return
@@ -207,7 +214,7 @@ class CreditEngine:
 
     def _fit(self, job: "_Job") -> Credit:
         n, players = len(job.segmentation), job.players
-        played = slice(None, -1 if len(players) < n else None)
+        played = slice(job.played)
         masks, values = job.masks[played][:, players], job.values[played]
         sizes = masks.sum(axis=1)
         distinct_total, empty = float(values[sizes == len(players)][0]), float(values[sizes == 0][0])
@@ -216,11 +223,15 @@ class CreditEngine:
             played_phi = self.estimator.fit_scores(len(players), job.unions, masks, values, job.scores[played], measure)
         else:
             played_phi = self.estimator.fit(len(players), job.unions, masks, values)
-        total = float(job.values[-1]) if len(players) < n else distinct_total
+        total = float(job.values[job.played]) if len(players) < n else distinct_total
         phi = np.full(n, (total - distinct_total) / max(1, n - len(players)))
         phi[players] = played_phi
         evaluations = len({mask.tobytes() for mask in job.masks})
-        return Credit(job.segmentation, phi, total, evaluations, empty)
+        added = None
+        if self.added:
+            grown = job.values[len(job.values) - max(n - 1, 0) :]
+            added = np.diff([empty, *grown, total])[:n]
+        return Credit(job.segmentation, phi, total, evaluations, empty, added_N=added)
 
 
 class _Job:
@@ -231,10 +242,12 @@ class _Job:
         segmentation: Segmentation,
         row: int,
         masks: np.ndarray,
+        played: int,
         players: np.ndarray,
         unions: tuple[tuple[int, ...], ...],
     ):
         self.segmentation, self.row, self.masks = segmentation, row, masks
+        self.played = played  # so many of the masks are for the estimator; then the whole text and the text as it grew
         self.players, self.unions = players, unions  # segments that play (no repeats); unions of their numbers
         self.direct = np.zeros(len(masks), dtype=bool)  # coalitions evaluated through their text
         self.texts: list[int] = []  # their numbers in the batch

@@ -87,7 +87,7 @@ def _decisions(
     how: Redistribution, rollouts: Rollouts, credits: list[Credit], group: int
 ) -> list[tuple[Segmentation, np.ndarray]]:
     """Each completion's decisions, the closing of its answer among them, and their group-relative returns."""
-    relative = group_relative_returns([credit.phi_N for credit in credits], group, how.discount)
+    relative = group_relative_returns([paid(credit) for credit in credits], group, how.discount)
     result = []
     for b, credit in enumerate(credits):
         text, end = rollouts.texts[b], rollouts.offsets[b] + len(rollouts.answers[b])
@@ -96,6 +96,15 @@ def _decisions(
         cut = decisions(credit.segmentation, after)
         result.append((cut, relative[b][: len(cut)]))
     return result
+
+
+def paid(credit: Credit) -> np.ndarray:
+    """(n,) what each segment is paid as a decision: its credit, but no more than it added to the text before it.
+
+    The Shapley value is symmetric, so a variant of an earlier phrase ("stackables" after "stackable") takes half of
+    what that phrase is worth, and writing variants would pay although none adds anything.
+    """
+    return credit.phi_N if credit.added_N is None else np.minimum(credit.phi_N, credit.added_N)
 
 
 def credit_metrics(rollouts: Rollouts, credits: list[Credit]) -> dict[str, float]:

@@ -190,7 +190,7 @@ def build_trainer(
     network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     generations = math.ceil(rl.steps * batch.accumulation / batch.steps_per_generation)
     rows = prompt_rows(data, generations * rl.prompts_per_step, config.seed)
-    credits = ONLINE[algorithm].credit
+    credits, how = ONLINE[algorithm].credit, redistribution(config, algorithm)
     value: Reward = ThriftyReward(reward, rl.repeat_cost) if rl.repeat_cost else reward
     table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
     trainer_class = GRPOLambdaTrainer if algorithm == "grpo_lambda" else OSPOTrainer
@@ -200,8 +200,8 @@ def build_trainer(
         reward_funcs=SearchRewardFunction(value, tokenizer),
         train_dataset=prompt_dataset(data, rows, tokenizer, rl.max_prompt_tokens),
         processing_class=tokenizer,
-        engine=credit_engine(with_segments(config, algorithm), value) if credits else None,
-        redistribution=redistribution(config, algorithm),
+        engine=credit_engine(with_segments(config, algorithm), value, added=how.mode == "to-go") if credits else None,
+        redistribution=how,
         table=table,
     )
     trainer.share_prompts = rl.share_prompts
