@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
@@ -12,11 +11,11 @@ from trl import DPOConfig, DPOTrainer
 from ospo.config import Config, Dpo
 from ospo.data.dataset import PreparedData
 from ospo.data.seen import seen_after
-from ospo.models import autocast_bfloat16, load_policy, quiet
+from ospo.models import load_policy, quiet
 from ospo.training.callbacks import OnLog
 from ospo.training.offline import Completion, enough_of, groups, sample_offline
 from ospo.training.ospo import Reward
-from ospo.training.trainer import run_trainer, shared_arguments
+from ospo.training.trainer import run_trainer, update_arguments
 
 
 def preference_pairs(completions: list[Completion], settings: Dpo) -> list[tuple[Completion, Completion]]:
@@ -44,14 +43,13 @@ class OwnIdsDPOTrainer(DPOTrainer):
 
 def dpo_arguments(config: Config, out: Path) -> DPOConfig:
     """The trainer's arguments of ``config.preset.dpo``."""
-    dpo, model = config.preset.dpo, config.preset.model
+    dpo = config.preset.dpo
     return DPOConfig(
-        **shared_arguments(config, dpo, out),
+        **update_arguments(config, dpo, out),
         lr_scheduler_type="constant",
         beta=dpo.beta,
         max_length=None,
         optim=config.preset.rl.optimizer,
-        bf16=autocast_bfloat16(model) or (torch.cuda.is_available() and model.dtype == "bfloat16"),
         activation_checkpointing=config.preset.rl.gradient_checkpointing,
     )
 

@@ -19,7 +19,7 @@ from ospo.data.seen import seen_after
 from ospo.engine import credit_engine
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
-from ospo.models import autocast_bfloat16, load_policy, quiet
+from ospo.models import load_policy, quiet
 from ospo.training.algorithms import ONLINE, redistribution, with_segments
 from ospo.training.callbacks import (
     CheckpointMarker,
@@ -35,6 +35,7 @@ from ospo.training.collapse import CollapseStop
 from ospo.training.grpo_lambda import GRPOLambdaTrainer
 from ospo.training.ospo import OSPOTrainer, Reward, SearchRewardFunction
 from ospo.training.rollouts import RolloutTable
+from ospo.training.trainer import common_arguments
 from ospo.training.waste import ThriftyReward
 
 
@@ -85,9 +86,8 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
     """The resolved GRPOConfig of ``config.preset.rl``: the only place where params become trainer arguments."""
     from trl import GRPOConfig
 
-    rl, model = config.preset.rl, config.preset.model
+    rl = config.preset.rl
     batch = batch_shape(config, processes)
-    gpu = torch.cuda.is_available()
     # A checkpoint between two generation batches would need the half-used batch kept with it.
     period = max(1, batch.steps_per_generation // math.gcd(batch.steps_per_generation, batch.accumulation))
     scheduler = "constant_with_warmup" if rl.scheduler == "constant" and rl.warmup else rl.scheduler
@@ -96,8 +96,7 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
         options = {"use_vllm": True, "vllm_mode": rl.vllm_mode}
     if rl.vllm_mode == "server":
         options |= {"vllm_server_base_url": rl.vllm_server}
-    values: dict[str, Any] = {
-        "output_dir": str(out / "checkpoints"),
+    values: dict[str, Any] = common_arguments(config, out) | {
         "max_steps": rl.steps,
         "per_device_train_batch_size": batch.per_device,
         "gradient_accumulation_steps": batch.accumulation,
@@ -117,19 +116,9 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
         "num_iterations": 1,
         # The library turns checkpointing on by default; it trades a third more compute for memory small models have.
         "activation_checkpointing": rl.gradient_checkpointing,
-        "bf16": autocast_bfloat16(model) or (gpu and model.dtype == "bfloat16"),
-        "use_cpu": not gpu,
-        "dataloader_pin_memory": gpu,
         "dataloader_num_workers": 0,
         "shuffle_dataset": False,  # prompt_rows fixes the order, also across a resume
-        "save_strategy": "steps",
         "save_steps": math.ceil(rl.checkpoint_every / period) * period,
-        "save_total_limit": None,  # CheckpointMarker removes old ones
-        "logging_steps": 1,
-        "report_to": "none",
-        "disable_tqdm": True,  # our own progress bar
-        "seed": config.seed,
-        "data_seed": config.seed,
     }
     return GRPOConfig(**values | options | ONLINE[algorithm].arguments)
 

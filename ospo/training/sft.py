@@ -15,10 +15,10 @@ from ospo.data.dataset import PreparedData, Request
 from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
 from ospo.data.seen import seen_after
 from ospo.errors import InputError
-from ospo.models import autocast_bfloat16, create_policy, quiet
+from ospo.models import create_policy, quiet
 from ospo.training.callbacks import OnLog
 from ospo.training.teacher import Teacher
-from ospo.training.trainer import run_trainer, shared_arguments
+from ospo.training.trainer import run_trainer, update_arguments
 
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
@@ -102,10 +102,9 @@ def supervised_arguments(config: Config, settings: Sft | Rft, out: Path) -> Any:
     from transformers import TrainingArguments
 
     return TrainingArguments(
-        **shared_arguments(config, settings, out),
+        **update_arguments(config, settings, out),
         lr_scheduler_type="linear",
         warmup_steps=settings.warmup if isinstance(settings, Sft) else 0,
-        bf16=autocast_bfloat16(config.preset.model),
         optim="adamw_torch",
         remove_unused_columns=False,
     )

@@ -1,4 +1,4 @@
-"""What all trainers that learn from written examples share: their arguments, and a run from start or checkpoint."""
+"""What trainers share: their arguments, and, for those that learn from written examples, a run with resume."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerCallback
 
 from ospo.config import Config, Updates
+from ospo.models import autocast_bfloat16
 from ospo.training.callbacks import (
     CheckpointMarker,
     OnLog,
@@ -18,15 +19,12 @@ from ospo.training.callbacks import (
 )
 
 
-def shared_arguments(config: Config, updates: Updates, out: Path) -> dict[str, Any]:
-    """Arguments for ``updates`` that are the same whatever the loss; checkpoints go to ``out/checkpoints``."""
-    gpu = torch.cuda.is_available()
+def common_arguments(config: Config, out: Path) -> dict[str, Any]:
+    """Arguments that are the same for every trainer here; checkpoints go to ``out/checkpoints``."""
+    gpu, model = torch.cuda.is_available(), config.preset.model
     return {
         "output_dir": str(out / "checkpoints"),
-        "max_steps": updates.steps,
-        "per_device_train_batch_size": updates.batch_size,
-        "gradient_accumulation_steps": updates.gradient_accumulation,
-        "learning_rate": updates.learning_rate,
+        "bf16": autocast_bfloat16(model) or (gpu and model.dtype == "bfloat16"),
         "use_cpu": not gpu,
         "dataloader_pin_memory": gpu,
         "save_strategy": "steps",
@@ -37,6 +35,16 @@ def shared_arguments(config: Config, updates: Updates, out: Path) -> dict[str, A
         "disable_tqdm": True,  # our own progress bar
         "seed": config.seed,
         "data_seed": config.seed,
+    }
+
+
+def update_arguments(config: Config, updates: Updates, out: Path) -> dict[str, Any]:
+    """The common arguments and those of ``updates``, for trainers that learn from written examples."""
+    return common_arguments(config, out) | {
+        "max_steps": updates.steps,
+        "per_device_train_batch_size": updates.batch_size,
+        "gradient_accumulation_steps": updates.gradient_accumulation,
+        "learning_rate": updates.learning_rate,
     }
 
 
