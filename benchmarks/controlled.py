@@ -12,8 +12,9 @@ So the truth about a phrase (+1 or −0.5) is known, while the learner sees one 
 preset, warm-started on a teacher that names a target with probability 0.8, else any attribute.
 
 Reported: (a) the correlation of each estimator's credit with the truth, over completions of the warm-started policy,
-beside GRPO's advantage; (b) the reward by step of every algorithm, each at the learning rate with the highest mean
-reward in shorter runs on another seed than the reported ones; (c) the steps each needs to GRPO's final reward.
+beside GRPO's advantage; (b) the reward by step of every algorithm, and of ours with the truth for credit, each at the
+learning rate with the highest mean reward in shorter runs on another seed than the reported ones; (c) the steps each
+needs to GRPO's final reward.
 Intervals are paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last line of
 stdout is one JSON object.
 """
@@ -23,6 +24,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from benchmarks.jobs import job_key, load_result, run_jobs, save_result, serve
 FOLDER = Path(".benchmarks/controlled")
 CUES, SHOWN, DISTRACTORS, REQUESTS = 24, 7, 36, 4000
 HARM, TEACHER, WORDS = 0.5, 0.8, (9, 13)
+WORTH = 0.06  # of one unit of utility, in units of the reward: about the slope of R where the warm start stands
 ALGORITHMS = {
     "grpo": "grpo",
     "to-go": "ospo:credit.redistribution=to-go",
@@ -46,6 +49,7 @@ ALGORITHMS = {
     "signed-prop": "ospo:credit.redistribution=signed-prop",
     "hybrid": "ospo:credit.redistribution=hybrid,credit.alpha=0.7",
     "dapo": "dapo",
+    "truth": "truth",  # ours with every phrase's true worth in place of its credit: what perfect credit would give
 }
 OURS = "to-go"
 RATES = ("1.0e-4", "2.0e-4", "4.0e-4")
@@ -68,6 +72,7 @@ def overrides(steps: int) -> list[str]:
         "presets.nano.rl.prompts_per_step=4",
         "presets.nano.rl.max_completion_tokens=40",
         "presets.nano.rl.repeat_cost=0.0",
+        "presets.nano.rl.word_cost=0.0",
         f"presets.nano.rl.checkpoint_every={steps}",
         "presets.nano.rl.collapse_reward=0.0",
         "presets.nano.rl.collapse_entropy=0.0",
@@ -129,6 +134,20 @@ class World:
         return PreparedData("controlled", FOLDER, pl.DataFrame(), Requests.of(requests), nothing.astype(int), nothing)
 
 
+class TrueWorth:
+    """Stands in for the credit engine and knows the answer: each phrase's worth, which no estimator can better."""
+
+    def __init__(self, engine: Any, world: World):
+        self.engine, self.world = engine, world
+
+    def credit(self, answers: Sequence[str], rows: Sequence[int], *others: Any) -> list[Any]:
+        """The engine's credits with the truth in their place."""
+        return [
+            replace(found, phi_N=self.world.truth(found.segmentation.units, row) * WORTH, added_N=None)
+            for found, row in zip(self.engine.credit(answers, rows, *others), rows, strict=True)
+        ]
+
+
 def train_warm_start(world: World, config: Any, out: Path) -> None:
     """The SFT policy of a seed, from scratch, on the poor teacher."""
     from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, prompt_messages
@@ -155,7 +174,7 @@ def run_one(job: dict[str, Any]) -> None:
     import torch
 
     from ospo.config import load_config
-    from ospo.training.rl import train_rl
+    from ospo.training.rl import build_trainer, train_rl
 
     torch.set_num_threads(1)
     algorithm, _, rest = job["spec"].partition(":")
@@ -168,10 +187,14 @@ def run_one(job: dict[str, Any]) -> None:
         save_result(out, {"done": np.ones(1)}, {"correlation": correlation})
         return
     logged: list[dict[str, float]] = []
-    train_rl(
-        config, world.data(), algorithm, warm / "model", world.reward, out / "run",
-        lambda step, metrics: logged.append(metrics),
-    )  # fmt: skip
+    task = (warm / "model", world.reward, out / "run", lambda step, metrics: logged.append(metrics))
+    if algorithm == "truth":
+        (out / "run").mkdir(parents=True, exist_ok=True)
+        trainer = build_trainer(config, world.data(), "ospo", *task)
+        trainer.engine = TrueWorth(trainer.engine, world)  # type: ignore[assignment]
+        trainer.train()
+    else:
+        train_rl(config, world.data(), algorithm, *task)
     save_result(
         out,
         {

@@ -91,9 +91,11 @@ def test_the_credits_of_a_step_sum_up_the_very_rewards(esci_tiny: PreparedData, 
     trainer.train()
     frame = trainer.table.frame()
     assert len(frame) == 4 * 2 * 4
-    reward = ThriftyReward(LetterReward(), small_config().preset.rl.repeat_cost)
+    rl = small_config().preset.rl
+    reward = ThriftyReward(LetterReward(), rl.repeat_cost, rl.word_cost, [r.query for r in esci_tiny.requests])
+    number = {request.request_id: row for row, request in enumerate(esci_tiny.requests)}
     for row in frame.iter_rows(named=True):
-        assert row["reward"] == reward([row["answer"]], [0])[0]
+        assert row["reward"] == reward([row["answer"]], [number[row["request_id"]]])[0]
         assert "".join(row["segments"]) in ("", row["answer"])
         assert len(row["segments"]) == len(row["credit"])
 
@@ -280,6 +282,7 @@ def test_the_reward_is_learned(esci_tiny: PreparedData, policy: Path, tmp_path: 
             "presets.nano.rl.steps=25",
             "presets.nano.rl.prompts_per_step=4",
             "presets.nano.rl.learning_rate=1.0e-2",
+            "presets.nano.rl.word_cost=0.0",  # the reward is about letters, not words
         ]
         trainer = trainer_for(esci_tiny, policy, tmp_path / algorithm, algorithm, *overrides)
         trainer.train()

@@ -23,9 +23,9 @@ from ospo.engine import credit_engine
 from ospo.errors import ConfigError
 from ospo.files import write_manifest
 from ospo.training.callbacks import MetricsLog, last_checkpoint, read_metrics
-from ospo.training.rl import batch_shape, prompt_dataset, prompt_rows, train_rl, trainer_arguments
+from ospo.training.rl import batch_shape, build_trainer, prompt_dataset, prompt_rows, train_rl, trainer_arguments
 from ospo.training.rollouts import RolloutTable
-from ospo.training.waste import ThriftyReward, wasted_share
+from ospo.training.waste import ThriftyReward, added_words, wasted_share
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,8 @@ def test_each_rl_key_changes_the_trainer_argument_it_names(
 
 
 def test_the_keys_that_do_not_go_through_the_trainers_arguments(esci_tiny: PreparedData, tmp_path: Path) -> None:
-    # max_prompt_tokens cuts prompts, repeat_cost changes the reward; importance_sampling_level has one legal value.
+    # max_prompt_tokens cuts prompts, repeat_cost and word_cost change the reward; importance_sampling_level has one
+    # legal value.
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(make_policy(small_config(), esci_tiny, tmp_path / "model"))
@@ -83,8 +84,9 @@ def test_the_keys_that_do_not_go_through_the_trainers_arguments(esci_tiny: Prepa
     covered = set(small_config().preset.rl.model_fields_set)
     assert covered <= {
         "steps", "prompts_per_step", "generations", "per_device_batch_size", "gradient_accumulation", "learning_rate",
-        "scheduler", "warmup", "weight_decay", "optimizer", "beta", "temperature", "repeat_cost", "max_prompt_tokens",
-        "max_completion_tokens", "loss_type", "importance_sampling_level", "use_vllm", "gradient_checkpointing",
+        "scheduler", "warmup", "weight_decay", "optimizer", "beta", "temperature", "repeat_cost", "word_cost",
+        "max_prompt_tokens", "max_completion_tokens", "loss_type", "importance_sampling_level", "use_vllm",
+        "gradient_checkpointing",
         "checkpoint_every", "table_every", "collapse_reward", "collapse_entropy",  # in _watch
         "share_prompts",  # in test_training_shared_prompts.py
     }, "a new rl key needs a test that it reaches the trainer"  # fmt: skip
@@ -197,6 +199,29 @@ def test_repeats_cost_and_their_credit_is_negative() -> None:
     credit = engine.credit(["eee, eee"], [0], reward(["eee, eee"], [0]))[0]
     whole = CreditEngine(LetterReward(), segments="delimiters").credit(["eee, eee"], [0])[0]
     assert credit.phi_N.sum() < whole.phi_N.sum()
+
+
+def test_words_that_the_request_does_not_hold_cost_and_their_credit_bears_it() -> None:
+    assert added_words("Linen dress, dottedssic, dottedssic", "A LINEN dress") == 2
+    assert added_words("", "dress") == added_words("dress", "dress") == 0
+    reward = ThriftyReward(LetterReward(), 0.4, 0.01, ["a red dress", "a blue skirt"])
+    plain, texts = LetterReward(), ["red dress, ooo, ooos", "red dress, ooo, ooos"]
+    assert reward.price(texts, [0, 1]) == pytest.approx([0.02, 0.04])
+    assert reward(texts, [0, 1]) == pytest.approx(plain(texts, [0, 1]) - [0.02, 0.04])
+    reward.cost = 0.0
+    [whole] = CreditEngine(plain, segments="delimiters", estimator="exact").credit(texts[:1], [0])
+    [priced] = CreditEngine(reward, segments="delimiters", estimator="exact").credit(texts[:1], [0])
+    assert priced.phi_N - whole.phi_N == pytest.approx([0, -0.01, -0.01])
+
+
+def test_the_price_of_words_reaches_the_reward(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
+    config = small_config("presets.nano.rl.word_cost=0.25", "presets.nano.rl.repeat_cost=0.0")
+    trainer = build_trainer(config, esci_tiny, "ospo", policy, LetterReward(), tmp_path, lambda s, m: None)
+    query = esci_tiny.requests[0].query
+    paid = trainer.reward_function.reward([query, f"{query}, xylophone"], [0, 0])
+    plain = LetterReward()([query, f"{query}, xylophone"], [0, 0])
+    assert plain - paid == pytest.approx([0, 0.25])
+    assert json.loads((tmp_path / "trainer_args.json").read_text())["reward"]["word_cost"] == 0.25
 
 
 # --- what is left behind, and resuming ----------------------------------------------------------------------------

@@ -210,6 +210,7 @@ class Rl(Section):
     beta: float = Field(0.0, ge=0)
     temperature: float = Field(1.0, gt=0)
     repeat_cost: float = Field(0.0, ge=0, le=1)
+    word_cost: float = Field(0.0, ge=0, le=1)
     max_prompt_tokens: int = Field(ge=8)
     max_completion_tokens: int = Field(ge=2)
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"

@@ -133,8 +133,8 @@ def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> 
         how = redistribution(config, algorithm)
         credit = with_segments(config, algorithm).credit.model_dump()
         credit |= {"redistribution": how.mode, "alpha": how.alpha, "clip": how.clip, "discount": how.discount}
-    reward = config.reward.model_dump() | {"repeat_cost": config.preset.rl.repeat_cost}
-    return {"algorithm": algorithm, "credit": credit, "reward": reward, "trainer": values}
+    costs = {name: getattr(config.preset.rl, name) for name in ("repeat_cost", "word_cost")}
+    return {"algorithm": algorithm, "credit": credit, "reward": config.reward.model_dump() | costs, "trainer": values}
 
 
 def prompt_rows(data: PreparedData, count: int, seed: int) -> np.ndarray:
@@ -180,7 +180,9 @@ def build_trainer(
     generations = math.ceil(rl.steps * batch.accumulation / batch.steps_per_generation)
     rows = prompt_rows(data, generations * rl.prompts_per_step, config.seed)
     credits, how = ONLINE[algorithm].credit, redistribution(config, algorithm)
-    value: Reward = ThriftyReward(reward, rl.repeat_cost) if rl.repeat_cost else reward
+    value: Reward = reward
+    if rl.repeat_cost or rl.word_cost:
+        value = ThriftyReward(reward, rl.repeat_cost, rl.word_cost, [request.query for request in data.requests])
     table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
     trainer_class = GRPOLambdaTrainer if algorithm == "grpo_lambda" else OSPOTrainer
     trainer = trainer_class(
