@@ -18,7 +18,7 @@ from ospo.models import build_tokenizer
 from ospo.training.advantages import Redistribution, Rollouts, token_advantages
 from ospo.training.ospo import OSPOTrainer, SearchRewardFunction
 from ospo.training.rl import build_trainer
-from ospo.training.waste import ThriftyReward
+from ospo.training.waste import ThriftyReward, known_words
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +92,9 @@ def test_the_credits_of_a_step_sum_up_the_very_rewards(esci_tiny: PreparedData, 
     frame = trainer.table.frame()
     assert len(frame) == 4 * 2 * 4
     rl = small_config().preset.rl
-    reward = ThriftyReward(LetterReward(), rl.repeat_cost, rl.word_cost, [r.query for r in esci_tiny.requests])
-    number = {request.request_id: row for row, request in enumerate(esci_tiny.requests)}
+    reward = ThriftyReward(LetterReward(), rl.repeat_cost, rl.word_cost, known_words(esci_tiny))
     for row in frame.iter_rows(named=True):
-        assert row["reward"] == reward([row["answer"]], [number[row["request_id"]]])[0]
+        assert row["reward"] == reward([row["answer"]], [0])[0]
         assert "".join(row["segments"]) in ("", row["answer"])
         assert len(row["segments"]) == len(row["credit"])
 

@@ -25,7 +25,7 @@ from ospo.files import write_manifest
 from ospo.training.callbacks import MetricsLog, last_checkpoint, read_metrics
 from ospo.training.rl import batch_shape, build_trainer, prompt_dataset, prompt_rows, train_rl, trainer_arguments
 from ospo.training.rollouts import RolloutTable
-from ospo.training.waste import ThriftyReward, added_words, wasted_share
+from ospo.training.waste import ThriftyReward, strange_words, wasted_share
 
 
 @pytest.fixture(scope="module")
@@ -201,26 +201,25 @@ def test_repeats_cost_and_their_credit_is_negative() -> None:
     assert credit.phi_N.sum() < whole.phi_N.sum()
 
 
-def test_words_that_the_request_does_not_hold_cost_and_their_credit_bears_it() -> None:
-    assert added_words("Linen dress, dottedssic, dottedssic", "A LINEN dress") == 2
-    assert added_words("", "dress") == added_words("dress", "dress") == 0
-    reward = ThriftyReward(LetterReward(), 0.4, 0.01, ["a red dress", "a blue skirt"])
-    plain, texts = LetterReward(), ["red dress, ooo, ooos", "red dress, ooo, ooos"]
-    assert reward.price(texts, [0, 1]) == pytest.approx([0.02, 0.04])
-    assert reward(texts, [0, 1]) == pytest.approx(plain(texts, [0, 1]) - [0.02, 0.04])
-    reward.cost = 0.0
-    [whole] = CreditEngine(plain, segments="delimiters", estimator="exact").credit(texts[:1], [0])
-    [priced] = CreditEngine(reward, segments="delimiters", estimator="exact").credit(texts[:1], [0])
-    assert priced.phi_N - whole.phi_N == pytest.approx([0, -0.01, -0.01])
+def test_strange_words_cost_and_their_credit_bears_it() -> None:
+    known = frozenset({"red", "dress", "ooo"})
+    assert strange_words("Red dress, dottedssic, dottedssic", known) == 2
+    assert strange_words("", known) == strange_words("RED", known) == 0
+    text, plain = "red dress, ooo, ooos", LetterReward()
+    assert ThriftyReward(plain, 0.4, 0.01, known).price([text, "red", ""]) == pytest.approx([0.01, 0, 0])
+    reward = ThriftyReward(plain, 0.0, 0.01, known)
+    assert reward([text], [0])[0] == pytest.approx(plain([text], [0])[0] - 0.01)
+    [whole] = CreditEngine(plain, segments="delimiters", estimator="exact").credit([text], [0])
+    [priced] = CreditEngine(reward, segments="delimiters", estimator="exact").credit([text], [0])
+    assert priced.phi_N - whole.phi_N == pytest.approx([0, 0, -0.01])
 
 
-def test_the_price_of_words_reaches_the_reward(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
+def test_the_price_of_strange_words_reaches_the_reward(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
     config = small_config("presets.nano.rl.word_cost=0.25", "presets.nano.rl.repeat_cost=0.0")
     trainer = build_trainer(config, esci_tiny, "ospo", policy, LetterReward(), tmp_path, lambda s, m: None)
-    query = esci_tiny.requests[0].query
-    paid = trainer.reward_function.reward([query, f"{query}, xylophone"], [0, 0])
-    plain = LetterReward()([query, f"{query}, xylophone"], [0, 0])
-    assert plain - paid == pytest.approx([0, 0.25])
+    item = esci_tiny.catalogue["text"][int(esci_tiny.pools_RP[0, 0])]
+    texts = [f"{esci_tiny.requests[0].query}, {item}", "xyloq"]
+    assert LetterReward()(texts, [0, 0]) - trainer.reward_function.reward(texts, [0, 0]) == pytest.approx([0, 0.25])
     assert json.loads((tmp_path / "trainer_args.json").read_text())["reward"]["word_cost"] == 0.25
 
 

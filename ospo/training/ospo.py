@@ -163,7 +163,7 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         for name, value in seconds.items():
             metrics[f"seconds/{name}"].append(value)
         price = getattr(self.reward_function.reward, "price", None)
-        priced_B = rollouts.values + price(rollouts.answers, rollouts.rows) if price else rollouts.values
+        priced_B = rollouts.values + price(rollouts.answers) if price else rollouts.values
         metrics["ndcg"].append(float(priced_B.mean()))
         metrics["empty_answers"].append(float(np.mean([not answer.strip() for answer in rollouts.answers])))
         if credits is not None:

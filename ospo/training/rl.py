@@ -36,7 +36,7 @@ from ospo.training.grpo_lambda import GRPOLambdaTrainer
 from ospo.training.ospo import OSPOTrainer, Reward, SearchRewardFunction
 from ospo.training.rollouts import RolloutTable
 from ospo.training.trainer import common_arguments
-from ospo.training.waste import ThriftyReward
+from ospo.training.waste import ThriftyReward, known_words
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def build_trainer(
     credits, how = ONLINE[algorithm].credit, redistribution(config, algorithm)
     value: Reward = reward
     if rl.repeat_cost or rl.word_cost:
-        value = ThriftyReward(reward, rl.repeat_cost, rl.word_cost, [request.query for request in data.requests])
+        value = ThriftyReward(reward, rl.repeat_cost, rl.word_cost, known_words(data) if rl.word_cost else frozenset())
     table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
     trainer_class = GRPOLambdaTrainer if algorithm == "grpo_lambda" else OSPOTrainer
     trainer = trainer_class(
