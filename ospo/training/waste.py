@@ -45,7 +45,7 @@ class ThriftyReward:
     def price(self, texts: Sequence[str]) -> np.ndarray:
         """(B,) float64 ≥ 0, what is taken off each text's reward."""
         seen = [search_text(text) for text in texts]
-        prices = np.array([self.cost * _share(text, kept) for text, kept in zip(texts, seen, strict=True)], np.float64)
+        prices = self.cost * np.array(list(map(wasted_share, texts, seen)), np.float64)
         if self.word_cost:
             prices += self.word_cost * np.array([strange_words(text, self.known) for text in seen], np.float64)
         return prices
@@ -55,15 +55,12 @@ class ThriftyReward:
         return np.asarray(self.reward(texts, rows), dtype=np.float64) - self.price(texts)
 
 
-def wasted_share(text: str) -> float:
+def wasted_share(text: str, seen: str | None = None) -> float:
     """Share of a text's characters that the retriever never sees, in [0, 1]; 0 for a blank text.
 
-    Characters, not words: ",,,,," is waste too.
+    Characters, not words: ",,,,," is waste too. seen: ``search_text(text)``, where the caller has it.
     """
-    return _share(text, search_text(text))
-
-
-def _share(text: str, seen: str) -> float:
+    seen = search_text(text) if seen is None else seen
     text = text.strip()
     return max(0.0, 1 - len(seen) / len(text)) if text else 0.0
 
