@@ -38,13 +38,13 @@ endif
 	$(BIN)/python -m flows.demo $(if $(REAL),--real '$(REAL)')
 
 up: install ## Start MLflow, Prefect and a worker here and deploy prefect.yaml; MLFLOW_PORT=, PREFECT_PORT=, RUNS=
-	@$(BIN)/python -m flows.servers up
+	@$(BIN)/python -m servers up
 
 down: install ## Stop what `make up` started
-	@$(BIN)/python -m flows.servers down
+	@$(BIN)/python -m servers down
 
 status: install ## Say which servers run
-	@$(BIN)/python -m flows.servers status
+	@$(BIN)/python -m servers status
 
 repro: install ## Rebuild all data from the raw files (dvc repro)
 	$(BIN)/dvc repro

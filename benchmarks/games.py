@@ -1,7 +1,9 @@
-"""Games with known values: search texts of real phrases, scored by MiniLM nDCG@10 over a pool of 100, all coalitions.
+"""Games with known values: search texts of real phrases, scored by MiniLM nDCG@10 over a pool of
+100, all coalitions.
 
-A text mixes phrases of one product's title and description with phrases of others, as a policy's guesses do; the
-product, and in half of the games a few of its neighbours, is what the pool's nDCG looks for.
+A text mixes phrases of one product's title and description with phrases of others, as a policy's
+guesses do; the product, and in half of the games a few of its neighbours, is what the pool's nDCG
+looks for.
 """
 
 import html
@@ -21,16 +23,19 @@ from ospo.config import load_config
 from ospo.credit import Segmentation, coalition_text, segment_many
 from ospo.credit.estimators import all_masks
 from ospo.data.catalogue import generate_sample
+from ospo.policy.text import search_text
 from ospo.retrieval import load_retriever
 from ospo.retrieval.dense import EmbeddingRetriever
-from ospo.reward import ndcg, search_text
+from ospo.reward.ndcg import ndcg
 
 POOL, K = 100, 10
 
 
 @dataclass(frozen=True)
 class Game:
-    """All 2**n coalitions of a text: rewards (2**n,), pool scores (2**n, P) and the pool's gains (P,)."""
+    """All 2**n coalitions of a text: rewards (2**n,), pool scores (2**n, P) and the pool's gains
+    (P,).
+    """
 
     text: str
     n: int
@@ -49,15 +54,26 @@ def _clean(text: str | None) -> str:
 
 
 def _products(dataset: str, folder: Path, items: int) -> tuple[list[str], list[str]]:
-    """Titles and descriptions of the first ``items`` products of raw files in the official format."""
+    """Titles and descriptions of the first ``items`` products of raw files in the official
+    format.
+    """
     if dataset == "esci":
         table = pl.read_parquet(folder / "shopping_queries_dataset_products.parquet")
         table = table.filter(pl.col("product_locale") == "us").sort("product_id").head(items)
         titles, more = table["product_title"], table["product_bullet_point"]
     else:
-        table = pl.read_csv(folder / "articles.csv", infer_schema=False).sort("article_id").head(items)
-        columns = ("colour_group_name", "prod_name", "product_type_name", "graphical_appearance_name")
-        titles = table.select(pl.concat_str([pl.col(c).fill_null("") for c in columns], separator=" "))[columns[0]]
+        table = (
+            pl.read_csv(folder / "articles.csv", infer_schema=False).sort("article_id").head(items)
+        )
+        columns = (
+            "colour_group_name",
+            "prod_name",
+            "product_type_name",
+            "graphical_appearance_name",
+        )
+        titles = table.select(
+            pl.concat_str([pl.col(c).fill_null("") for c in columns], separator=" ")
+        )[columns[0]]
         more = table["detail_desc"]
     return [_clean(t) for t in titles], [_clean(t)[:300] for t in more]
 
@@ -80,7 +96,9 @@ def raw_folders() -> tuple[dict[str, Path], str, tempfile.TemporaryDirectory | N
 
 
 def make_games(counts: dict[int, int], seed: int, items: int = 800) -> tuple[list[Game], str]:
-    """``counts[n]`` games of n segments for each dataset, and where their texts come from. Progress on stderr."""
+    """``counts[n]`` games of n segments for each dataset, and where their texts come from. Progress
+    on stderr.
+    """
     folders, source, keep = raw_folders()
     config = load_config(Path(__file__).resolve().parent.parent / "params.yaml")
     games = []
@@ -108,12 +126,16 @@ def make_games(counts: dict[int, int], seed: int, items: int = 800) -> tuple[lis
 
 
 def _phrases(titles: list[str], more: list[str], first: int, second: int) -> list[str]:
-    found = [u.strip(" ,;.") for seg in segment_many([titles[first], more[second]]) for u in seg.units]
+    found = [
+        u.strip(" ,;.") for seg in segment_many([titles[first], more[second]]) for u in seg.units
+    ]
     return [phrase for phrase in dict.fromkeys(found) if len(phrase) > 2]
 
 
 def _draw(rng, titles, more, vectors, n):
-    """Pool rows (100,), gains (100,), and the phrases of a text, None where the products have too few."""
+    """Pool rows (100,), gains (100,), and the phrases of a text, None where the products have too
+    few.
+    """
     target = int(rng.integers(len(titles)))
     near = np.argsort(-(vectors @ vectors[target]), kind="stable")
     near = near[near != target]
@@ -130,7 +152,10 @@ def _draw(rng, titles, more, vectors, n):
     count = round(n * rng.uniform(0.3, 0.9))
     if len(own) < count or len(foreign) < n - count:
         return pool[order], gains[order], None
-    chosen = [*rng.choice(own, count, replace=False), *rng.choice(foreign, n - count, replace=False)]
+    chosen = [
+        *rng.choice(own, count, replace=False),
+        *rng.choice(foreign, n - count, replace=False),
+    ]
     return pool[order], gains[order], [str(chosen[i]) for i in rng.permutation(n)]
 
 
@@ -143,7 +168,15 @@ def _play(rng, retriever, pool, gains, phrases) -> Game | None:
     ends = np.cumsum([len(p) + len(separator) for p in phrases])
     ends[-1] = len(text)
     seg = Segmentation(text, tuple(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True)))
-    cuts = [0, *sorted(rng.choice(np.arange(1, n), int(rng.integers(1, max(2, n // 2))), replace=False).tolist()), n]
+    cuts = [
+        0,
+        *sorted(
+            rng.choice(
+                np.arange(1, n), int(rng.integers(1, max(2, n // 2))), replace=False
+            ).tolist()
+        ),
+        n,
+    ]
     unions = tuple(tuple(range(a, b)) for a, b in pairwise(cuts))
     texts = [search_text(coalition_text(seg, mask)) for mask in all_masks(n)]
     scores = retriever.score(texts, np.tile(pool, (len(texts), 1)))

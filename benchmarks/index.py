@@ -1,13 +1,15 @@
 """Search of a whole catalogue by vectors: HNSW against flat, over vectors mapped from their file.
 
     python -m benchmarks.index                     # 200,000 items
-    python -m benchmarks.index --items 1800000     # ESCI's official size: 2.8 GB of vectors, minutes to build the graph
+    # ESCI's official size: 2.8 GB of vectors, minutes to build the graph
+    python -m benchmarks.index --items 1800000
 
-The vectors are made up: unit vectors in clusters of about 200 with the spread that MiniLM's item vectors show (a
-neighbour in the cluster has a cosine of about 0.6). Queries are of two kinds: near an item, as a search text that names
-its product, and far from every cluster, the worst case for a graph. They are written with ``ospo.retrieval.vectors``,
-by another process, below ``.cache/benchmarks``; memory is read from /proc: ``private_mb`` counts what the process
-holds itself, ``peak_mb`` also pages of the mapped file, which the system takes back when it needs them.
+The vectors are made up: unit vectors in clusters of about 200 with the spread that MiniLM's item
+vectors show (a neighbour in the cluster has a cosine of about 0.6). Queries are of two kinds: near
+an item, as a search text that names its product, and far from every cluster, the worst case for a
+graph. They are written with ``ospo.retrieval.vectors``, by another process, below
+``.cache/benchmarks``; memory is read from /proc: ``private_mb`` counts what the process holds
+itself, ``peak_mb`` also pages of the mapped file, which the system takes back when it needs them.
 """
 
 import argparse
@@ -33,13 +35,20 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _centres(items: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal((max(items // CLUSTER, 1), DIMENSIONS), dtype=np.float32)
+    return np.random.default_rng(0).standard_normal(
+        (max(items // CLUSTER, 1), DIMENSIONS), dtype=np.float32
+    )
 
 
 def _chunk(centres: np.ndarray, begin: int, end: int) -> np.ndarray:
     random = np.random.default_rng(1 + begin // CHUNK)
     noise = random.standard_normal((end - begin, DIMENSIONS), dtype=np.float32)
-    return np.round(_unit(centres[random.integers(len(centres), size=end - begin)] + SPREAD * noise) * 2**20) / 2**20
+    return (
+        np.round(
+            _unit(centres[random.integers(len(centres), size=end - begin)] + SPREAD * noise) * 2**20
+        )
+        / 2**20
+    )
 
 
 def write(path: Path, items: int) -> None:
@@ -64,7 +73,9 @@ def _recall(found_BK: np.ndarray, exact_BK: np.ndarray, k: int) -> float:
     return round(float(np.mean([len(set(a) & set(b)) / k for a, b in pairs])), 4)
 
 
-def measure(vectors_ID: np.ndarray, queries: int, efforts: list[int], graph: bool = True) -> dict[str, Any]:
+def measure(
+    vectors_ID: np.ndarray, queries: int, efforts: list[int], graph: bool = True
+) -> dict[str, Any]:
     """Search flat; build the graph, search it too, and compare."""
     items = len(vectors_ID)
     random = np.random.default_rng(99)
@@ -124,7 +135,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--items", type=int, default=200_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--efforts", type=int, nargs="+", default=[0], help="efSearch; 0: the default")
+    parser.add_argument(
+        "--efforts", type=int, nargs="+", default=[0], help="efSearch; 0: the default"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"))
     parser.add_argument("--quick", action="store_true", help="20,000 items")
     parser.add_argument("--flat-only", action="store_true", help="build no graph")
@@ -137,7 +150,15 @@ def main() -> None:
         return
     if not path.exists():
         progress(f"writing {items:,} vectors to {path}")
-        command = [sys.executable, "-m", "benchmarks.index", "--items", str(items), "--cache", str(arguments.cache)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.index",
+            "--items",
+            str(items),
+            "--cache",
+            str(arguments.cache),
+        ]
         subprocess.run([*command, "--write-only"], check=True)
     before = _memory()
     begin = time.perf_counter()

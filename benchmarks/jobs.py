@@ -1,4 +1,6 @@
-"""Many runs of one benchmark, some at a time: each in a process of its own with one thread, finished ones kept."""
+"""Many runs of one benchmark, some at a time: each in a process of its own with one thread,
+finished ones kept.
+"""
 
 import hashlib
 import json
@@ -27,15 +29,20 @@ def job_key(*parts: Any) -> str:
 
 
 def run_jobs(module: str, jobs: list[dict[str, Any]], parallel: int) -> None:
-    """Run every job whose ``out`` folder holds no result yet, in ``parallel`` worker processes of ``module``.
+    """Run every job whose ``out`` folder holds no result yet, in ``parallel`` worker processes of
+    ``module``.
 
-    A worker reads jobs from its standard input and answers each with one line (:func:`serve`). Raises SystemExit
-    naming the log of a job that fails; jobs that are done stay done.
+    A worker reads jobs from its standard input and answers each with one line (:func:`serve`).
+    Raises SystemExit naming the log of a job that fails; jobs that are done stay done.
     """
     waiting = [job for job in jobs if not (Path(job["out"]) / RESULT).is_file()]
     if not waiting:
         return
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+    }
     lock = threading.Lock()
     failed: list[dict[str, Any]] = []
 
@@ -72,7 +79,9 @@ def run_jobs(module: str, jobs: list[dict[str, Any]], parallel: int) -> None:
 
 
 def serve(run: Callable[[dict[str, Any]], None]) -> None:
-    """Worker's side: run jobs from standard input one by one; what a job prints goes to ``log.txt`` in its folder."""
+    """Worker's side: run jobs from standard input one by one; what a job prints goes to ``log.txt``
+    in its folder.
+    """
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         job = json.loads(line)

@@ -3,9 +3,10 @@
     python -m benchmarks.prepare --dataset hm --scale 1.0
     python -m benchmarks.prepare --dataset esci --scale 0.1 --pandas-scale 0.1
 
-Raw files are generated once for each scale, below ``.cache/benchmarks``. Each preparation runs in its own process,
-limited to two threads; ``peak_mb`` is that process's highest resident memory. pandas runs at a scale that it manages in
-minutes; ``ratio_vs_pandas`` compares the two at that same scale, and what is extrapolated says so.
+Raw files are generated once for each scale, below ``.cache/benchmarks``. Each preparation runs in
+its own process, limited to two threads; ``peak_mb`` is that process's highest resident memory.
+pandas runs at a scale that it manages in minutes; ``ratio_vs_pandas`` compares the two at that same
+scale, and what is extrapolated says so.
 """
 
 import argparse
@@ -53,7 +54,9 @@ def _measure(kind: str, dataset: str, raw: Path) -> dict[str, Any]:
     environment = os.environ | {"POLARS_MAX_THREADS": "2", "OMP_NUM_THREADS": "2"}
     with tempfile.TemporaryDirectory(dir=raw.parent) as folder:
         command = [sys.executable, "-c", _CHILD, kind, dataset, str(raw), str(Path(folder) / "out")]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        result = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False
+        )
     if result.returncode:
         raise SystemExit(result.stderr.strip().splitlines()[-1])
     return json.loads(result.stdout.splitlines()[-1])
@@ -94,7 +97,9 @@ def run(dataset: str, scale: float, pandas_scale: float, cache: Path) -> dict[st
     }
     figures["ratio_vs_pandas"] = round(plain["seconds"] / ours["seconds"], 1)
     if pandas_scale != scale:  # 1: linear; below: better than linear
-        figures["growth_over_linear"] = round(figures["seconds"] / ours["seconds"] / (scale / pandas_scale), 2)
+        figures["growth_over_linear"] = round(
+            figures["seconds"] / ours["seconds"] / (scale / pandas_scale), 2
+        )
     return figures
 
 
@@ -103,9 +108,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dataset", choices=["esci", "hm"], default="esci")
     parser.add_argument("--scale", type=float, help="share of the official size (default: 1.0)")
-    parser.add_argument("--pandas-scale", type=float, help="scale of the pandas baseline (0: without it)")
+    parser.add_argument(
+        "--pandas-scale", type=float, help="scale of the pandas baseline (0: without it)"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"))
-    parser.add_argument("--quick", action="store_true", help=f"scale {QUICK_SCALE:g} for both, in seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"scale {QUICK_SCALE:g} for both, in seconds"
+    )
     arguments = parser.parse_args()
     scale = arguments.scale or (QUICK_SCALE if arguments.quick else 1.0)
     pandas_scale = arguments.pandas_scale

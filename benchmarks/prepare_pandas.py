@@ -1,7 +1,8 @@
-"""The same preparation written plainly with pandas: the baseline of benchmarks/prepare.py, and a check of its results.
+"""The same preparation written plainly with pandas: the baseline of benchmarks/prepare.py, and a
+check of its results.
 
-It builds the same catalogue, requests, judgements and composition of pools; splits and sampled negatives differ, as the
-random numbers do. tests/test_benchmarks_prepare.py compares the two.
+It builds the same catalogue, requests, judgements and composition of pools; splits and sampled
+negatives differ, as the random numbers do. tests/test_benchmarks_prepare.py compares the two.
 """
 
 import re
@@ -13,12 +14,16 @@ import pandas as pd
 
 from ospo.config import Config
 
-_HIDDEN = re.compile(r"<!--.*?(?:-->|\Z)|<script\b.*?(?:</script\s*>|\Z)|<style\b.*?(?:</style\s*>|\Z)", re.I | re.S)
+_HIDDEN = re.compile(
+    r"<!--.*?(?:-->|\Z)|<script\b.*?(?:</script\s*>|\Z)|<style\b.*?(?:</style\s*>|\Z)", re.I | re.S
+)
 _TAG = re.compile(r"""<[/!]?[a-zA-Z](?:[^<>"']|"[^"]*"|'[^']*')*>""", re.S)
 _BROKEN_TAG = re.compile(r"<[/!]?[a-zA-Z][^<>]*(?:>|\Z)", re.S)
 _ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]+|[A-Za-z][A-Za-z0-9]*);")
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
-_AFTER_HEAD = re.compile(r"(?:[,|(\[{:;/–—0-9]| - | (?:for|with|by|in|from|of|and|that|para|con|de|y) ).*\Z", re.S)
+_AFTER_HEAD = re.compile(
+    r"(?:[,|(\[{:;/–—0-9]| - | (?:for|with|by|in|from|of|and|that|para|con|de|y) ).*\Z", re.S
+)
 _LAST_WORD = re.compile(r"((?:[^\W\d_]|['’-])+)(?:[\W\d_])*\Z")
 
 
@@ -54,7 +59,9 @@ def _groups(products: pd.DataFrame, judged: pd.DataFrame) -> pd.Series:
     pairs = heads.merge(heads, on="query_id", suffixes=("", "_other"))
     pairs = pairs[pairs.category_other.map(size) > pairs.category.map(size)]
     counts = pairs.groupby(["category", "category_other"], as_index=False).size()
-    counts = counts.sort_values(["category", "size", "category_other"], ascending=[True, False, True])
+    counts = counts.sort_values(
+        ["category", "size", "category_other"], ascending=[True, False, True]
+    )
     parent = counts.drop_duplicates("category").set_index("category").category_other
     return products.category.map(parent).fillna(products.category)
 
@@ -70,12 +77,19 @@ def _split(keys: pd.Series, config: Config) -> np.ndarray:
     share = pd.util.hash_pandas_object(keys, index=False).to_numpy() / 2.0**64
     shares = config.data.split
     return np.where(
-        share < shares.test, "test", np.where(share < shares.test + shares.validation, "validation", "train")
+        share < shares.test,
+        "test",
+        np.where(share < shares.test + shares.validation, "validation", "train"),
     )
 
 
 def _pool(
-    fixed: list[str], category: np.ndarray, group: np.ndarray, items: np.ndarray, size: int, random: np.random.Generator
+    fixed: list[str],
+    category: np.ndarray,
+    group: np.ndarray,
+    items: np.ndarray,
+    size: int,
+    random: np.random.Generator,
 ) -> list[str]:
     held = list(fixed)
     room = size - len(held)
@@ -103,15 +117,27 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     random = np.random.default_rng(config.seed)
     options = config.data.esci
     examples = pd.read_parquet(raw / "shopping_queries_dataset_examples.parquet")
-    examples = examples[(examples.product_locale == options.locale) & examples.esci_label.isin(options.labels)].copy()
+    examples = examples[
+        (examples.product_locale == options.locale) & examples.esci_label.isin(options.labels)
+    ].copy()
     examples["gain"] = examples.esci_label.map(options.gains)
-    examples = examples.sort_values("gain", ascending=False).drop_duplicates(["query_id", "product_id"])
+    examples = examples.sort_values("gain", ascending=False).drop_duplicates(
+        ["query_id", "product_id"]
+    )
     products = pd.read_parquet(raw / "shopping_queries_dataset_products.parquet")
     products = products[products.product_locale == options.locale].sort_values("product_id")
-    fields = ["product_title", "product_brand", "product_color", "product_bullet_point", "product_description"]
+    fields = [
+        "product_title",
+        "product_brand",
+        "product_color",
+        "product_bullet_point",
+        "product_description",
+    ]
     for field in fields:
         products[field] = products[field].apply(_clean)
-    products["text"] = products[fields].apply(lambda row: ". ".join(part for part in row if part)[:4000], axis=1)
+    products["text"] = products[fields].apply(
+        lambda row: ". ".join(part for part in row if part)[:4000], axis=1
+    )
     products = products[products.text != ""]
     products["category"] = products.product_title.apply(_head_noun)
     examples = examples[examples.product_id.isin(products.product_id)]
@@ -120,14 +146,23 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     examples = examples[examples.query_id.isin(kept)]
     products["group"] = _groups(products, examples)
     place_of = products.set_index("product_id")[["category", "group"]]
-    members, groups = (products.groupby(name).product_id.apply(np.array) for name in ("category", "group"))
+    members, groups = (
+        products.groupby(name).product_id.apply(np.array) for name in ("category", "group")
+    )
     items = products.product_id.to_numpy()
     requests, pools = [], []
     for query, rows in examples.groupby("query_id"):
         target = rows.sort_values(["gain", "product_id"], ascending=[False, True]).iloc[0]
         fixed = rows.product_id.tolist()[: config.data.pool.size]
         category, group = place_of.loc[target.product_id]
-        pools.append((str(query), _pool(fixed, members[category], groups[group], items, config.data.pool.size, random)))
+        pools.append(
+            (
+                str(query),
+                _pool(
+                    fixed, members[category], groups[group], items, config.data.pool.size, random
+                ),
+            )
+        )
         requests.append((str(query), target["query"], target.product_id))
     table = pd.DataFrame(requests, columns=["request_id", "query", "target_id"])
     table["split"] = _split(table["query"], config)
@@ -148,10 +183,18 @@ def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
     options = config.data.hm
     articles = pd.read_csv(raw / "articles.csv", dtype=str)
     articles["article_id"] = articles.article_id.str.strip().str.lstrip("0").str.zfill(10)
-    fields = ["prod_name", "product_type_name", "graphical_appearance_name", "colour_group_name", "detail_desc"]
+    fields = [
+        "prod_name",
+        "product_type_name",
+        "graphical_appearance_name",
+        "colour_group_name",
+        "detail_desc",
+    ]
     for field in fields:
         articles[field] = articles[field].apply(_clean)
-    articles["text"] = articles[fields].apply(lambda row: ". ".join(part for part in row if part)[:4000], axis=1)
+    articles["text"] = articles[fields].apply(
+        lambda row: ". ".join(part for part in row if part)[:4000], axis=1
+    )
     articles = articles.sort_values("article_id")
     customers = pd.read_csv(raw / "customers.csv", dtype=str, usecols=["customer_id"])
     transactions = pd.read_csv(
@@ -159,7 +202,9 @@ def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
     )
     transactions["t_dat"] = pd.to_datetime(transactions.t_dat, errors="coerce")
     transactions["article_id"] = transactions.article_id.str.strip().str.lstrip("0").str.zfill(10)
-    shown = articles[["article_id", "prod_name", "product_type_name", "colour_group_name", "product_group_name"]]
+    shown = articles[
+        ["article_id", "prod_name", "product_type_name", "colour_group_name", "product_group_name"]
+    ]
     transactions = transactions.merge(shown, on="article_id").merge(customers, on="customer_id")
     transactions = transactions.sort_values(["customer_id", "t_dat", "article_id"])
     transactions = transactions.drop_duplicates(["customer_id", "article_id"])
@@ -180,10 +225,23 @@ def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
             name = f"{customer}-{row.article_id}"
             last = history.tail(options.history)
             columns = ("article_id", "prod_name", "product_type_name", "colour_group_name")
-            shown_history = [dict(zip(columns, values, strict=True)) for values in last[list(columns)].to_numpy()]
-            requests.append((name, split, row.product_type_name.lower(), customer, shown_history, row.article_id))
+            shown_history = [
+                dict(zip(columns, values, strict=True)) for values in last[list(columns)].to_numpy()
+            ]
+            requests.append(
+                (
+                    name,
+                    split,
+                    row.product_type_name.lower(),
+                    customer,
+                    shown_history,
+                    row.article_id,
+                )
+            )
             same, group = members[row.product_type_name], groups[row.product_group_name]
-            pools.append((name, _pool([row.article_id], same, group, items, config.data.pool.size, random)))
+            pools.append(
+                (name, _pool([row.article_id], same, group, items, config.data.pool.size, random))
+            )
     names = ["request_id", "split", "query", "customer_id", "history", "target_id"]
     table = pd.DataFrame(requests, columns=names)
     return _write(

@@ -1,7 +1,8 @@
-"""Raw files of the official schemas and sizes (ESCI, H&M), random but with realistic skew, for benchmarks only.
+"""Raw files of the official schemas and sizes (ESCI, H&M), random but with realistic skew, for
+benchmarks only.
 
-At scale 1.0: ESCI 2.62 M judgements, 130,652 queries, 1.81 M products in three locales; H&M 31.8 M transactions,
-105,542 articles, 1.37 M customers.
+At scale 1.0: ESCI 2.62 M judgements, 130,652 queries, 1.81 M products in three locales; H&M 31.8 M
+transactions, 105,542 articles, 1.37 M customers.
 """
 
 from pathlib import Path
@@ -25,8 +26,17 @@ ESCI_SIZES = {
     "es": (259_973, 15_180, 356_410),
     "jp": (339_059, 18_127, 446_053),
 }
-HM_TRANSACTION_COUNT, HM_CUSTOMER_COUNT, HM_ARTICLE_COUNT, HM_DAYS = 31_788_324, 1_371_980, 105_542, 734
-_SYLLABLES = [a + b for a in "bcdfgklmnprstvz" for b in ("a", "e", "i", "o", "u", "al", "er", "in", "on", "us")]
+HM_TRANSACTION_COUNT, HM_CUSTOMER_COUNT, HM_ARTICLE_COUNT, HM_DAYS = (
+    31_788_324,
+    1_371_980,
+    105_542,
+    734,
+)
+_SYLLABLES = [
+    a + b
+    for a in "bcdfgklmnprstvz"
+    for b in ("a", "e", "i", "o", "u", "al", "er", "in", "on", "us")
+]
 _CHUNK = 2_000_000
 
 
@@ -41,7 +51,9 @@ def _words(random: np.random.Generator, count: int) -> np.ndarray:
     return np.char.add(np.char.add(parts[0], parts[1]), np.where(long, parts[2], ""))
 
 
-def _sentences(random: np.random.Generator, words: np.ndarray, count: int, length: int, html: bool) -> pl.Series:
+def _sentences(
+    random: np.random.Generator, words: np.ndarray, count: int, length: int, html: bool
+) -> pl.Series:
     picks = words[_skewed(random, len(words), count * length)].reshape(count, length)
     lines = [" ".join(row) for row in picks]
     if html:
@@ -50,13 +62,21 @@ def _sentences(random: np.random.Generator, words: np.ndarray, count: int, lengt
     return pl.Series(lines)
 
 
-def _joined(random: np.random.Generator, pool: pl.Series, size: int, count: int, separator: str) -> pl.Series:
+def _joined(
+    random: np.random.Generator, pool: pl.Series, size: int, count: int, separator: str
+) -> pl.Series:
     columns = [pool[random.integers(len(pool), size=size)].alias(str(n)) for n in range(count)]
-    return pl.DataFrame(columns).select(pl.concat_str(pl.all(), separator=separator).alias("t")).to_series()
+    return (
+        pl.DataFrame(columns)
+        .select(pl.concat_str(pl.all(), separator=separator).alias("t"))
+        .to_series()
+    )
 
 
 def _with_none(random: np.random.Generator, values: pl.Series, share: float) -> pl.Series:
-    return pl.select(pl.when(pl.lit(pl.Series(random.random(len(values)) >= share))).then(values)).to_series()
+    return pl.select(
+        pl.when(pl.lit(pl.Series(random.random(len(values)) >= share))).then(values)
+    ).to_series()
 
 
 def write_esci(folder: Path, scale: float, seed: int = 0) -> None:
@@ -73,28 +93,49 @@ def write_esci(folder: Path, scale: float, seed: int = 0) -> None:
     for locale, sizes in ESCI_SIZES.items():
         items, queries, judgements = (max(20, round(size * scale)) for size in sizes)
         numbers = pl.Series("n", random.choice(36**6, items, replace=False))
-        ids = pl.DataFrame(numbers).select(pl.format("B0{}", pl.col("n").cast(pl.String).str.zfill(10))).to_series()
+        ids = (
+            pl.DataFrame(numbers)
+            .select(pl.format("B0{}", pl.col("n").cast(pl.String).str.zfill(10)))
+            .to_series()
+        )
         head = pl.Series(heads[_skewed(random, len(heads), items)])
         title = pl.DataFrame({"a": _joined(random, titles, items, 2, " "), "b": head})
         products.append(
             pl.DataFrame(
                 {
                     "product_id": ids,
-                    "product_title": title.select(pl.concat_str("a", "b", separator=" ")).to_series(),
-                    "product_description": _with_none(random, _joined(random, sentences, items, 8, " "), 0.5),
-                    "product_bullet_point": _with_none(random, _joined(random, sentences, items, 7, "\n"), 0.17),
-                    "product_brand": _with_none(random, pl.Series(words[_skewed(random, 20_000, items)]), 0.07),
-                    "product_color": _with_none(random, pl.Series(words[_skewed(random, 500, items)]), 0.35),
+                    "product_title": title.select(
+                        pl.concat_str("a", "b", separator=" ")
+                    ).to_series(),
+                    "product_description": _with_none(
+                        random, _joined(random, sentences, items, 8, " "), 0.5
+                    ),
+                    "product_bullet_point": _with_none(
+                        random, _joined(random, sentences, items, 7, "\n"), 0.17
+                    ),
+                    "product_brand": _with_none(
+                        random, pl.Series(words[_skewed(random, 20_000, items)]), 0.07
+                    ),
+                    "product_color": _with_none(
+                        random, pl.Series(words[_skewed(random, 500, items)]), 0.35
+                    ),
                     "product_locale": pl.repeat(locale, items, eager=True),
                 }
             )
         )
-        query = first_query + np.concatenate([np.arange(queries), _skewed(random, queries, judgements - queries, 1.3)])
+        query = first_query + np.concatenate(
+            [np.arange(queries), _skewed(random, queries, judgements - queries, 1.3)]
+        )
         text = _joined(random, pl.Series(words), queries, 3, " ")
         examples.append(
-            pl.DataFrame({"query_id": query, "product_id": ids[random.integers(items, size=judgements)]})
+            pl.DataFrame(
+                {"query_id": query, "product_id": ids[random.integers(items, size=judgements)]}
+            )
             .unique(maintain_order=True)
-            .join(pl.DataFrame({"query_id": first_query + np.arange(queries), "query": text}), on="query_id")
+            .join(
+                pl.DataFrame({"query_id": first_query + np.arange(queries), "query": text}),
+                on="query_id",
+            )
             .with_columns(product_locale=pl.lit(locale))
         )
         first_query += queries
@@ -123,12 +164,17 @@ def write_hm(folder: Path, scale: float, seed: int = 0) -> None:
     random = np.random.default_rng(seed)
     words = _words(random, 30_000)
     articles, people, count = (
-        max(50, round(size * scale)) for size in (HM_ARTICLE_COUNT, HM_CUSTOMER_COUNT, HM_TRANSACTION_COUNT)
+        max(50, round(size * scale))
+        for size in (HM_ARTICLE_COUNT, HM_CUSTOMER_COUNT, HM_TRANSACTION_COUNT)
     )
-    numbers = pl.Series("article_id", np.sort(random.choice(900_000_000, articles, replace=False)) + 100_000_000)
+    numbers = pl.Series(
+        "article_id", np.sort(random.choice(900_000_000, articles, replace=False)) + 100_000_000
+    )
     ids = numbers.cast(pl.String).str.zfill(10)
     digits = random.bytes(32 * people).hex()
-    customers = pl.Series("customer_id", [digits[64 * n : 64 * n + 64] for n in range(people)]).sort()
+    customers = pl.Series(
+        "customer_id", [digits[64 * n : 64 * n + 64] for n in range(people)]
+    ).sort()
     with atomic_directory(folder) as temporary:
         _articles(random, words, ids).write_csv(temporary / HM_ARTICLES)
         table = pl.DataFrame({"customer_id": customers}).with_columns(
@@ -156,7 +202,9 @@ def write_hm(folder: Path, scale: float, seed: int = 0) -> None:
                         "price": np.round(np.exp(random.normal(-3.6, 0.6, size=size)), 16),
                         "sales_channel_id": random.integers(1, 3, size=size),
                     }
-                ).with_columns(t_dat=pl.lit("2018-09-20").str.to_date() + pl.duration(days=pl.col("t_dat")))
+                ).with_columns(
+                    t_dat=pl.lit("2018-09-20").str.to_date() + pl.duration(days=pl.col("t_dat"))
+                )
                 chunk.write_csv(stream, include_header=begin == 0)
 
 

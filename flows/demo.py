@@ -21,8 +21,12 @@ REAL = Path(os.environ.get("OSPO_SHARED", "../shared")) / "data"
 
 
 def commit() -> str:
-    """The checked-out commit, with "-dirty" where tracked files differ; "unknown" outside a repository."""
-    done = subprocess.run(["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True)
+    """The checked-out commit, with "-dirty" where tracked files differ; "unknown" outside a
+    repository.
+    """
+    done = subprocess.run(
+        ["git", "describe", "--always", "--abbrev=40", "--dirty"], capture_output=True, text=True
+    )
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
@@ -37,19 +41,23 @@ def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Datas
 
 
 def run(datasets: list[Dataset], folder: Path) -> None:
-    """Run the pipeline flow, and the policies on real rows where there are any; print and write what it measured."""
+    """Run the pipeline flow, and the policies on real rows where there are any; print and write
+    what it measured.
+    """
     config = load_config()  # wrong parameters are told before a server starts
     from flows.pipeline import pipeline
     from flows.real import real
-    from ospo.evaluation.demo_table import demo_table, write_demo_report
-    from ospo.evaluation.report import publish_report
+    from ospo.reports.demo_table import demo_table, write_demo_report
+    from ospo.reports.evaluation import publish_report
     from ospo.steps import RUNS
 
     started = time.monotonic()
     results = pipeline(datasets)
     summaries = {dataset: result["summary"] for dataset, result in results.items()}
     registered = {dataset: result["registered"] for dataset, result in results.items()}
-    transferred = {f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()}
+    transferred = {
+        f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()
+    }
     seconds = time.monotonic() - started
     write_demo_report(REPORT, summaries, registered=registered, seconds=seconds, commit=commit())
     console = Console()
@@ -57,7 +65,10 @@ def run(datasets: list[Dataset], folder: Path) -> None:
     console.print(demo_table(summaries, config.retrievers.training))
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
-        console.print(f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, {aliases}")
+        console.print(
+            f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, "
+            f"{aliases}"
+        )
         if "champion" not in version["aliases"]:
             console.print(f"{dataset}: {version['decision']}", markup=False)
         page = publish_report(RUNS / dataset / "evaluation", dataset)
@@ -66,7 +77,8 @@ def run(datasets: list[Dataset], folder: Path) -> None:
         console.print("\nThe same policies on real rows, which they have never seen:")
         console.print(demo_table(transferred, config.retrievers.training))
         console.print(
-            f"reports in {', '.join(f'{REPORT.parent / name}.html' for name in transferred)}", highlight=False
+            f"reports in {', '.join(f'{REPORT.parent / name}.html' for name in transferred)}",
+            highlight=False,
         )
     console.print(
         f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
@@ -81,7 +93,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the main job and print what it measured.")
     parser.add_argument("--dataset", action="append", choices=DATASETS, help="default: both")
     parser.add_argument(
-        "--real", type=Path, default=REAL, help="folder of esci/ and hm/ with real rows in the official formats"
+        "--real",
+        type=Path,
+        default=REAL,
+        help="folder of esci/ and hm/ with real rows in the official formats",
     )
     arguments = parser.parse_args()
     try:

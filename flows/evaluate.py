@@ -6,7 +6,16 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Count, Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage
+from flows.common import (
+    Count,
+    Overrides,
+    ParamsFile,
+    Preset,
+    Seed,
+    dataset_ready,
+    flow_config,
+    lineage,
+)
 from ospo import steps
 from ospo.config import Config, Dataset
 from ospo.files import read_json
@@ -37,7 +46,9 @@ def evaluate(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    config = flow_config(params, overrides, policy, seed=seed, evaluation__max_requests=max_requests)
+    config = flow_config(
+        params, overrides, policy, seed=seed, evaluation__max_requests=max_requests
+    )
     with dataset_ready(dataset):
         result = evaluate_policies(config, dataset)
     summary = read_json(result.directory / "summary.json")

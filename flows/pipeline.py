@@ -1,11 +1,22 @@
-"""The whole job: prepare, SFT, every RL algorithm, evaluation, registration, for the chosen datasets."""
+"""The whole job: prepare, SFT, every RL algorithm, evaluation, registration, for the chosen
+datasets.
+"""
 
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage, within
+from flows.common import (
+    Overrides,
+    ParamsFile,
+    Preset,
+    Seed,
+    dataset_ready,
+    flow_config,
+    lineage,
+    within,
+)
 from flows.evaluate import evaluate
 from flows.train import sft, train_policy
 from ospo import steps
@@ -36,8 +47,17 @@ def pipeline_dataset(
         params: the parameter file
     """
     config = flow_config(params, overrides, policy, seed=seed)
-    same: dict[str, Any] = {"policy": policy, "seed": seed, "overrides": overrides, "params": params}
-    with dataset_ready(dataset), steps.pipeline_run(config, dataset, lineage()) as parent_run_id, within(parent_run_id):
+    same: dict[str, Any] = {
+        "policy": policy,
+        "seed": seed,
+        "overrides": overrides,
+        "params": params,
+    }
+    with (
+        dataset_ready(dataset),
+        steps.pipeline_run(config, dataset, lineage()) as parent_run_id,
+        within(parent_run_id),
+    ):
         sft(dataset, **same)
         for algorithm in config.algorithms:
             train_policy(dataset, algorithm, **same)
@@ -59,4 +79,7 @@ def pipeline(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    return {name: pipeline_dataset(name, overrides=overrides, params=params) for name in datasets or DATASETS}
+    return {
+        name: pipeline_dataset(name, overrides=overrides, params=params)
+        for name in datasets or DATASETS
+    }

@@ -7,20 +7,27 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import Overrides, ParamsFile, flow_config, lineage, one_at_a_time
-from ospo import steps, transfer
+from ospo import steps
 from ospo.config import Config, Dataset
-from ospo.evaluation.report import publish_report
 from ospo.files import read_json
+from ospo.reports.evaluation import publish_report
+from ospo.steps.real import NAME, run_transfer
 
 
-@task(name="evaluate on real rows", task_run_name="evaluate {dataset} on real rows", cache_policy=NO_CACHE)
+@task(
+    name="evaluate on real rows",
+    task_run_name="evaluate {dataset} on real rows",
+    cache_policy=NO_CACHE,
+)
 def evaluate_real(config: Config, dataset: Dataset, raw: str) -> steps.StepResult:
     """Evaluate, or skip where nothing changed."""
-    return transfer.run_transfer(config, dataset, raw, lineage())
+    return run_transfer(config, dataset, raw, lineage())
 
 
 @flow(name="real", flow_run_name="real-{dataset}")
-def real(dataset: Dataset, raw: str, overrides: Overrides = None, params: ParamsFile = "params.yaml") -> dict[str, Any]:
+def real(
+    dataset: Dataset, raw: str, overrides: Overrides = None, params: ParamsFile = "params.yaml"
+) -> dict[str, Any]:
     """Evaluate one dataset's trained policies on raw files they never saw; returns the summary.
 
     Args:
@@ -32,7 +39,7 @@ def real(dataset: Dataset, raw: str, overrides: Overrides = None, params: Params
     config = flow_config(params, overrides)
     with one_at_a_time(dataset):
         result = evaluate_real(config, dataset, raw)
-    publish_report(result.directory, f"{dataset}-{transfer.NAME}")
+    publish_report(result.directory, f"{dataset}-{NAME}")
     create_markdown_artifact(
         key=f"real-{dataset}",
         markdown=(result.directory / "summary.md").read_text(encoding="utf-8"),

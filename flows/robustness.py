@@ -7,8 +7,9 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import Overrides, ParamsFile, flow_config, lineage, one_at_a_time
-from ospo import fresh, registry
+from ospo import registry
 from ospo.config import DATASETS, Config, Dataset
+from ospo.steps import fresh
 
 
 @task(name="champion on fresh data", task_run_name="champion of {dataset}", cache_policy=NO_CACHE)
@@ -19,9 +20,12 @@ def check_champion(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 @flow(name="robustness")
 def robustness(
-    datasets: list[Dataset] | None = None, overrides: Overrides = None, params: ParamsFile = "params.yaml"
+    datasets: list[Dataset] | None = None,
+    overrides: Overrides = None,
+    params: ParamsFile = "params.yaml",
 ) -> dict[str, Any]:
-    """Score each dataset's champion on fresh data; a dataset without a champion is passed over with a line.
+    """Score each dataset's champion on fresh data; a dataset without a champion is passed over with
+    a line.
 
     Args:
         datasets: empty: both
@@ -31,7 +35,9 @@ def robustness(
     config = flow_config(params, overrides)
     results: dict[str, Any] = {}
     for dataset in datasets or DATASETS:
-        if not any(registry.CHAMPION in item.aliases for item in registry.models(config, (dataset,))):
+        if not any(
+            registry.CHAMPION in item.aliases for item in registry.models(config, (dataset,))
+        ):
             get_run_logger().warning("%s has no champion yet: passed over", dataset)
             continue
         with one_at_a_time(dataset):

@@ -1,17 +1,30 @@
-"""Training: SFT, the policy that every algorithm starts from, and RL from there; one step a flow run."""
+"""Training: SFT, the policy that every algorithm starts from, and RL from there; one step a flow
+run.
+"""
 
 from typing import Literal
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Count, Overrides, ParamsFile, Preset, Seed, dataset_ready, flow_config, lineage
+from flows.common import (
+    Count,
+    Overrides,
+    ParamsFile,
+    Preset,
+    Seed,
+    dataset_ready,
+    flow_config,
+    lineage,
+)
 from ospo import steps as job
 from ospo.config import Algorithm, Config, Dataset
 
 
 @task(name="train", task_run_name="train {step} {dataset}", cache_policy=NO_CACHE)
-def train_step(config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm) -> job.StepResult:
+def train_step(
+    config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm
+) -> job.StepResult:
     """Train, resume or skip one step; an RL step brings its SFT policy up to date first."""
     if step == "sft":
         return job.run_sft(config, dataset, lineage())
@@ -24,7 +37,8 @@ def _trained(config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm)
         return train_step(config, dataset, step).run_id
 
 
-# Each flow lists its parameters in full: Prefect makes the UI's form from the signature and the docstring.
+# Each flow lists its parameters in full: Prefect makes the UI's form from the signature and the
+# docstring.
 @flow(name="sft", flow_run_name="sft-{dataset}")
 def sft(
     dataset: Dataset,
@@ -44,7 +58,9 @@ def sft(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    return _trained(flow_config(params, overrides, policy, seed=seed, preset__sft__steps=steps), dataset, "sft")
+    return _trained(
+        flow_config(params, overrides, policy, seed=seed, preset__sft__steps=steps), dataset, "sft"
+    )
 
 
 @flow(name="ospo", flow_run_name="{algorithm}-{dataset}")
@@ -57,7 +73,8 @@ def train_policy(
     overrides: Overrides = None,
     params: ParamsFile = "params.yaml",
 ) -> str:
-    """Prepare one dataset and train one RL policy (and SFT before it where that is missing); returns the run's id.
+    """Prepare one dataset and train one RL policy (and SFT before it where that is missing);
+    returns the run's id.
 
     Args:
         dataset: esci or hm
@@ -68,4 +85,8 @@ def train_policy(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    return _trained(flow_config(params, overrides, policy, seed=seed, preset__rl__steps=steps), dataset, algorithm)
+    return _trained(
+        flow_config(params, overrides, policy, seed=seed, preset__rl__steps=steps),
+        dataset,
+        algorithm,
+    )

@@ -1,4 +1,6 @@
-"""One run in several processes (``accelerate launch``): who keeps the books, and waiting for each other."""
+"""One run in several processes (``accelerate launch``): who keeps the books, and waiting for each
+other.
+"""
 
 import os
 from typing import Any
@@ -24,7 +26,9 @@ def together() -> None:
 
 
 class Follower:
-    """Stands in for the tracked run in processes that are not the main one: takes everything, keeps nothing."""
+    """Stands in for the tracked run in processes that are not the main one: takes everything, keeps
+    nothing.
+    """
 
     id = ""
 

@@ -1,7 +1,7 @@
 """``ospo doctor``: is everything here that OSPO needs, and if not, what to do about it.
 
-Each check looks at one thing and never changes it. A check that itself fails is reported as a failure of what it looks
-at, so that the doctor answers on the most broken installation.
+Each check looks at one thing and never changes it. A check that itself fails is reported as a
+failure of what it looks at, so that the doctor answers on the most broken installation.
 """
 
 import fcntl
@@ -24,13 +24,17 @@ from ospo.errors import OspoError
 Level = Literal["ok", "warn", "fail"]
 PORTS = {"MLflow": 5000, "Prefect": 4200}
 MIN_FREE_GB, LOW_FREE_GB = 1.0, 5.0
-# Pins whose breakage no other check shows: pip is content with them, and the failure comes late and says little.
+# Pins whose breakage no other check shows: pip is content with them, and the failure comes late and
+# says little.
 _NOTES = {
     "fastapi": "with 0.151 and later the Prefect server does not start",
     "SQLAlchemy": "with 2.1 and later Prefect's schedules never fire",
 }
 _RAW = {
-    "esci": ("shopping_queries_dataset_examples.parquet", "shopping_queries_dataset_products.parquet"),
+    "esci": (
+        "shopping_queries_dataset_examples.parquet",
+        "shopping_queries_dataset_products.parquet",
+    ),
     "hm": ("articles.csv", "transactions_train.csv", "customers.csv"),
 }
 _DATA_PACKAGES = {
@@ -55,7 +59,10 @@ def _python() -> Iterator[Finding]:
 
 def pins(constraints: Path) -> dict[str, str]:
     """Package → version from a constraints file."""
-    lines = (line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines())
+    lines = (
+        line.partition("#")[0].strip()
+        for line in constraints.read_text(encoding="utf-8").splitlines()
+    )
     pairs = (line.partition("==") for line in lines if "==" in line)
     return {name.strip(): pin.strip() for name, _, pin in pairs}
 
@@ -63,13 +70,19 @@ def pins(constraints: Path) -> dict[str, str]:
 def _packages(root: Path) -> Iterator[Finding]:
     file = root / "constraints.txt"
     if not file.exists():
-        yield Finding("warn", "no constraints.txt here: versions cannot be compared", "run in the repository's root")
+        yield Finding(
+            "warn",
+            "no constraints.txt here: versions cannot be compared",
+            "run in the repository's root",
+        )
         return
     wanted = pins(file)
     wrong = 0
     for name, pin in wanted.items():
         try:
-            found = version(name).partition("+")[0]  # torch's "+cpu" names the build, not another version
+            found = version(name).partition("+")[
+                0
+            ]  # torch's "+cpu" names the build, not another version
         except PackageNotFoundError:
             found = "not installed"
         if found != pin:
@@ -90,7 +103,10 @@ def _data_packages() -> Iterator[Finding]:
 
 def _disk(root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 1e9
-    fix = "free some space: `make clean` removes what can be rebuilt; checkpoints and mlartifacts/ grow most"
+    fix = (
+        "free some space: `make clean` removes what can be rebuilt; "
+        "checkpoints and mlartifacts/ grow most"
+    )
     level: Level = "fail" if free < MIN_FREE_GB else "warn" if free < LOW_FREE_GB else "ok"
     yield Finding(level, f"{free:.1f} GB free on the disk", "" if level == "ok" else fix)
 
@@ -102,7 +118,9 @@ def _memory(policy: str) -> Iterator[Finding]:
     needed = 2.0 if policy == "nano" else 6.0
     if free < needed:
         yield Finding(
-            "warn", f"{free:.1f} GB of memory available", f"close something: {policy} wants about {needed:g} GB"
+            "warn",
+            f"{free:.1f} GB of memory available",
+            f"close something: {policy} wants about {needed:g} GB",
         )
     else:
         yield Finding("ok", f"{free:.1f} GB of memory available")
@@ -111,17 +129,23 @@ def _memory(policy: str) -> Iterator[Finding]:
 def _processors(config: Config) -> Iterator[Finding]:
     import torch
 
-    from ospo.models import fast_bfloat16
+    from ospo.policy.weights import fast_bfloat16
 
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / 1e9
         yield Finding("ok", f"GPU {torch.cuda.get_device_name(0)}, {memory:.0f} GB")
     elif config.preset.model.quantization != "none" or config.preset.rl.use_vllm:
-        yield Finding("fail", f"no GPU, which policy {config.policy} needs", "set policy: nano or smollm2-135m")
+        yield Finding(
+            "fail",
+            f"no GPU, which policy {config.policy} needs",
+            "set policy: nano or smollm2-135m",
+        )
     else:
         yield Finding("ok", f"no GPU; policy {config.policy} trains without one")
     kind = (
-        "computes in bfloat16" if fast_bfloat16() else "has no fast bfloat16: encoders and LoRA run in float32, slower"
+        "computes in bfloat16"
+        if fast_bfloat16()
+        else "has no fast bfloat16: encoders and LoRA run in float32, slower"
     )
     yield Finding("ok", f"{len(os.sched_getaffinity(0))} processors; this machine {kind}")
 
@@ -133,25 +157,37 @@ def _raw(config: Config, root: Path) -> Iterator[Finding]:
         if not missing:
             yield Finding("ok", f"{dataset}: raw files in {folder}")
         elif folder.as_posix() == f"data/sample/{dataset}":
-            yield Finding("ok", f"{dataset}: the built-in sample shop, not made yet (`dvc repro` makes it)")
+            yield Finding(
+                "ok", f"{dataset}: the built-in sample shop, not made yet (`dvc repro` makes it)"
+            )
         else:
             yield Finding(
-                "fail", f"{dataset}: {folder} lacks {', '.join(missing)}",
+                "fail",
+                f"{dataset}: {folder} lacks {', '.join(missing)}",
                 f"put the official files there, or: ospo config set data.{dataset}.raw=DIR",
-            )  # fmt: skip
+            )
 
 
 def _prepared(root: Path) -> Iterator[Finding]:
     for dataset in DATASETS:
         folder = root / "data" / "prepared" / dataset
-        if not all((folder / f"{name}.parquet").is_file() for name in ("catalogue", "requests", "qrels", "pools")):
-            yield Finding("warn", f"{dataset}: no prepared data", f"dvc repro vectors@{dataset}  (`make demo` does it)")
+        if not all(
+            (folder / f"{name}.parquet").is_file()
+            for name in ("catalogue", "requests", "qrels", "pools")
+        ):
+            yield Finding(
+                "warn",
+                f"{dataset}: no prepared data",
+                f"dvc repro vectors@{dataset}  (`make demo` does it)",
+            )
         else:
             yield Finding("ok", f"{dataset}: prepared data")
 
 
 def _dvc(root: Path) -> Iterator[Finding]:
-    """A lock that a killed `dvc repro` left behind; DVC passes over it until another process gets that id."""
+    """A lock that a killed `dvc repro` left behind; DVC passes over it until another process gets
+    that id.
+    """
     import psutil
 
     folder = root / ".dvc" / "tmp"
@@ -160,7 +196,9 @@ def _dvc(root: Path) -> Iterator[Finding]:
             try:
                 fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
-                yield Finding("warn", "DVC is at work here", "wait for it to end before the next `dvc repro`")
+                yield Finding(
+                    "warn", "DVC is at work here", "wait for it to end before the next `dvc repro`"
+                )
                 return
     file = folder / "rwlock"
     content = json.loads(file.read_text(encoding="utf-8") or "{}") if file.is_file() else {}
@@ -173,7 +211,11 @@ def _dvc(root: Path) -> Iterator[Finding]:
     dead = sorted({int(item["pid"]) for item in holders if not psutil.pid_exists(int(item["pid"]))})
     if dead:
         gone = ", ".join(map(str, dead))
-        yield Finding("warn", f"DVC's lock was left behind by process {gone}, which is gone", "rm .dvc/tmp/rwlock")
+        yield Finding(
+            "warn",
+            f"DVC's lock was left behind by process {gone}, which is gone",
+            "rm .dvc/tmp/rwlock",
+        )
     else:
         yield Finding("ok", "DVC holds no lock")
 
@@ -202,7 +244,9 @@ def _servers(root: Path) -> Iterator[Finding]:
     noted = _noted(root)
     for name, note in noted.items():
         if not psutil.pid_exists(int(note["pid"])):
-            yield Finding("warn", f"the {name} server that `make up` started runs no longer", "make up")
+            yield Finding(
+                "warn", f"the {name} server that `make up` started runs no longer", "make up"
+            )
     if "mlflow" in noted and "worker" not in noted:
         yield Finding("warn", "the servers run, but no worker: schedules do not fire", "make up")
 
@@ -221,9 +265,10 @@ def _ports(root: Path) -> Iterator[Finding]:
             yield Finding("ok", f"the {name} server answers on port {port}")
         else:
             yield Finding(
-                "warn", f"port {port} is taken, but no {name} server answers there",
+                "warn",
+                f"port {port} is taken, but no {name} server answers there",
                 "`make down`, or end what holds it (`ss -ltnp`), or choose another port",
-            )  # fmt: skip
+            )
 
 
 def _tracking(config: Config, root: Path) -> Iterator[Finding]:
@@ -232,12 +277,18 @@ def _tracking(config: Config, root: Path) -> Iterator[Finding]:
 
     uri = tracking.tracking_uri(config, root)
     if os.environ.get("MLFLOW_TRACKING_URI"):
-        yield Finding("ok", f"MLFLOW_TRACKING_URI is set and goes before params.yaml: {without_password(uri)}")
+        yield Finding(
+            "ok", f"MLFLOW_TRACKING_URI is set and goes before params.yaml: {without_password(uri)}"
+        )
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         yield Finding("ok", "MLflow: no database yet; the first run makes it")
         return
     if is_server(uri) and not _answers(f"{uri.rstrip('/')}/health"):
-        yield Finding("fail", f"MLflow at {without_password(uri)} does not answer", "make up, or correct tracking.uri")
+        yield Finding(
+            "fail",
+            f"MLflow at {without_password(uri)} does not answer",
+            "make up, or correct tracking.uri",
+        )
         return
     known = registry.models(config, root=root)
     for dataset in DATASETS:
@@ -248,7 +299,9 @@ def _tracking(config: Config, root: Path) -> Iterator[Finding]:
             continue
         registry.policy_directory(config, champions[0], root)  # raises where a file is damaged
         yield Finding(
-            "ok", f"{dataset}: champion is version {champions[0].version} of {len(versions)}, its files whole"
+            "ok",
+            f"{dataset}: champion is version {champions[0].version} of {len(versions)}, its files "
+            "whole",
         )
 
 
@@ -279,7 +332,11 @@ def examine(params: str | Path = "params.yaml", root: str | Path = ".") -> list[
             problem, _, fix = str(error).partition(" Fix: ")
             findings.append(Finding("fail", problem.rstrip("."), fix))
         except Exception as error:  # noqa: BLE001 (the doctor must answer whatever is broken; the error is the finding)
-            findings.append(Finding("fail", f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+            findings.append(
+                Finding(
+                    "fail", f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                )
+            )
 
     look("Python", _python)
     look("packages", lambda: _packages(root))
@@ -316,5 +373,7 @@ def report(findings: list[Finding]) -> str:
             lines.append(f"      → {finding.fix}")
     problems = sum(finding.level == "fail" for finding in findings)
     warnings = sum(finding.level == "warn" for finding in findings)
-    lines.append(f"{problems} problem(s), {warnings} warning(s)" if problems or warnings else "all is well")
+    lines.append(
+        f"{problems} problem(s), {warnings} warning(s)" if problems or warnings else "all is well"
+    )
     return "\n".join(lines)

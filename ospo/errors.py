@@ -1,10 +1,14 @@
-"""The errors a user can cause and mend. The command line prints them as one line and exits with code 2."""
+"""The errors a user can cause and mend. The command line prints them as one line and exits with
+code 2.
+"""
 
 from pathlib import Path
 
 
 class OspoError(Exception):
-    """A problem the user can mend. ``str(error)`` is one line that says what is wrong and what to do."""
+    """A problem the user can mend. ``str(error)`` is one line that says what is wrong and what to
+    do.
+    """
 
     exit_code = 2
 
@@ -15,7 +19,8 @@ class InputError(OspoError):
     def __init__(self, file: str | Path, field: str, problem: str, fix: str):
         self.file, self.field, self.problem, self.fix = str(file), field, problem, fix
         where = f"{file}: {field}" if field else f"{file}"
-        # One line, whatever the data holds: control characters in names never reach the terminal raw.
+        # One line, whatever the data holds: control characters in names never reach the terminal
+        # raw.
         line = f"{where}: {problem}. Fix: {fix}"
         super().__init__("".join(c if c.isprintable() else " " for c in line))
 

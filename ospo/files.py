@@ -16,10 +16,14 @@ from ospo.errors import InputError
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any failure."""
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any
+    failure.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent
+    )
     os.close(handle)
     temporary = Path(name)
     try:
@@ -72,12 +76,20 @@ def sha256_file(path: str | Path) -> str:
 
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# torch and safetensors write through code of their own, which knows no errno: their words for the same.
-_FULL_WORDS = ("No space left on device", "PytorchStreamWriter failed", "unexpected pos", "database or disk is full")
+# torch and safetensors write through code of their own, which knows no errno: their words for the
+# same.
+_FULL_WORDS = (
+    "No space left on device",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+    "database or disk is full",
+)
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -96,23 +108,29 @@ MANIFEST = "manifest.json"
 
 def _listed(directory: Path) -> list[str]:
     files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in files if path.name != MANIFEST and not path.name.startswith("."))
+    return sorted(
+        path.as_posix() for path in files if path.name != MANIFEST and not path.name.startswith(".")
+    )
 
 
 def write_manifest(directory: str | Path) -> str:
-    """Write ``manifest.json`` with the sha256 of every file at or below ``directory``; returns the manifest's sha256.
+    """Write ``manifest.json`` with the sha256 of every file at or below ``directory``; returns the
+    manifest's sha256.
 
     Hidden files are left out. Call it last: a file that comes later does not belong.
     """
     directory = Path(directory)
-    write_json(directory / MANIFEST, {name: sha256_file(directory / name) for name in _listed(directory)})
+    write_json(
+        directory / MANIFEST, {name: sha256_file(directory / name) for name in _listed(directory)}
+    )
     return sha256_file(directory / MANIFEST)
 
 
 def verify_manifest(directory: str | Path) -> str:
     """Check every file of ``directory`` against its manifest; returns the manifest's sha256.
 
-    Raises InputError naming the first file that is missing, changed or not listed, or that there is no manifest.
+    Raises InputError naming the first file that is missing, changed or not listed, or that there is
+    no manifest.
     """
     directory = Path(directory)
     file = directory / MANIFEST
@@ -120,16 +138,23 @@ def verify_manifest(directory: str | Path) -> str:
     try:
         wanted = read_json(file)
     except (OSError, ValueError) as error:
-        raise InputError(file, "", f"is missing or unreadable ({type(error).__name__})", fix) from None
+        raise InputError(
+            file, "", f"is missing or unreadable ({type(error).__name__})", fix
+        ) from None
     if not isinstance(wanted, dict) or not wanted:
         raise InputError(file, "", "lists no files", fix)
     for name in sorted(set(wanted) | set(_listed(directory))):
         if name not in wanted:
-            raise InputError(directory / name, "manifest", "is not listed, so it did not come with the rest", fix)
+            raise InputError(
+                directory / name, "manifest", "is not listed, so it did not come with the rest", fix
+            )
         if not (directory / name).is_file():
             raise InputError(directory / name, "manifest", "is listed but missing", fix)
         if sha256_file(directory / name) != wanted[name]:
             raise InputError(
-                directory / name, "sha256", "differs from the manifest: the file is damaged or altered", fix
+                directory / name,
+                "sha256",
+                "differs from the manifest: the file is damaged or altered",
+                fix,
             )
     return sha256_file(file)

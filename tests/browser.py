@@ -1,4 +1,6 @@
-"""A real headless Chromium, driven through its DevTools protocol: enough to open a page, ask it and photograph it."""
+"""A real headless Chromium, driven through its DevTools protocol: enough to open a page, ask it and
+photograph it.
+"""
 
 import base64
 import json
@@ -14,22 +16,33 @@ from typing import Any
 from websockets.sync.client import connect
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0 --hide-scrollbars"
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-port=0 "
+    "--hide-scrollbars"
 )
 
 
 def chromium() -> str | None:
     """Path of Chromium or Chrome, None where none is installed."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
 
 
 class Page:
-    """One tab. ``problems``: console errors, exceptions, refused requests; ``requests``: every URL asked for."""
+    """One tab. ``problems``: console errors, exceptions, refused requests; ``requests``: every URL
+    asked for.
+    """
 
     def __init__(self) -> None:
         self.profile = Path(tempfile.mkdtemp(prefix="ospo-chromium-"))
-        command = [str(chromium()), *FLAGS.split(), f"--user-data-dir={self.profile}", "about:blank"]
+        command = [
+            str(chromium()),
+            *FLAGS.split(),
+            f"--user-data-dir={self.profile}",
+            "about:blank",
+        ]
         self.process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -47,7 +60,9 @@ class Page:
         self.last = 0
         self.session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -69,7 +84,8 @@ class Page:
     def _note(self, event: dict[str, Any]) -> None:
         method, params = event.get("method", ""), event.get("params", {})
         if method == "Runtime.exceptionThrown" or (
-            method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert")
+            method == "Runtime.consoleAPICalled"
+            and params["type"] in ("error", "warning", "assert")
         ):
             self.problems.append(json.dumps(params)[:500])
         if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
@@ -84,7 +100,11 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=844,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
         self.call("Page.navigate", url=file.resolve().as_uri())
         deadline = time.monotonic() + 30
@@ -95,17 +115,28 @@ class Page:
 
     def visit(self, address: str, width: int = 1400) -> None:
         """Load a page from a server; what its scripts add later is the caller's to wait for."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=1000, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=1000,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         self.call("Page.navigate", url=address)
         deadline = time.monotonic() + 60
-        while self.ask("document.readyState") != "complete" or self.ask("location.protocol") != "http:":
+        while (
+            self.ask("document.readyState") != "complete"
+            or self.ask("location.protocol") != "http:"
+        ):
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{address} did not load")
             time.sleep(0.1)
 
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         if "exceptionDetails" in result:
             raise RuntimeError(str(result["exceptionDetails"])[:500])
         return result["result"].get("value")
@@ -113,13 +144,17 @@ class Page:
     def press(self, key: str, code: int) -> None:
         """Press and release a key."""
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+            self.call(
+                "Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code
+            )
 
     def photograph(self, file: Path, top: int = 0, height: int = 0) -> None:
         """The page as PNG, or ``height`` pixels of it from ``top`` on."""
         clip = {"x": 0, "y": top, "width": self.ask("innerWidth"), "height": height, "scale": 1}
         part = {"clip": clip} if height else {}
-        picture = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, **part)
+        picture = self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=True, **part
+        )
         file.write_bytes(base64.b64decode(picture["data"]))
 
     def pdf(self) -> bytes:

@@ -1,4 +1,5 @@
-"""Fixtures shared by all tests: real samples where they are at hand, and small shops prepared by the real path.
+"""Fixtures shared by all tests: real samples where they are at hand, and small shops prepared by
+the real path.
 
 Not covered by any fixture: hub models, GPUs, the datasets at full size.
 """
@@ -104,7 +105,9 @@ def hm_raw(tmp_path_factory: pytest.TempPathFactory, tiny_config: Config) -> Pat
 
 
 @pytest.fixture(scope="session")
-def esci_tiny(tmp_path_factory: pytest.TempPathFactory, esci_raw: Path, tiny_config: Config) -> PreparedData:
+def esci_tiny(
+    tmp_path_factory: pytest.TempPathFactory, esci_raw: Path, tiny_config: Config
+) -> PreparedData:
     """The tiny ESCI-format shop, prepared."""
     folder = tmp_path_factory.mktemp("prepared") / "esci"
     prepare("esci", esci_raw, folder, tiny_config)
@@ -112,7 +115,9 @@ def esci_tiny(tmp_path_factory: pytest.TempPathFactory, esci_raw: Path, tiny_con
 
 
 @pytest.fixture(scope="session")
-def hm_tiny(tmp_path_factory: pytest.TempPathFactory, hm_raw: Path, tiny_config: Config) -> PreparedData:
+def hm_tiny(
+    tmp_path_factory: pytest.TempPathFactory, hm_raw: Path, tiny_config: Config
+) -> PreparedData:
     """The tiny H&M-format shop, prepared."""
     folder = tmp_path_factory.mktemp("prepared") / "hm"
     prepare("hm", hm_raw, folder, tiny_config)

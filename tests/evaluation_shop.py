@@ -1,10 +1,13 @@
-"""A small prepared shop for the evaluation's tests: shoppers with one favourite colour, queries that leave it out."""
+"""A small prepared shop for the evaluation's tests: shoppers with one favourite colour, queries
+that leave it out.
+"""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from conftest import ROOT
 
 from ospo.config import load_config
 from ospo.data.dataset import PreparedData, load_prepared
@@ -14,7 +17,6 @@ from ospo.files import write_json
 COLOURS = ["red", "blue", "green", "black", "white", "pink", "grey", "brown"]
 KINDS = ["dress", "jacket", "scarf", "boots", "jumper", "skirt"]
 MATERIALS = ["cotton", "wool", "silk", "leather"]
-ROOT = Path(__file__).parents[1]
 
 
 def config(*overrides: str):
@@ -49,12 +51,20 @@ def tables(requests: int = 120, seed: int = 0, pool: int = 40) -> dict[str, pl.D
         colour, kind = COLOURS[customer % len(COLOURS)], KINDS[r % len(KINDS)]
         split = ("train", "train", "validation", "test", "test")[customer % 5]
         exact = [n for n, item in enumerate(items) if item[:2] == (colour, kind)]
-        partial = [n for n, item in enumerate(items) if item[1] == kind and item[0] != colour][: r % 3]
+        partial = [n for n, item in enumerate(items) if item[1] == kind and item[0] != colour][
+            : r % 3
+        ]
         others = [n for n in range(len(items)) if n not in {*exact, *partial}]
-        pool_items = [*exact, *partial, *rng.choice(others, size=pool - len(exact) - len(partial), replace=False)]
+        pool_items = [
+            *exact,
+            *partial,
+            *rng.choice(others, size=pool - len(exact) - len(partial), replace=False),
+        ]
         rng.shuffle(pool_items)
         name = f"r{r:05d}"
-        history = [{"item_id": "x", "name": f"{colour} hat", "type": "hat", "colour": colour}] * (r % 4)
+        history = [{"item_id": "x", "name": f"{colour} hat", "type": "hat", "colour": colour}] * (
+            r % 4
+        )
         rows.append(
             {
                 "request_id": name,
@@ -82,7 +92,9 @@ def write_shop(directory: Path, **options: int) -> PreparedData:
     folder.mkdir(parents=True)
     for name, table in tables(**options).items():
         table.write_parquet(folder / f"{name}.parquet")
-    write_json(folder / "stats.json", {"read": {"items": 192}, "kept": {"items": 192}, "dropped": {}})
+    write_json(
+        folder / "stats.json", {"read": {"items": 192}, "kept": {"items": 192}, "dropped": {}}
+    )
     return load_prepared(folder)
 
 
@@ -90,7 +102,9 @@ def write_answers(file: Path, data: PreparedData, answer) -> Path:
     """A file of answers, ``answer(request, target)`` for each request."""
     colour = dict(data.catalogue.select("item_id", "colour").iter_rows())
     lines = [
-        json.dumps({"request_id": request.request_id, "answer": answer(request, colour[request.target_id])})
+        json.dumps(
+            {"request_id": request.request_id, "answer": answer(request, colour[request.target_id])}
+        )
         for request in data.requests
     ]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")

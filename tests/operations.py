@@ -1,4 +1,6 @@
-"""A small copy of the project with its own servers on free ports, for tests that start, kill and look at everything."""
+"""A small copy of the project with its own servers on free ports, for tests that start, kill and
+look at everything.
+"""
 
 import os
 import shutil
@@ -15,9 +17,9 @@ import httpx
 import psutil
 from conftest import MICRO, ROOT
 
-from flows import processes
-from flows.place import Place, leader
 from ospo.config import edit_params
+from servers import processes
+from servers.place import Place, leader
 
 
 def free_port() -> int:
@@ -28,7 +30,9 @@ def free_port() -> int:
 
 
 def copy_project(folder: Path) -> Path:
-    """The repository's own files, as git would clone them but with what is not committed yet, made small."""
+    """The repository's own files, as git would clone them but with what is not committed yet, made
+    small.
+    """
     names = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(names, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, listed.split("\0")):
@@ -68,8 +72,10 @@ class Shop:
 
     def servers(self, action: str) -> subprocess.CompletedProcess[str]:
         """`make up`, `make down` or `make status`: the command that the Makefile runs."""
-        command = [sys.executable, "-m", "flows.servers", action]
-        return subprocess.run(command, cwd=self.root, env=self.environment(), capture_output=True, text=True)
+        command = [sys.executable, "-m", "servers", action]
+        return subprocess.run(
+            command, cwd=self.root, env=self.environment(), capture_output=True, text=True
+        )
 
     def up(self) -> str:
         """`make up`; what it printed."""
@@ -78,7 +84,9 @@ class Shop:
         return done.stdout
 
     def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
-        """A call of Prefect's API; again after a 503, its answer while the store is busy, as Prefect's clients do."""
+        """A call of Prefect's API; again after a 503, its answer while the store is busy, as
+        Prefect's clients do.
+        """
 
         def answer() -> httpx.Response | None:
             found = self.api.request(method, path, json=body)
@@ -107,7 +115,9 @@ class Shop:
 
     def run(self, name: str, **parameters: Any) -> str:
         """Start a deployment as the UI's form does; the flow run's id."""
-        made = self.post(f"/deployments/{self.deployment(name)['id']}/create_flow_run", parameters=parameters)
+        made = self.post(
+            f"/deployments/{self.deployment(name)['id']}/create_flow_run", parameters=parameters
+        )
         return str(made["id"])
 
     def state(self, run_id: str) -> str:
@@ -116,7 +126,9 @@ class Shop:
 
     def completed(self, run_id: str, seconds: float = 600) -> dict[str, Any]:
         """Wait for a flow run to end well."""
-        wait_for(lambda: self.state(run_id) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), seconds)
+        wait_for(
+            lambda: self.state(run_id) in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"), seconds
+        )
         found = dict(self.ask("GET", f"/flow_runs/{run_id}").json())
         log = self.place.log("worker").read_text(errors="replace")[-3000:]
         assert found["state_type"] == "COMPLETED", f"{found['state']}\n{log}"

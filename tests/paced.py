@@ -1,7 +1,9 @@
-"""A retriever that a test can slow down, so that the run under it stays at work for as long as the test needs it.
+"""A retriever that a test can slow down, so that the run under it stays at work for as long as the
+test needs it.
 
-Copied into a test's project (tests/operations.py) and named in its parameters as a user's own retriever would be: the
-speed of the machine then does not decide whether a fault meets a run at work.
+Copied into a test's project (tests/operations.py) and named in its parameters as a user's own
+retriever would be: the speed of the machine then does not decide whether a fault meets a run at
+work.
 """
 
 import time
@@ -23,7 +25,9 @@ class Paced:
     def __init__(self, config: Config) -> None:
         self.inner = StaticRetriever()
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
         """See ``Retriever``."""
         self.inner.index(item_ids, item_texts, cache)
 

@@ -1,21 +1,29 @@
-"""A model registry in a folder, with tiny policies, for the tests of what is registered, promoted and served."""
+"""A model registry in a folder, with tiny policies, for the tests of what is registered, promoted
+and served.
+"""
 
 import json
 import os
 from pathlib import Path
 
 import torch
+from conftest import ROOT
 
 from ospo import registry, tracking
 from ospo.config import Config, load_config
-from ospo.models import create_policy, save_policy
+from ospo.policy.weights import create_policy, save_policy
 
-# Tiny matrices: two threads that wait for each other on a busy machine take a hundred times longer than one.
+# Tiny matrices: two threads that wait for each other on a busy machine take a hundred times longer
+# than one.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-ROOT = Path(__file__).parents[1]
-TEXTS = ["red cotton shirt", "running shoes for men", "<answer>blue dress, summer</answer>", "linen trousers"] * 20
+TEXTS = [
+    "red cotton shirt",
+    "running shoes for men",
+    "<answer>blue dress, summer</answer>",
+    "linen trousers",
+] * 20
 SUMMARY = {  # as read from summary.json: keys in alphabetical order
     "grpo": {"bm25": 0.29, "minilm": 0.44},
     "ospo": {"bm25": 0.32, "minilm": 0.45},
@@ -24,14 +32,19 @@ SUMMARY = {  # as read from summary.json: keys in alphabetical order
 }
 QUERIES = [
     "running shoes",
-    json.dumps({"query": "top", "history": [{"name": "Shirt", "type": "Shirt", "colour": "White"}]}),
+    json.dumps(
+        {"query": "top", "history": [{"name": "Shirt", "type": "Shirt", "colour": "White"}]}
+    ),
     "日本語 e\u0301 🙂",
 ]
 
 
 def make_config(folder: Path) -> Config:
     """params.yaml with a registry in ``folder`` and short answers."""
-    overrides = [f"tracking.uri=sqlite:///{folder}/mlflow.db", "presets.nano.rl.max_completion_tokens=8"]
+    overrides = [
+        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        "presets.nano.rl.max_completion_tokens=8",
+    ]
     return load_config(ROOT / "params.yaml", overrides)
 
 
@@ -41,7 +54,9 @@ def make_policy(config: Config, directory: Path, seed: int, **changes: object) -
         update={"vocab_size": 320, "hidden_size": 32, "layers": 2, "heads": 2, **changes}
     )
     network, tokenizer = create_policy(model, TEXTS, seed)
-    if model.lora_rank:  # a fresh adapter changes nothing; an equality test could not see it missing
+    if (
+        model.lora_rank
+    ):  # a fresh adapter changes nothing; an equality test could not see it missing
         for name, parameter in network.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.5)
@@ -64,10 +79,19 @@ class Shop:
         **changes: object,
     ) -> registry.Version:
         """Make a policy of its own for ``seed`` and register it."""
-        model_dir = make_policy(self.config, self.folder / f"policy-{seed}-{len(changes)}", seed, **changes)
+        model_dir = make_policy(
+            self.config, self.folder / f"policy-{seed}-{len(changes)}", seed, **changes
+        )
         with tracking.run(self.config, policy, kind="rl", directory=self.folder / "step") as run:
             pass
         return registry.register(
-            self.config, dataset, policy=policy, model_dir=model_dir, run_id=run.id, summary=SUMMARY,
-            data_md5="0" * 32, champion_if_first=champion_if_first, root=ROOT,
-        )  # fmt: skip
+            self.config,
+            dataset,
+            policy=policy,
+            model_dir=model_dir,
+            run_id=run.id,
+            summary=SUMMARY,
+            data_md5="0" * 32,
+            champion_if_first=champion_if_first,
+            root=ROOT,
+        )

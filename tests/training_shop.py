@@ -1,17 +1,19 @@
-"""What the training tests share: a tiny policy, a reward with known truth, configs that train in seconds."""
+"""What the training tests share: a tiny policy, a reward with known truth, configs that train in
+seconds.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import ROOT
 
 from ospo.config import Config, load_config
 from ospo.data.dataset import PreparedData
-from ospo.models import create_policy, save_policy
+from ospo.policy.weights import create_policy, save_policy
 from ospo.training.teacher import Teacher
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
     "presets.nano.model.vocab_size=600",
     "presets.nano.model.hidden_size=32",
@@ -44,7 +46,9 @@ def make_policy(config: Config, data: PreparedData, folder: Path) -> Path:
 
 
 class LetterReward:
-    """A reward with known truth: the share of an answer's letters that are vowels. Counts its calls."""
+    """A reward with known truth: the share of an answer's letters that are vowels. Counts its
+    calls.
+    """
 
     def __init__(self) -> None:
         self.hits = self.misses = 0
@@ -52,7 +56,9 @@ class LetterReward:
     def __call__(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """(B,) float64 in [0, 1]."""
         self.misses += len(texts)
-        return np.array([sum(c in "aeiou" for c in t) / max(1, len(t)) for t in texts], dtype=np.float64)
+        return np.array(
+            [sum(c in "aeiou" for c in t) / max(1, len(t)) for t in texts], dtype=np.float64
+        )
 
 
 def weights(folder: Path) -> dict[str, Any]:

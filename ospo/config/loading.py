@@ -1,4 +1,6 @@
-"""Reading, overriding and editing params.yaml; whatever is wrong there is one line with file, key and fix."""
+"""Reading, overriding and editing params.yaml; whatever is wrong there is one line with file, key
+and fix.
+"""
 
 import difflib
 from pathlib import Path
@@ -12,7 +14,9 @@ from ospo.errors import ConfigError
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section at ``location`` (a pydantic error path, its last part the unknown key) knows."""
+    """The keys that the section at ``location`` (a pydantic error path, its last part the unknown
+    key) knows.
+    """
     current: Any = model
     for part in location[:-1]:
         if get_origin(current) is dict:
@@ -20,7 +24,11 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         elif isinstance(current, type) and issubclass(current, BaseModel):
             field = current.model_fields.get(str(part))
             current = field.annotation if field else None
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    return (
+        list(current.model_fields)
+        if isinstance(current, type) and issubclass(current, BaseModel)
+        else []
+    )
 
 
 def _config_error(file: Path, error: ValidationError) -> ConfigError:
@@ -30,40 +38,66 @@ def _config_error(file: Path, error: ValidationError) -> ConfigError:
     if first["type"] == "extra_forbidden":
         known = _known_keys(Config, location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"remove it; known keys here: {', '.join(known)}"
+        hint = (
+            f"did you mean {close[0]!r}?"
+            if close
+            else f"remove it; known keys here: {', '.join(known)}"
+        )
         return ConfigError(file, key, "unknown key", hint)
     if first["type"] == "missing":
-        return ConfigError(file, key, "key is missing", "add it (params.yaml of the repository shows its default)")
+        return ConfigError(
+            file, key, "key is missing", "add it (params.yaml of the repository shows its default)"
+        )
     problem = first["msg"].removeprefix("Value error, ")
     if not isinstance(first["input"], dict | BaseModel):
         problem += f", got {first['input']!r:.80}"
-    return ConfigError(file, key, problem, "give a value of the type and range that params.yaml shows for it")
+    return ConfigError(
+        file, key, problem, "give a value of the type and range that params.yaml shows for it"
+    )
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(file, "", "file not found", "run from the repository root or pass --params FILE") from None
+        raise ConfigError(
+            file, "", "file not found", "run from the repository root or pass --params FILE"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(file, "", f"cannot be read ({error})", "make it a readable UTF-8 file") from None
+        raise ConfigError(
+            file, "", f"cannot be read ({error})", "make it a readable UTF-8 file"
+        ) from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}" if mark else ""
-        raise ConfigError(file, where, "is not YAML", "check indentation, colons and quotes there") from None
+        raise ConfigError(
+            file, where, "is not YAML", "check indentation, colons and quotes there"
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError(file, "(top level)", "is not a mapping of keys", "start from the repository's params.yaml")
+        raise ConfigError(
+            file,
+            "(top level)",
+            "is not a mapping of keys",
+            "start from the repository's params.yaml",
+        )
     return values
 
 
 def set_value(values: dict[str, Any], key: str, value: Any, file: Path) -> None:
-    """Set dotted ``key`` in the nested mapping ``values``. Raises ConfigError where a parent is no section."""
+    """Set dotted ``key`` in the nested mapping ``values``. Raises ConfigError where a parent is no
+    section.
+    """
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(values.get(parent), dict):
-            raise ConfigError(file, key, f"{parent!r} is not a section", "name an existing key, for example reward.k")
+            raise ConfigError(
+                file,
+                key,
+                f"{parent!r} is not a section",
+                "name an existing key, for example reward.k",
+            )
         values = values[parent]
     values[last] = value
 
@@ -72,14 +106,17 @@ def parse_override(text: str, file: Path) -> tuple[str, Any]:
     """``KEY=VALUE`` with VALUE in YAML → (key, value)."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(file, text, "an override must read KEY=VALUE", "for example --set reward.k=20")
+        raise ConfigError(
+            file, text, "an override must read KEY=VALUE", "for example --set reward.k=20"
+        )
     return key.strip(), yaml.safe_load(value) if value else ""
 
 
 def load_config(file: str | Path = "params.yaml", overrides: list[str] | None = None) -> Config:
     """Read and validate params.yaml, with ``KEY=VALUE`` overrides applied first.
 
-    Raises ConfigError (one line: file, key, fix) for an unknown key, a wrong type or a value out of range.
+    Raises ConfigError (one line: file, key, fix) for an unknown key, a wrong type or a value out of
+    range.
     """
     file = Path(file)
     values = _read_yaml(file)
@@ -92,7 +129,9 @@ def load_config(file: str | Path = "params.yaml", overrides: list[str] | None = 
 
 
 def edit_params(assignments: list[str], file: str | Path = "params.yaml") -> Config:
-    """Write ``KEY=VALUE`` assignments into params.yaml, keeping its comments; invalid ones leave the file as it is."""
+    """Write ``KEY=VALUE`` assignments into params.yaml, keeping its comments; invalid ones leave
+    the file as it is.
+    """
     from ruamel.yaml import YAML
 
     from ospo.files import atomic_file

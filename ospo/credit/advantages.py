@@ -1,12 +1,13 @@
 """From one advantage a completion to one a token: pure functions, (B, T) in, (B, T) out.
 
-Notation: A_i is completion i's group-relative advantage, A_i = (R_i − mean R) / (std R + ε); φ̃_t is the credit of
-token t's segment; κ_t ∈ [0, 1] is the share of the token's characters inside the answer. All modes give
+Notation: A_i is completion i's group-relative advantage, A_i = (R_i − mean R) / (std R + ε); φ̃_t
+is the credit of token t's segment; κ_t ∈ [0, 1] is the share of the token's characters inside the
+answer. All modes give
 
-    A_t = A_i + κ_t · d_t        with Σ_t κ_t d_t = 0, so (1/T) Σ_t A_t = A_i over the completion's T tokens
+    A_t = A_i + κ_t · d_t    with Σ_t κ_t d_t = 0, so (1/T) Σ_t A_t = A_i over its T tokens
 
-so tokens outside the answer (thinking, tags, end of sequence) keep A_i, and the loss has GRPO's scale. They differ in
-the deviation d_t. Padding gets 0, never NaN: NaN × 0 is NaN in a masked loss.
+so tokens outside the answer (thinking, tags, end of sequence) keep A_i, and the loss has GRPO's
+scale. They differ in the deviation d_t. Padding gets 0, never NaN: NaN × 0 is NaN in a masked loss.
 """
 
 from typing import Literal, get_args
@@ -33,18 +34,21 @@ def redistribute(
 ) -> Tensor:
     """Token advantages (B, T) in ``advantages_B``'s dtype and device.
 
-    advantages_B: A_i. credit_BT: φ̃_t in units of the reward, anything finite outside the answer. mask_BT: 1 on
-    completion tokens. inside_BT: κ_t. std_B: std of the group's rewards (additive). segments_B: segments of each
-    answer (additive). alpha: weight of the credit (additive, to-go) or of Prop (hybrid; the paper's 0.7). clip: see
-    :func:`clip_deviation`. For to-go, credit_BT holds group-relative returns (:mod:`ospo.credit.returns`) and inside_BT
-    covers the closing of the answer too.
+    advantages_B: A_i. credit_BT: φ̃_t in units of the reward, anything finite outside the answer.
+    mask_BT: 1 on completion tokens. inside_BT: κ_t. std_B: std of the group's rewards (additive).
+    segments_B: segments of each answer (additive). alpha: weight of the credit (additive, to-go) or
+    of Prop (hybrid; the paper's 0.7). clip: see :func:`clip_deviation`. For to-go, credit_BT holds
+    group-relative returns (:mod:`ospo.credit.returns`) and inside_BT covers the closing of the
+    answer too.
 
-    Mean over completion tokens is A_i exactly, before and after clipping. A_i = 0 for a whole group (std 0): 0.
-    One segment, equal credits or no answer: A_i for every token. Raises ValueError for an unknown mode, wrong shapes
-    or non-finite input.
+    Mean over completion tokens is A_i exactly, before and after clipping. A_i = 0 for a whole group
+    (std 0): 0. One segment, equal credits or no answer: A_i for every token. Raises ValueError for
+    an unknown mode, wrong shapes or non-finite input.
     """
     if mode not in get_args(Mode):
-        raise ValueError(f"redistribution: unknown mode {mode!r}, use one of {', '.join(get_args(Mode))}")
+        raise ValueError(
+            f"redistribution: unknown mode {mode!r}, use one of {', '.join(get_args(Mode))}"
+        )
     shape = credit_BT.shape
     if credit_BT.ndim != 2:
         raise ValueError(f"credit: wrong shape {tuple(shape)}, (B, T) is needed")
@@ -66,14 +70,20 @@ def redistribute(
     sequence = advantages_B.double()[:, None]
     if mode == "additive":
         if segments_B is None or segments_B.shape != shape[:1]:
-            raise ValueError("segments: additive needs the number of segments of each answer, shape (B,)")
-        deviation = additive(credit, share, std_B.double()[:, None], segments_B.double()[:, None], alpha)
+            raise ValueError(
+                "segments: additive needs the number of segments of each answer, shape (B,)"
+            )
+        deviation = additive(
+            credit, share, std_B.double()[:, None], segments_B.double()[:, None], alpha
+        )
     elif mode == "to-go":
         deviation = to_go(credit, share, std_B.double()[:, None], alpha)
     elif mode == "none":
         deviation = torch.zeros_like(credit)
     else:
-        weight = {"paper-prop": prop, "paper-rank": rank, "hybrid": prop, "signed-prop": prop}[mode](credit, share)
+        weight = {"paper-prop": prop, "paper-rank": rank, "hybrid": prop, "signed-prop": prop}[
+            mode
+        ](credit, share)
         if mode == "signed-prop":
             weight = torch.where(sequence < 0, prop(-credit, share), weight)
         if mode == "hybrid":
@@ -90,7 +100,9 @@ def _mean(x_BT: Tensor, share_BT: Tensor) -> Tensor:
 
 
 def _range(credit: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest credit in the answer, range of credits, and whether the credits differ: (B, 1) each."""
+    """Lowest credit in the answer, range of credits, and whether the credits differ: (B, 1)
+    each.
+    """
     inside = share > 0
     low = torch.where(inside, credit, torch.inf).amin(1, keepdim=True)
     high = torch.where(inside, credit, -torch.inf).amax(1, keepdim=True)
@@ -101,7 +113,8 @@ def _range(credit: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def prop(credit: Tensor, share: Tensor) -> Tensor:
-    """OSPO-Prop's weights w_t, mean 1 over the answer; 1 where credits are equal (arXiv 2601.08403).
+    """OSPO-Prop's weights w_t, mean 1 over the answer; 1 where credits are equal (arXiv
+    2601.08403).
 
     z_t = (φ̃_t − min φ̃) / (max φ̃ − min φ̃),  w_t = z_t / mean z,  A_t = A · w_t
     """
@@ -112,9 +125,11 @@ def prop(credit: Tensor, share: Tensor) -> Tensor:
 
 
 def rank(credit: Tensor, share: Tensor) -> Tensor:
-    """OSPO-Rank's weights, mean 1 over the answer: as Prop, with z_t the rank of the credit (arXiv 2601.08403).
+    """OSPO-Rank's weights, mean 1 over the answer: as Prop, with z_t the rank of the credit (arXiv
+    2601.08403).
 
-    Ranks are dense and ascend from 1: the highest credit has the highest weight, equal credits have equal ranks.
+    Ranks are dense and ascend from 1: the highest credit has the highest weight, equal credits have
+    equal ranks.
     """
     _, spread, differ = _range(credit, share)
     inside = share > 0
@@ -130,14 +145,16 @@ def rank(credit: Tensor, share: Tensor) -> Tensor:
 
 
 def additive(credit: Tensor, share: Tensor, std: Tensor, segments: Tensor, alpha: float) -> Tensor:
-    """The additive mode's deviation: a phrase that hurt gets less, one that helped more, whatever the sign of A.
+    """The additive mode's deviation: a phrase that hurt gets less, one that helped more, whatever
+    the sign of A.
 
     d_t = α · n · (φ̃_t − mean φ̃) / (std R + ε)
 
-    n φ̃_t estimates what the reward would be if every segment were as good as this one, so the deviation is on the
-    scale of a reward; the mean is over the answer's tokens, which makes it mean-preserving over tokens (OSPO spec §3,
-    "additive"). With α = 1, v(∅) = 0 and segments of equal length, A + d = (n φ̃_t − mean_group R) / std R: each phrase
-    is compared with the group's mean reward as if the whole text were like it. A group with std 0 teaches nothing: 0.
+    n φ̃_t estimates what the reward would be if every segment were as good as this one, so the
+    deviation is on the scale of a reward; the mean is over the answer's tokens, which makes it
+    mean-preserving over tokens (OSPO spec §3, "additive"). With α = 1, v(∅) = 0 and segments of
+    equal length, A + d = (n φ̃_t − mean_group R) / std R: each phrase is compared with the group's
+    mean reward as if the whole text were like it. A group with std 0 teaches nothing: 0.
     """
     low, _, differ = _range(credit, share)
     centred = credit - low  # equal credits give exactly 0
@@ -146,12 +163,13 @@ def additive(credit: Tensor, share: Tensor, std: Tensor, segments: Tensor, alpha
 
 
 def to_go(relative: Tensor, share: Tensor, std: Tensor, alpha: float) -> Tensor:
-    """The to-go mode's deviation, from group-relative returns x_t = G_j − b_j of the decision that token t carries out.
+    """The to-go mode's deviation, from group-relative returns x_t = G_j − b_j of the decision that
+    token t carries out.
 
     d_t = α · (x_t − mean x) / (std R + ε)
 
-    The mean over the answer's tokens and its closing keeps (1/T) Σ_t A_t = A_i. With λ = 1 and v(∅) = 0, x_0 is
-    R − mean_group R, GRPO's own numerator. A group with std 0 teaches nothing: 0.
+    The mean over the answer's tokens and its closing keeps (1/T) Σ_t A_t = A_i. With λ = 1 and v(∅)
+    = 0, x_0 is R − mean_group R, GRPO's own numerator. A group with std 0 teaches nothing: 0.
     """
     low, _, differ = _range(relative, share)
     centred = relative - low  # equal returns give exactly 0
@@ -162,10 +180,11 @@ def to_go(relative: Tensor, share: Tensor, std: Tensor, alpha: float) -> Tensor:
 def clip_deviation(deviation: Tensor, sequence: Tensor, share: Tensor, clip: float) -> Tensor:
     """Keep A + d within ±c, c = clip · std(A), without moving the mean: the nearest such deviation.
 
-    The paper clips token advantages to ±2·std(A), which shifts their mean. Here d becomes clamp(d + λ) with the λ for
-    which Σ κ_t d_t stays 0 (the Euclidean projection onto box and hyperplane), so (1/T) Σ A_t = A_i after clipping
-    too. std(A) is about zero, where group-relative advantages are centred, over completions with A ≠ 0: groups
-    without a signal must not narrow the bound. c is never below |A_i|: clipping limits redistribution, not GRPO's A.
+    The paper clips token advantages to ±2·std(A), which shifts their mean. Here d becomes clamp(d +
+    λ) with the λ for which Σ κ_t d_t stays 0 (the Euclidean projection onto box and hyperplane), so
+    (1/T) Σ A_t = A_i after clipping too. std(A) is about zero, where group-relative advantages are
+    centred, over completions with A ≠ 0: groups without a signal must not narrow the bound. c is
+    never below |A_i|: clipping limits redistribution, not GRPO's A.
     """
     signal = sequence != 0
     count = signal.sum()
@@ -176,7 +195,8 @@ def clip_deviation(deviation: Tensor, sequence: Tensor, share: Tensor, clip: flo
     over = inside & ((deviation < low) | (deviation > high))
     if not over.any():
         return deviation
-    # Σ κ clamp(d + λ) rises with λ from below 0 to above 0 between these: bisection, to the last bit of a double.
+    # Σ κ clamp(d + λ) rises with λ from below 0 to above 0 between these: bisection, to the last
+    # bit of a double.
     reach = deviation.abs().amax(1, keepdim=True) + 2 * bound
     left, right = -reach, reach
     for _ in range(80):
@@ -190,9 +210,12 @@ def clip_deviation(deviation: Tensor, sequence: Tensor, share: Tensor, clip: flo
 def shaped_rewards(phi_N: Tensor) -> Tensor:
     """Rewards of the segments by potential-based shaping, (n,) → (n,).
 
-    Φ(s_j) = Σ_{i ≤ j} φ_i,  r'_j = Φ(s_j) − Φ(s_{j−1}) = φ_j   (Ng, Harada & Russell 1999; arXiv 2601.08403)
+    Φ(s_j) = Σ_{i ≤ j} φ_i,  r'_j = Φ(s_j) − Φ(s_{j−1}) = φ_j
 
-    Their sum telescopes to v(N) − v(∅): every completion's return, and so the optimal policy, is unchanged.
+    (Ng, Harada & Russell 1999; arXiv 2601.08403).
+
+    Their sum telescopes to v(N) − v(∅): every completion's return, and so the optimal policy, is
+    unchanged.
     """
     potential = torch.cat([phi_N.new_zeros(1), phi_N.cumsum(0)])
     return potential[1:] - potential[:-1]

@@ -1,6 +1,8 @@
-"""From character spans to the completion's own token ids. Nothing here tokenises text: that would move the credit.
+"""From character spans to the completion's own token ids. Nothing here tokenises text: that would
+move the credit.
 
-The tokenizer is known by three members only: ``decode(ids)``, ``convert_ids_to_tokens(ids)`` and ``all_special_ids``.
+The tokenizer is known by three members only: ``decode(ids)``, ``convert_ids_to_tokens(ids)`` and
+``all_special_ids``.
 """
 
 import re
@@ -28,12 +30,16 @@ _BYTES = _byte_alphabet()
 def _byte_level(token: str) -> bytes:
     if all(c in _BYTES for c in token):
         return bytes(_BYTES[c] for c in token)
-    return token.encode("utf-8", "surrogatepass")  # an added token stands in the vocabulary as it is
+    return token.encode(
+        "utf-8", "surrogatepass"
+    )  # an added token stands in the vocabulary as it is
 
 
 def _sentencepiece(token: str) -> bytes:
     byte = _lone_byte(token)
-    return token.replace("▁", " ").encode("utf-8", "surrogatepass") if byte is None else bytes([byte])
+    return (
+        token.replace("▁", " ").encode("utf-8", "surrogatepass") if byte is None else bytes([byte])
+    )
 
 
 def _lone_byte(token: str) -> int | None:
@@ -61,10 +67,13 @@ _READERS = (_byte_level, _sentencepiece, _wordpiece)
 
 
 class _Tables:
-    """What each token id contributes to the text, by each way of reading a vocabulary; filled as ids are met."""
+    """What each token id contributes to the text, by each way of reading a vocabulary; filled as
+    ids are met.
+    """
 
     def __init__(self, tokenizer: Any):
-        # The decoder also skips added tokens that are flagged special without being one of the named ones.
+        # The decoder also skips added tokens that are flagged special without being one of the
+        # named ones.
         added = getattr(tokenizer, "added_tokens_decoder", {})
         flagged = {int(i) for i, token in added.items() if getattr(token, "special", False)}
         self.special = flagged | {int(i) for i in tokenizer.all_special_ids}
@@ -106,14 +115,16 @@ _tables: WeakKeyDictionary[Any, _Tables] = WeakKeyDictionary()
 
 
 def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, np.ndarray]:
-    """The completion's text and each token's character span in it: (text, (T, 2) int64 of [start, end)).
+    """The completion's text and each token's character span in it: (text, (T, 2) int64 of [start,
+    end)).
 
-    ``text`` is ``tokenizer.decode`` of the ids without special tokens. Spans are in order. Special tokens have length
-    zero, at the place where they stand. Where several tokens make one character (byte-level vocabularies), each of
-    them has the whole of that character.
+    ``text`` is ``tokenizer.decode`` of the ids without special tokens. Spans are in order. Special
+    tokens have length zero, at the place where they stand. Where several tokens make one character
+    (byte-level vocabularies), each of them has the whole of that character.
 
-    Each id's bytes are read from the vocabulary as byte-level BPE, SentencePiece or WordPiece would, and used where
-    they spell exactly the decoder's text; for any other decoder the text is decoded in a sliding window.
+    Each id's bytes are read from the vocabulary as byte-level BPE, SentencePiece or WordPiece
+    would, and used where they spell exactly the decoder's text; for any other decoder the text is
+    decoded in a sliding window.
     """
     ids = [int(i) for i in ids]
     tables = _tables.get(tokenizer)
@@ -144,7 +155,9 @@ def token_spans(ids: Sequence[int], tokenizer: Any) -> tuple[str, np.ndarray]:
 
 
 def _characters(data: bytes) -> tuple[str, np.ndarray]:
-    """UTF-8 with U+FFFD for each invalid part, and the number of the character that each byte belongs to."""
+    """UTF-8 with U+FFFD for each invalid part, and the number of the character that each byte
+    belongs to.
+    """
     owners = np.empty(len(data), dtype=np.int64)
     text: list[str] = []
     count = position = 0
@@ -196,10 +209,17 @@ def _spell(pieces: list[bytes], text: str) -> np.ndarray | None:
 
 
 def _decode_windows(ids: list[int], tokenizer: Any, text: str) -> np.ndarray:
-    """Spans (K, 2) by decoding: each token's characters are what it adds to the text of the tokens just before it."""
+    """Spans (K, 2) by decoding: each token's characters are what it adds to the text of the tokens
+    just before it.
+    """
     lengths = _window_lengths(ids, tokenizer)
-    if lengths[-1] != len(text):  # a decoder that looks further back: the whole prefix, for every token
-        lengths = [0, *(len(tokenizer.decode(ids[: k + 1]).rstrip(REPLACEMENT)) for k in range(len(ids)))]
+    if lengths[-1] != len(
+        text
+    ):  # a decoder that looks further back: the whole prefix, for every token
+        lengths = [
+            0,
+            *(len(tokenizer.decode(ids[: k + 1]).rstrip(REPLACEMENT)) for k in range(len(ids))),
+        ]
     ends = np.minimum(np.maximum.accumulate(np.array(lengths[1:], dtype=np.int64)), len(text))
     ends[-1:] = len(text)
     spans = np.stack([np.concatenate([[0], ends])[:-1], ends], axis=1)
@@ -211,13 +231,17 @@ def _decode_windows(ids: list[int], tokenizer: Any, text: str) -> np.ndarray:
 
 
 def _window_lengths(ids: list[int], tokenizer: Any) -> list[int]:
-    """Characters that stand after 0 … K tokens, each decoded behind the few tokens that came last."""
+    """Characters that stand after 0 … K tokens, each decoded behind the few tokens that
+    came last.
+    """
     lengths = [0]
     start = read = 0  # tokens [start, read) are the context, whose text is known
     for k in range(len(ids)):
         known = tokenizer.decode(ids[start:read]) if read > start else ""
         text = tokenizer.decode(ids[start : k + 1])
-        if text.endswith(REPLACEMENT) and k + 1 < len(ids):  # bytes of a character that is not complete yet
+        if text.endswith(REPLACEMENT) and k + 1 < len(
+            ids
+        ):  # bytes of a character that is not complete yet
             lengths.append(lengths[-1])
             continue
         done = lengths[-1] + max(0, len(text) - len(known))
@@ -229,29 +253,36 @@ def _window_lengths(ids: list[int], tokenizer: Any) -> list[int]:
 def token_credit(
     spans_T2: np.ndarray, answer_offset: int, segmentation: Segmentation, phi_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each token's credit φ̃ and the share of its characters inside the answer: ((T,) float64, (T,) float64).
+    """Each token's credit φ̃ and the share of its characters inside the answer: ((T,) float64, (T,)
+    float64).
 
-    answer_offset: character of the completion's text at which the answer begins. A token across a boundary takes the
-    mean of its segments' credits weighted by the characters it has in each; tokens outside have credit 0, inside 0.
+    answer_offset: character of the completion's text at which the answer begins. A token across a
+    boundary takes the mean of its segments' credits weighted by the characters it has in each;
+    tokens outside have credit 0, inside 0.
 
-    Raises ValueError for phi of the wrong length or not finite, and for an answer outside the completion's text.
+    Raises ValueError for phi of the wrong length or not finite, and for an answer outside the
+    completion's text.
     """
     phi_N = np.asarray(phi_N, dtype=np.float64)
     spans_T2 = np.asarray(spans_T2, dtype=np.int64).reshape(-1, 2)
     if phi_N.shape != (len(segmentation),):
-        raise ValueError(f"phi: wrong length {phi_N.shape}, the text has {len(segmentation)} segments")
+        raise ValueError(
+            f"phi: wrong length {phi_N.shape}, the text has {len(segmentation)} segments"
+        )
     if not np.isfinite(phi_N).all():
         raise ValueError("phi: non-finite credit")
     end = int(spans_T2[:, 1].max()) if len(spans_T2) else 0
     if answer_offset < 0 or (segmentation.text and answer_offset + len(segmentation.text) > end):
         raise ValueError(
-            f"answer: span ({answer_offset}, {answer_offset + len(segmentation.text)}) outside the completion's "
+            f"answer: span ({answer_offset}, {answer_offset + len(segmentation.text)}) outside the "
+            "completion's "
             f"text of {end} characters"
         )
     if not len(segmentation):
         return np.zeros(len(spans_T2)), np.zeros(len(spans_T2))
     bounds = np.array([0, *(b for _, b in segmentation.spans)]) + answer_offset
-    # Integrals of the credit and of 1 up to each character; a token's share is a difference of two of them.
+    # Integrals of the credit and of 1 up to each character; a token's share is a difference of two
+    # of them.
     credit_integral = np.concatenate([[0.0], np.cumsum(phi_N * np.diff(bounds))])
     starts = np.clip(spans_T2[:, 0], bounds[0], bounds[-1])
     ends = np.clip(spans_T2[:, 1], bounds[0], bounds[-1])

@@ -1,17 +1,20 @@
-"""Credit by Bayesian quadrature: choose the coalitions that say most about φ, then infer φ from their values.
+"""Credit by Bayesian quadrature: choose the coalitions that say most about φ, then infer φ from
+their values.
 
-The Shapley and Owen values are linear functionals of the game, φ = A v. With a Gaussian-process prior on v over the
-2**n coalitions, φ given some values of v is Gaussian too: its mean is the estimate, and its variance depends on which
-coalitions were evaluated but not on their values, so the best set can be chosen beforehand, once for each n
-(O'Hagan 1991, Bayes–Hermite quadrature; for Shapley values of small games the same idea with other priors is in
-Chau, Muandet & Sejdinovic 2023).
+The Shapley and Owen values are linear functionals of the game, φ = A v. With a Gaussian-process
+prior on v over the 2**n coalitions, φ given some values of v is Gaussian too: its mean is the
+estimate, and its variance depends on which coalitions were evaluated but not on their values, so
+the best set can be chosen beforehand, once for each n (O'Hagan 1991, Bayes–Hermite quadrature; for
+Shapley values of small games the same idea with other priors is in Chau, Muandet & Sejdinovic
+2023).
 
     k(S, T) = c₀ + c₁ · |S ∩ T| / n + exp(−θ · |S △ T|) · exp(−ρ · (|S| + |T|) / n)
 
-A free level, additive worth, and what is left over: similar for coalitions that differ in few segments, and smaller
-the longer the text. The mean passes through every evaluated value, so Σφ = v(N) − v(∅) exactly, and with all
-coalitions evaluated φ is exact. θ, ρ and c₁ were chosen on games other than those of the benchmark (docs/credit.md);
-a factor of two in any of them changes the error by about a tenth.
+A free level, additive worth, and what is left over: similar for coalitions that differ in few
+segments, and smaller the longer the text. The mean passes through every evaluated value, so Σφ =
+v(N) − v(∅) exactly, and with all coalitions evaluated φ is exact. θ, ρ and c₁ were chosen on games
+other than those of the benchmark (docs/credit.md); a factor of two in any of them changes the error
+by about a tenth.
 """
 
 import math
@@ -30,8 +33,12 @@ JITTER = 1e-9
 SCORE_DECAY, SCORE_SHRINK = 0.3, 1.0
 
 
-def kernel(masks_A: np.ndarray, masks_B: np.ndarray, decay: float = DECAY, shrink: float = SHRINK) -> np.ndarray:
-    """Prior covariance (A, B) of the values of coalitions ``masks_A`` (A, n) and ``masks_B`` (B, n)."""
+def kernel(
+    masks_A: np.ndarray, masks_B: np.ndarray, decay: float = DECAY, shrink: float = SHRINK
+) -> np.ndarray:
+    """Prior covariance (A, B) of the values of coalitions ``masks_A`` (A, n) and ``masks_B`` (B,
+    n).
+    """
     a, b = masks_A.astype(np.float64), masks_B.astype(np.float64)
     n = max(a.shape[1], 1)
     both = a @ b.T
@@ -43,14 +50,18 @@ def kernel(masks_A: np.ndarray, masks_B: np.ndarray, decay: float = DECAY, shrin
 def _times_kernel(rows: np.ndarray, n: int) -> np.ndarray:
     """``rows`` (R, 2**n) times the kernel of all coalitions, in R · n · 2**n steps.
 
-    The decaying part is a Kronecker product of 2 × 2 matrices, one a player; the others have rank 1 and n.
+    The decaying part is a Kronecker product of 2 × 2 matrices, one a player; the others have rank 1
+    and n.
     """
     scale = np.exp(-SHRINK * coalition_sizes(n) / n)
     out = rows * scale
     near = math.exp(-DECAY)
     for i in range(n):
         halves = out.reshape(len(rows), 1 << (n - 1 - i), 2, 1 << i)
-        out = np.stack([halves[:, :, 0] + near * halves[:, :, 1], near * halves[:, :, 0] + halves[:, :, 1]], axis=2)
+        out = np.stack(
+            [halves[:, :, 0] + near * halves[:, :, 1], near * halves[:, :, 0] + halves[:, :, 1]],
+            axis=2,
+        )
         out = out.reshape(rows.shape)
     out *= scale
     masks = all_masks(n).astype(np.float64)
@@ -58,16 +69,22 @@ def _times_kernel(rows: np.ndarray, n: int) -> np.ndarray:
 
 
 class _Plan:
-    """The prior of one n and union structure: covariances of φ with all values, and the best coalitions in order."""
+    """The prior of one n and union structure: covariances of φ with all values, and the best
+    coalitions in order.
+    """
 
     def __init__(self, n: int, unions: Partition):
         self.n = n
         self.masks = all_masks(n)
         self._lock = threading.Lock()
-        self.cross = _times_kernel(np.asarray(value_operator.__wrapped__(n, unions)), n)  # Cov(φ, v), (n, 2**n)
+        self.cross = _times_kernel(
+            np.asarray(value_operator.__wrapped__(n, unions)), n
+        )  # Cov(φ, v), (n, 2**n)
         self.chosen: list[int] = []
         self._factors: list[np.ndarray] = []  # columns of the pivoted Cholesky factor of the kernel
-        self._left = np.exp(-2 * SHRINK * coalition_sizes(n) / n) + LEVEL + ADDITIVE * coalition_sizes(n) / n
+        self._left = (
+            np.exp(-2 * SHRINK * coalition_sizes(n) / n) + LEVEL + ADDITIVE * coalition_sizes(n) / n
+        )
         self._cross_left = self.cross.copy()
         self._add(0)
         self._add((1 << n) - 1)
@@ -85,7 +102,9 @@ class _Plan:
         self.chosen.append(j)
 
     def design(self, budget: int) -> np.ndarray:
-        """The first ``budget`` coalitions, each the one that then lowers the total variance of φ most: (K, n)."""
+        """The first ``budget`` coalitions, each the one that then lowers the total variance of φ
+        most: (K, n).
+        """
         with self._lock:
             while len(self.chosen) < min(budget, 1 << self.n):
                 gain = (self._cross_left**2).sum(0) / (self._left + JITTER)
@@ -104,17 +123,22 @@ def _plan(n: int, unions: Partition) -> _Plan:
 
 
 class Bayes(Estimator):
-    """Bayesian quadrature with the coalitions of least posterior variance. Efficient; n ≤ 16; linear in the values."""
+    """Bayesian quadrature with the coalitions of least posterior variance. Efficient; n ≤ 16;
+    linear in the values.
+    """
 
     name = "bayes"
 
     def plan(self, n, unions, budget, rng):
         if n > MAX_PLAYERS:
-            raise ValueError(f"estimator: {self.name} is for at most {MAX_PLAYERS} segments, not {n}; use auto")
+            raise ValueError(
+                f"estimator: {self.name} is for at most {MAX_PLAYERS} segments, not {n}; use auto"
+            )
         if n == 0:
             return np.zeros((1, 0), dtype=bool)
         masks = _plan(n, unions).design(max(budget, 2))
-        # The design treats equal players unequally; a seeded relabelling keeps that from falling on the same places.
+        # The design treats equal players unequally; a seeded relabelling keeps that from falling on
+        # the same places.
         order = np.arange(n)
         for part in unions or (tuple(range(n)),):
             order[list(part)] = rng.permutation(np.array(part))
@@ -137,12 +161,14 @@ class Bayes(Estimator):
 
 
 class Surrogate(Bayes):
-    """The same coalitions, with the retriever's scores as well as the values: the rewards of all others are inferred.
+    """The same coalitions, with the retriever's scores as well as the values: the rewards of all
+    others are inferred.
 
-    The reward jumps when two items change places, but the scores behind it are smooth in the text. A Gaussian process
-    carries each pool item's score from the evaluated coalitions to all 2**n; the reward of each follows by the
-    measure itself, and φ is the exact value of that game, in which the evaluated coalitions keep their true values.
-    Exact for retrievers whose scores add up over segments, once all single segments are evaluated. Efficient.
+    The reward jumps when two items change places, but the scores behind it are smooth in the text.
+    A Gaussian process carries each pool item's score from the evaluated coalitions to all 2**n; the
+    reward of each follows by the measure itself, and φ is the exact value of that game, in which
+    the evaluated coalitions keep their true values. Exact for retrievers whose scores add up over
+    segments, once all single segments are evaluated. Efficient.
     """
 
     name = "surrogate"
@@ -157,22 +183,32 @@ class Surrogate(Bayes):
         scores: np.ndarray,
         measure: Callable[[np.ndarray], np.ndarray],
     ) -> np.ndarray:
-        """As ``fit``, with the pool scores (K, P) of the coalitions and ``measure(scores (M, P)) -> values (M,)``.
+        """As ``fit``, with the pool scores (K, P) of the coalitions and ``measure(scores (M, P)) ->
+        values (M,)``.
 
         Raises ValueError for scores of the wrong shape or NaN.
         """
         if scores.ndim != 2 or len(scores) != len(masks):
-            raise ValueError(f"scores: wrong shape {scores.shape}, {len(masks)} coalitions were asked for")
+            raise ValueError(
+                f"scores: wrong shape {scores.shape}, {len(masks)} coalitions were asked for"
+            )
         if np.isnan(scores).any():
             raise ValueError("scores: NaN")
         items = np.isfinite(scores).all(axis=0)  # padding scores −inf
-        # A text that the retriever sees nothing in (∅ above all) scores every item alike and tells nothing of others.
-        told = np.ptp(scores[:, items], axis=1) > 0 if items.any() else np.zeros(len(masks), dtype=bool)
+        # A text that the retriever sees nothing in (∅ above all) scores every item alike and tells
+        # nothing of others.
+        told = (
+            np.ptp(scores[:, items], axis=1) > 0
+            if items.any()
+            else np.zeros(len(masks), dtype=bool)
+        )
         if n == 0 or len(masks) == 1 << n or told.sum() < 2:
             return self.fit(n, unions, masks, values)
         every = all_masks(n)
         predicted = np.full((len(every), scores.shape[1]), -np.inf)
-        predicted[:, items] = interpolate(masks[told], scores[told][:, items].astype(np.float64), every)
+        predicted[:, items] = interpolate(
+            masks[told], scores[told][:, items].astype(np.float64), every
+        )
         game = np.asarray(measure(predicted), dtype=np.float64)
         game[masks @ (1 << np.arange(n))] = values
         return owen_values(game, unions) if unions else shapley_values(game)

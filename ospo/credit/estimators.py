@@ -1,12 +1,14 @@
 """Estimators of Shapley and Owen values from a budget of coalition evaluations.
 
-An estimator is a pair of pure functions, so that the coalitions of all completions of a step can be evaluated in one
-batched call: ``plan`` names the coalitions, ``fit`` turns their values into credit.
+An estimator is a pair of pure functions, so that the coalitions of all completions of a step can be
+evaluated in one batched call: ``plan`` names the coalitions, ``fit`` turns their values into
+credit.
 
     plan(n, unions, budget, rng) -> masks (K, n) bool, the empty and the full coalition among them
     fit(n, unions, masks, values) -> phi (n,) float64
 
-``budget`` counts distinct coalitions, the empty and the full one included. All are seeded through ``rng``.
+``budget`` counts distinct coalitions, the empty and the full one included. All are seeded through
+``rng``.
 """
 
 import math
@@ -39,9 +41,17 @@ class Estimator(ABC):
         """Credit (n,) from ``values`` (K,) of the planned ``masks`` (K, n)."""
 
     def estimate(
-        self, value: Callable[[np.ndarray], np.ndarray], n: int, budget: int, *, unions: Partition = (), seed: int = 0
+        self,
+        value: Callable[[np.ndarray], np.ndarray],
+        n: int,
+        budget: int,
+        *,
+        unions: Partition = (),
+        seed: int = 0,
     ) -> np.ndarray:
-        """Plan, evaluate ``value(masks (K, n)) -> (K,)`` once, and fit: the whole of it for one game."""
+        """Plan, evaluate ``value(masks (K, n)) -> (K,)`` once, and fit: the whole of it for one
+        game.
+        """
         if unions:
             unions = check_unions(unions, n)
         self._check(unions)
@@ -51,15 +61,20 @@ class Estimator(ABC):
     def _check(self, unions: Partition) -> None:
         if unions and not self.supports_unions:
             raise ValueError(
-                f"estimator: {self.name} has no Owen variant; use unions none, or exact, permutation or auto"
+                f"estimator: {self.name} has no Owen variant; use unions none, or exact, "
+                "permutation or auto"
             )
 
 
 def check_evaluations(masks: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``values`` as (K,) float64. Raises ValueError for a wrong length or a non-finite value, naming the coalition."""
+    """``values`` as (K,) float64. Raises ValueError for a wrong length or a non-finite value,
+    naming the coalition.
+    """
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(masks),):
-        raise ValueError(f"values: wrong length {values.shape}, {len(masks)} coalitions were asked for")
+        raise ValueError(
+            f"values: wrong length {values.shape}, {len(masks)} coalitions were asked for"
+        )
     finite = np.isfinite(values)
     if not finite.all():
         first = int(np.argmin(finite))
@@ -79,7 +94,9 @@ def all_masks(n: int) -> np.ndarray:
 
 
 def owen_coalitions(n: int, unions: Partition) -> np.ndarray:
-    """The coalitions that the exact value needs, as sorted bit masks: all 2**n for Shapley, fewer for Owen."""
+    """The coalitions that the exact value needs, as sorted bit masks: all 2**n for Shapley, fewer
+    for Owen.
+    """
     if not unions:
         return np.arange(1 << n)
     found: set[int] = set()
@@ -110,7 +127,9 @@ class Exact(Estimator):
 
     def plan(self, n, unions, budget, rng):
         if n > MAX_EXACT_PLAYERS:
-            raise ValueError(f"estimator: exact is for at most {MAX_EXACT_PLAYERS} segments, not {n}; use auto")
+            raise ValueError(
+                f"estimator: exact is for at most {MAX_EXACT_PLAYERS} segments, not {n}; use auto"
+            )
         return masks_of(owen_coalitions(n, unions), n)
 
     def fit(self, n, unions, masks, values):
@@ -124,10 +143,11 @@ class Exact(Estimator):
 class Contiguous(Estimator):
     """The paper's estimator: windows of neighbouring segments (arXiv 2601.08403; spec §2.4).
 
-    Only windows of at most ``window`` neighbours, ∅ and N, at most ``budget`` of them (a seeded sample that keeps ∅
-    and N); φ_i = Σ over evaluated pairs (S, S ∪ {i}) of (v(S ∪ {i}) − v(S)) / (n · C(n−1, |S|)). It does not satisfy
-    efficiency: the pairs that are not evaluated count as zero. With unions, a pair has the Owen value's weight, which
-    is zero unless S is a set of whole unions and a part of i's.
+    Only windows of at most ``window`` neighbours, ∅ and N, at most ``budget`` of them (a seeded
+    sample that keeps ∅ and N); φ_i = Σ over evaluated pairs (S, S ∪ {i}) of (v(S ∪ {i}) − v(S)) /
+    (n · C(n−1, |S|)). It does not satisfy efficiency: the pairs that are not evaluated count as
+    zero. With unions, a pair has the Owen value's weight, which is zero unless S is a set of whole
+    unions and a part of i's.
     """
 
     name = "contiguous"
@@ -139,7 +159,9 @@ class Contiguous(Estimator):
         self.window = window
 
     def plan(self, n, unions, budget, rng):
-        windows = [(a, b) for a in range(n) for b in range(a + 1, min(a + self.window, n) + 1) if b - a < n]
+        windows = [
+            (a, b) for a in range(n) for b in range(a + 1, min(a + self.window, n) + 1) if b - a < n
+        ]
         if len(windows) > budget - 2:
             keep = rng.choice(len(windows), size=max(budget - 2, 0), replace=False)
             windows = [windows[i] for i in sorted(keep)]
@@ -160,13 +182,17 @@ class Contiguous(Estimator):
                 without[i] = False
                 k = index.get(without.tobytes())
                 if k is not None:
-                    weight = _owen_weight(without, i, unions) if unions else weights[len(members) - 1]
+                    weight = (
+                        _owen_weight(without, i, unions) if unions else weights[len(members) - 1]
+                    )
                     phi[i] += weight * (value - values[k])
         return phi
 
 
 def _owen_weight(without: np.ndarray, i: int, unions: Partition) -> float:
-    """The Owen value's weight of player i joining the coalition ``without`` (n,); zero where it takes no part in it."""
+    """The Owen value's weight of player i joining the coalition ``without`` (n,); zero where it
+    takes no part in it.
+    """
     own = next(part for part in unions if i in part)
     whole = 0
     for part in unions:
@@ -176,14 +202,17 @@ def _owen_weight(without: np.ndarray, i: int, unions: Partition) -> float:
                 return 0.0
             whole += inside > 0
     inside = int(without[list(own)].sum())
-    return 1.0 / (len(unions) * math.comb(len(unions) - 1, whole) * len(own) * math.comb(len(own) - 1, inside))
+    return 1.0 / (
+        len(unions) * math.comb(len(unions) - 1, whole) * len(own) * math.comb(len(own) - 1, inside)
+    )
 
 
 class Permutation(Estimator):
     """Marginal contributions along random orders, each followed by its reverse (antithetic pairs).
 
-    Castro et al. 2009; Mitchell et al. 2022 for the antithetic pairs. Efficient, since each order telescopes. With
-    unions the orders keep each union together, whose mean is the Owen value. Needs a budget of at least n + 1.
+    Castro et al. 2009; Mitchell et al. 2022 for the antithetic pairs. Efficient, since each order
+    telescopes. With unions the orders keep each union together, whose mean is the Owen value. Needs
+    a budget of at least n + 1.
     """
 
     name = "permutation"
@@ -193,7 +222,8 @@ class Permutation(Estimator):
             return np.zeros((1, 0), dtype=bool)
         if budget < n + 1:
             raise ValueError(
-                f"estimator: permutation needs a budget of at least {n + 1} for {n} segments, not {budget}"
+                f"estimator: permutation needs a budget of at least {n + 1} for {n} segments, not "
+                f"{budget}"
             )
         seen: set[bytes] = set()
         chains: list[np.ndarray] = []
@@ -223,11 +253,17 @@ class Permutation(Estimator):
 def _random_order(n: int, unions: Partition, rng: np.random.Generator) -> np.ndarray:
     if not unions:
         return rng.permutation(n)
-    return np.concatenate([rng.permutation(np.array(unions[k])) for k in rng.permutation(len(unions))])
+    return np.concatenate(
+        [rng.permutation(np.array(unions[k])) for k in rng.permutation(len(unions))]
+    )
 
 
-def _sample_of_size(n: int, size: int, count: int, rng: np.random.Generator, seen: set[bytes]) -> list[np.ndarray]:
-    """Up to ``count`` coalitions of ``size`` members that are not in ``seen``, to which they are added."""
+def _sample_of_size(
+    n: int, size: int, count: int, rng: np.random.Generator, seen: set[bytes]
+) -> list[np.ndarray]:
+    """Up to ``count`` coalitions of ``size`` members that are not in ``seen``, to which they are
+    added.
+    """
     if math.comb(n, size) <= 512:  # few enough to choose among those that are left
         left = [mask for mask in _of_size(n, size) if mask.tobytes() not in seen]
         chosen = [left[i] for i in rng.permutation(len(left))[:count]]
@@ -252,9 +288,9 @@ def _ends(n: int) -> list[np.ndarray]:
 class Stratified(Estimator):
     """Sampling stratified by size (after Kolpaczki et al. 2024, stratified SVARM).
 
-    φ_i = (1/n) Σ_s [mean of v over coalitions of size s+1 with i − mean over coalitions of size s without i]; every
-    coalition serves all players. An empty stratum takes the mean of its size. The error of efficiency is spread
-    evenly over the players. Complements are drawn in pairs.
+    φ_i = (1/n) Σ_s [mean of v over coalitions of size s+1 with i − mean over coalitions of size s
+    without i]; every coalition serves all players. An empty stratum takes the mean of its size. The
+    error of efficiency is spread evenly over the players. Complements are drawn in pairs.
     """
 
     name = "stratified"
@@ -288,17 +324,21 @@ class Stratified(Estimator):
             if s:
                 phi += np.where(with_n, values_s @ inside / np.maximum(with_n, 1), size_mean[s])
             if s < n:
-                phi -= np.where(without_n, values_s @ ~inside / np.maximum(without_n, 1), size_mean[s])
+                phi -= np.where(
+                    without_n, values_s @ ~inside / np.maximum(without_n, 1), size_mean[s]
+                )
         phi /= n
         return phi + (total - phi.sum()) / n
 
 
 class Kernel(Estimator):
-    """KernelSHAP regression (Lundberg & Lee 2017): paired, efficiency as a constraint, leverage-score sampling.
+    """KernelSHAP regression (Lundberg & Lee 2017): paired, efficiency as a constraint,
+    leverage-score sampling.
 
-    Complementary pairs are drawn without replacement with every size equally likely (leverage scores: Musco & Witter
-    2025), small sizes entirely where the budget covers them, and weighted by the Shapley kernel over the probability
-    of being drawn. Least squares on the players' main effects subject to Σφ = v(N) − v(∅).
+    Complementary pairs are drawn without replacement with every size equally likely (leverage
+    scores: Musco & Witter 2025), small sizes entirely where the budget covers them, and weighted by
+    the Shapley kernel over the probability of being drawn. Least squares on the players' main
+    effects subject to Σφ = v(N) − v(∅).
     """
 
     name = "kernel"
@@ -310,7 +350,9 @@ class Kernel(Estimator):
             return np.array(masks)
         seen = {mask.tobytes() for mask in masks}
         room = min(budget, 1 << n) - 2
-        pairs = {s: math.comb(n, s) if 2 * s < n else math.comb(n, s) // 2 for s in range(1, n // 2 + 1)}
+        pairs = {
+            s: math.comb(n, s) if 2 * s < n else math.comb(n, s) // 2 for s in range(1, n // 2 + 1)
+        }
         left = room // 2
         open_sizes = sorted(pairs)
         while left > 0 and open_sizes:
@@ -348,9 +390,12 @@ class Kernel(Estimator):
         for s in range(1, n):
             count = (sizes == s).sum()
             if count:
-                # Shapley kernel over the chance of being drawn: all of a size together weigh 1/(s(n−s)).
+                # Shapley kernel over the chance of being drawn: all of a size together weigh
+                # 1/(s(n−s)).
                 weights[sizes == s] = 1.0 / (s * (n - s) * count)
-        return constrained_least_squares(masks[rows], values[rows] - empty, weights[rows], full - empty)
+        return constrained_least_squares(
+            masks[rows], values[rows] - empty, weights[rows], full - empty
+        )
 
 
 def _of_size(n: int, size: int) -> Iterator[np.ndarray]:
@@ -360,12 +405,20 @@ def _of_size(n: int, size: int) -> Iterator[np.ndarray]:
         yield mask
 
 
-def constrained_least_squares(masks: np.ndarray, values: np.ndarray, weights: np.ndarray, total: float) -> np.ndarray:
-    """argmin_φ Σ_S w(S) (v(S) − Σ_{i∈S} φ_i)² subject to Σφ = total; the smallest such φ where it is not unique."""
+def constrained_least_squares(
+    masks: np.ndarray, values: np.ndarray, weights: np.ndarray, total: float
+) -> np.ndarray:
+    """argmin_φ Σ_S w(S) (v(S) − Σ_{i∈S} φ_i)² subject to Σφ = total; the smallest such φ where it
+    is not unique.
+    """
     n = masks.shape[1]
     # φ = total/n + P·x with P the projection onto Σ = 0.
     residual = values - masks.sum(axis=1) * total / n
     centred = masks - masks.mean(axis=1, keepdims=True)
     root = np.sqrt(weights)
-    x = np.linalg.lstsq(centred * root[:, None], residual * root, rcond=None)[0] if len(masks) else np.zeros(n)
+    x = (
+        np.linalg.lstsq(centred * root[:, None], residual * root, rcond=None)[0]
+        if len(masks)
+        else np.zeros(n)
+    )
     return total / n + x - x.mean()

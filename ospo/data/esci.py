@@ -1,4 +1,6 @@
-"""ESCI (Amazon's Shopping Queries Dataset, Reddy et al., arXiv 2206.06588): raw parquet files → prepared tables."""
+"""ESCI (Amazon's Shopping Queries Dataset, Reddy et al., arXiv 2206.06588): raw parquet files →
+prepared tables.
+"""
 
 from pathlib import Path
 
@@ -40,45 +42,63 @@ def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
     judged = _filter_queries(judged, catalogue, options, config.seed, stats)
     if judged.is_empty():
         fix = "loosen data.esci (labels, min_exact, max_exact, title_overlap, locale)"
-        raise InputError(raw / ESCI_EXAMPLES, "query", "no query with relevant products is left", fix)
+        raise InputError(
+            raw / ESCI_EXAMPLES, "query", "no query with relevant products is left", fix
+        )
     catalogue = catalogue.with_columns(group=_groups(catalogue, judged))
     return _assemble(judged, others, catalogue, config, stats)
 
 
-def _read_judgements(file: Path, options: EsciData, stats: Stats) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Judgements of the chosen locale: query_id, query, item_id, label, gain; one row a (query, product).
+def _read_judgements(
+    file: Path, options: EsciData, stats: Stats
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Judgements of the chosen locale: query_id, query, item_id, label, gain; one row a (query,
+    product).
 
-    Second, query_id, item_id and label of the judgements whose label was not chosen: hard negatives, no more.
+    Second, query_id, item_id and label of the judgements whose label was not chosen: hard
+    negatives, no more.
     """
     frame = collect(file, scan_parquet(file, ESCI_EXAMPLES_NEEDED, ESCI_EXAMPLES_SCHEMA))
     stats.read["judgements"] = len(frame)
     unknown = frame.filter(~pl.col("esci_label").is_in(LABELS) | pl.col("esci_label").is_null())
     if len(unknown):
         problem = f"unknown label {unknown['esci_label'][0]!r} ({len(unknown)} rows)"
-        raise InputError(file, "esci_label", problem, "labels are E, S, C and I, as in the official file")
+        raise InputError(
+            file, "esci_label", problem, "labels are E, S, C and I, as in the official file"
+        )
     frame = stats.keep(frame, "judgement_other_locale", pl.col("product_locale") == options.locale)
     if options.small_version:
         frame = stats.keep(frame, "judgement_not_in_small_version", pl.col("small_version") == 1)
     others = frame.filter(~pl.col("esci_label").is_in(options.labels))
-    others = others.select("query_id", item_id=pl.col("product_id").fill_null(""), label="esci_label").unique()
-    frame = stats.keep(frame, "judgement_label_not_chosen", pl.col("esci_label").is_in(options.labels))
+    others = others.select(
+        "query_id", item_id=pl.col("product_id").fill_null(""), label="esci_label"
+    ).unique()
+    frame = stats.keep(
+        frame, "judgement_label_not_chosen", pl.col("esci_label").is_in(options.labels)
+    )
     frame = frame.select(
         query_id="query_id",
         query=clean_space(pl.col("query").fill_null("")),
         item_id=pl.col("product_id").fill_null(""),
         label="esci_label",
     )
-    frame = stats.keep(frame, "judgement_empty_query", (pl.col("query") != "") & pl.col("query_id").is_not_null())
+    frame = stats.keep(
+        frame, "judgement_empty_query", (pl.col("query") != "") & pl.col("query_id").is_not_null()
+    )
     gains = pl.col("label").replace_strict(options.gains, return_dtype=pl.Float32)
     # A pair judged twice keeps its better label.
-    frame = frame.with_columns(gain=gains).sort(["query_id", "item_id", "gain"], descending=[False, False, True])
+    frame = frame.with_columns(gain=gains).sort(
+        ["query_id", "item_id", "gain"], descending=[False, False, True]
+    )
     unique = frame.unique(["query_id", "item_id"], keep="first", maintain_order=True)
     stats.drop("judgement_duplicate", len(frame) - len(unique))
     return unique, others
 
 
 def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
-    """Products of the chosen locale as catalogue rows, sorted by item_id; group is filled in later."""
+    """Products of the chosen locale as catalogue rows, sorted by item_id; group is filled
+    in later.
+    """
     products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA)
     _check_products(file, products, options.locale, stats)
 
@@ -115,13 +135,16 @@ def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame
 
 
 def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stats) -> None:
-    """Count products; refuse a file without products of the locale, and a product that appears twice."""
+    """Count products; refuse a file without products of the locale, and a product that appears
+    twice.
+    """
     frame = collect(file, products.select("product_id", "product_locale"))
     stats.read["products"] = len(frame)
     found = frame["product_locale"].unique().drop_nulls().sort()
     frame = stats.keep(frame, "product_other_locale", pl.col("product_locale") == locale)
     if frame.is_empty():
-        fix = f"set data.esci.locale to one that the file holds ({', '.join(found[:10]) or 'it is empty'})"
+        held = ", ".join(found[:10]) or "it is empty"
+        fix = f"set data.esci.locale to one that the file holds ({held})"
         raise InputError(file, "product_locale", f"no product of locale {locale!r}", fix)
     frame = stats.keep(frame, "product_without_id", _HAS_ID)
     if frame["product_id"].n_unique() < len(frame):
@@ -130,7 +153,9 @@ def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stat
         raise InputError(file, "product_id", problem, "keep one row for each product and locale")
 
 
-def _known_products(judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats) -> pl.DataFrame:
+def _known_products(
+    judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats
+) -> pl.DataFrame:
     """Judgements whose product is in the catalogue, with its row as ``item``."""
     items = catalogue.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     judged = judgements.join(items, on="item_id", how="left", maintain_order="left")
@@ -142,29 +167,43 @@ def _filter_queries(
 ) -> pl.DataFrame:
     """Apply the query filters, counting queries dropped by each."""
     exact = pl.col("label") == "E"
-    judged = judged.with_columns(exact=exact.sum().over("query_id"), best=pl.col("gain").max().over("query_id"))
-    judged = _keep_queries(judged, stats, "query_too_few_exact", pl.col("exact") >= options.min_exact)
-    judged = _keep_queries(judged, stats, "query_too_many_exact", pl.col("exact") <= options.max_exact)
+    judged = judged.with_columns(
+        exact=exact.sum().over("query_id"), best=pl.col("gain").max().over("query_id")
+    )
+    judged = _keep_queries(
+        judged, stats, "query_too_few_exact", pl.col("exact") >= options.min_exact
+    )
+    judged = _keep_queries(
+        judged, stats, "query_too_many_exact", pl.col("exact") <= options.max_exact
+    )
     judged = _keep_queries(judged, stats, "query_without_relevant", pl.col("best") > 0)
     if options.title_overlap > 0:
-        judged = judged.with_columns(overlap=_enough_overlap(judged, catalogue, options.title_overlap))
+        judged = judged.with_columns(
+            overlap=_enough_overlap(judged, catalogue, options.title_overlap)
+        )
         judged = _keep_queries(judged, stats, "query_little_title_overlap", pl.col("overlap"))
     if options.max_requests:
         queries = judged.select("query_id", "query").unique("query_id", maintain_order=True)
-        order = np.argsort(hash_strings(queries["query"], seed + 1), kind="stable")[: options.max_requests]
+        order = np.argsort(hash_strings(queries["query"], seed + 1), kind="stable")[
+            : options.max_requests
+        ]
         chosen = pl.col("query_id").is_in(queries["query_id"].gather(order.tolist()).implode())
         judged = _keep_queries(judged, stats, "query_beyond_max_requests", chosen)
     return judged.select("query_id", "query", "item_id", "item", "label", "gain")
 
 
-def _keep_queries(judged: pl.DataFrame, stats: Stats, reason: str, condition: pl.Expr) -> pl.DataFrame:
+def _keep_queries(
+    judged: pl.DataFrame, stats: Stats, reason: str, condition: pl.Expr
+) -> pl.DataFrame:
     kept = judged.filter(condition)
     stats.drop(reason, judged["query_id"].n_unique() - kept["query_id"].n_unique())
     return kept
 
 
 def _enough_overlap(judged: pl.DataFrame, catalogue: pl.DataFrame, share: float) -> pl.Series:
-    """Whether one of the query's Exact titles holds at least max(2, share) of the query's tokens (the paper)."""
+    """Whether one of the query's Exact titles holds at least max(2, share) of the query's tokens
+    (the paper).
+    """
 
     def tokens(text: pl.Expr) -> pl.Expr:
         return text.str.to_lowercase().str.extract_all(r"[\p{L}\p{N}]+").list.unique()
@@ -182,17 +221,25 @@ def _enough_overlap(judged: pl.DataFrame, catalogue: pl.DataFrame, share: float)
 
 
 def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
-    """Group of each product: its category's most co-judged more frequent category, else the category itself.
+    """Group of each product: its category's most co-judged more frequent category, else the
+    category itself.
 
     ESCI has no taxonomy; shoppers' queries relate "charger" to "phone", and annotators judged both.
     """
     codes, names = text_codes(catalogue["category"])
-    heads = judged.select("query_id", category=pl.Series(codes).gather(judged["item"])).unique().sort("query_id")
+    heads = (
+        judged.select("query_id", category=pl.Series(codes).gather(judged["item"]))
+        .unique()
+        .sort("query_id")
+    )
     if names[0] == "":
         heads = heads.filter(pl.col("category") > 0)
-    # Queries × categories, 0 or 1: entry (a, b) of MᵀM counts the queries for which both were judged.
+    # Queries × categories, 0 or 1: entry (a, b) of MᵀM counts the queries for which both were
+    # judged.
     query, category = heads["query_id"].rle_id().to_numpy(), heads["category"].to_numpy()
-    judged_QC = csr_array((np.ones(len(heads), np.int32), (query, category)), shape=(len(heads), len(names)))
+    judged_QC = csr_array(
+        (np.ones(len(heads), np.int32), (query, category)), shape=(len(heads), len(names))
+    )
     together_CC = (judged_QC.T @ judged_QC).tocoo()
     size = judged_QC.sum(axis=0)
     child, parent = together_CC.coords
@@ -208,19 +255,32 @@ def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
 def _irrelevant(judged: pl.DataFrame, others: pl.DataFrame, items: pl.Series) -> Judged:
     """Products judged for a request without being relevant, substitutes first, sorted by request.
 
-    judged: (request row) ``row``, query_id, item, gain and label. others: judgements of labels not chosen.
+    judged: (request row) ``row``, query_id, item, gain and label. others: judgements of labels not
+    chosen.
     """
     rows = judged.select("query_id", "row").unique()
-    places = pl.DataFrame({"item_id": items, "item": pl.int_range(len(items), dtype=pl.Int32, eager=True)})
-    others = others.join(rows, on="query_id").join(places, on="item_id").select("row", "item", "label")
+    places = pl.DataFrame(
+        {"item_id": items, "item": pl.int_range(len(items), dtype=pl.Int32, eager=True)}
+    )
+    others = (
+        others.join(rows, on="query_id").join(places, on="item_id").select("row", "item", "label")
+    )
     others = others.join(judged, on=["row", "item"], how="anti").unique(["row", "item"])
     judged = judged.filter(pl.col("gain") <= 0).select("row", "item", "label")
-    frame = pl.concat([judged, others]).with_columns(pl.col("label").cast(pl.Enum(LABELS))).sort("row", "label", "item")
+    frame = (
+        pl.concat([judged, others])
+        .with_columns(pl.col("label").cast(pl.Enum(LABELS)))
+        .sort("row", "label", "item")
+    )
     return Judged(frame["row"].to_numpy().astype(np.int64), frame["item"].to_numpy())
 
 
 def _assemble(
-    judged: pl.DataFrame, others: pl.DataFrame, catalogue: pl.DataFrame, config: Config, stats: Stats
+    judged: pl.DataFrame,
+    others: pl.DataFrame,
+    catalogue: pl.DataFrame,
+    config: Config,
+    stats: Stats,
 ) -> Prepared:
     """Requests, qrels and pools of the filtered judgements."""
     size = config.data.pool.size
@@ -228,7 +288,9 @@ def _assemble(
     judged = judged.sort(["request_id", "gain", "item_id"], descending=[False, True, False])
     place = pl.int_range(pl.len()).over("request_id")
     judged = stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
-    requests = judged.group_by("request_id", maintain_order=True).first().rename({"item_id": "target_id"})
+    requests = (
+        judged.group_by("request_id", maintain_order=True).first().rename({"item_id": "target_id"})
+    )
     judged = judged.with_columns(row=judged["request_id"].rle_id())
     relevant = judged.filter(pl.col("gain") > 0)
     category, group = (text_codes(catalogue[name])[0] for name in ("category", "group"))
@@ -243,7 +305,9 @@ def _assemble(
     shares = config.data.split
     requests = requests.select(
         "request_id",
-        assign_split(requests["query"].str.to_lowercase(), shares.validation, shares.test, config.seed),
+        assign_split(
+            requests["query"].str.to_lowercase(), shares.validation, shares.test, config.seed
+        ),
         "query",
         customer_id=pl.lit(""),
         history=pl.lit([], dtype=HISTORY),

@@ -1,8 +1,10 @@
-"""``ospo data fetch``: download the official files, resumed where they broke off, checked by size and sha256.
+"""``ospo data fetch``: download the official files, resumed where they broke off, checked by size
+and sha256.
 
-ESCI comes from its repository (Git LFS content at a fixed commit; sizes and checksums are those of the LFS pointers).
-H&M comes from the competition's interface, for those who accepted its rules: credentials are taken from the
-environment, sent to that host alone, and never printed. docs/data.md tells sources and licences.
+ESCI comes from its repository (Git LFS content at a fixed commit; sizes and checksums are those of
+the LFS pointers). H&M comes from the competition's interface, for those who accepted its rules:
+credentials are taken from the environment, sent to that host alone, and never printed. docs/data.md
+tells sources and licences.
 """
 
 import base64
@@ -43,7 +45,9 @@ _ACCEPT = "accept the competition's rules on its page and set KAGGLE_USERNAME an
 
 @dataclass(frozen=True)
 class Source:
-    """A file to download; size in bytes and sha256 where the publisher tells them, else the columns of its header."""
+    """A file to download; size in bytes and sha256 where the publisher tells them, else the columns
+    of its header.
+    """
 
     name: str
     url: str
@@ -107,21 +111,27 @@ def fetch(
     timeout: float = 30.0,
     pause: float = 2.0,
 ) -> list[Path]:
-    """Download the official raw files of ``dataset`` into ``folder``; files that are there and right stay.
+    """Download the official raw files of ``dataset`` into ``folder``; files that are there and
+    right stay.
 
-    mirror: another base address that holds the same file names. progress: called with (file, bytes so far, total or
-    None). attempts: tries of each file; one that brought new bytes does not count. timeout: seconds without a byte.
-    Raises InputError: no credentials (H&M), no access, not found, gave up, wrong size or checksum, disk full.
+    mirror: another base address that holds the same file names. progress: called with (file, bytes
+    so far, total or None). attempts: tries of each file; one that brought new bytes does not count.
+    timeout: seconds without a byte. Raises InputError: no credentials (H&M), no access, not found,
+    gave up, wrong size or checksum, disk full.
     """
     if dataset not in SOURCES:
         raise InputError(dataset, "", "unknown dataset", f"choose one of {', '.join(SOURCES)}")
     sources = SOURCES[dataset]
     if mirror:
-        sources = tuple(replace(source, url=f"{mirror.rstrip('/')}/{source.name}") for source in sources)
+        sources = tuple(
+            replace(source, url=f"{mirror.rstrip('/')}/{source.name}") for source in sources
+        )
     headers = {} if dataset == "esci" or mirror else _credentials(environment)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    return [download(source, folder, headers, progress, attempts, timeout, pause) for source in sources]
+    return [
+        download(source, folder, headers, progress, attempts, timeout, pause) for source in sources
+    ]
 
 
 def _credentials(environment: Mapping[str, str]) -> dict[str, str]:
@@ -141,7 +151,9 @@ def download(
     timeout: float = 30.0,
     pause: float = 2.0,
 ) -> Path:
-    """Download one file into ``folder``. What has arrived waits in ``.NAME.part`` for the next try or the next run."""
+    """Download one file into ``folder``. What has arrived waits in ``.NAME.part`` for the next try
+    or the next run.
+    """
     final, part = folder / source.name, folder / f".{source.name}.part"
     if final.exists() and (source.sha256 is None or sha256_file(final) == source.sha256):
         return final
@@ -158,7 +170,9 @@ def download(
             left = attempts if gained else left - 1
             if left <= 0:
                 fix = "check the connection and run the same command again: it resumes"
-                raise InputError(source.name, "", f"gave up after {attempts} tries ({error})", fix) from None
+                raise InputError(
+                    source.name, "", f"gave up after {attempts} tries ({error})", fix
+                ) from None
             time.sleep(pause * (attempts - left))
         except OSError as error:
             fix = "free disk space or choose another folder (--out)"
@@ -175,7 +189,9 @@ def _attempt(
     progress: Callable[[str, int, int | None], None] | None,
     timeout: float,
 ) -> None:
-    """One request for the bytes that are still missing. Raises _Retry, InputError, or OSError from writing."""
+    """One request for the bytes that are still missing. Raises _Retry, InputError, or OSError from
+    writing.
+    """
     have = part.stat().st_size if part.exists() else 0
     if source.size is not None and have >= source.size:
         return
@@ -219,11 +235,18 @@ def _http_problem(source: Source, code: int) -> Exception:
         return InputError(source.name, "", f"{host} refuses access (HTTP {code})", _ACCEPT)
     if code == 429 or code >= 500:
         return _Retry(f"HTTP {code}")
-    return InputError(source.name, "", f"{host} has no such file (HTTP {code})", "see docs/data.md for other sources")
+    return InputError(
+        source.name,
+        "",
+        f"{host} has no such file (HTTP {code})",
+        "see docs/data.md for other sources",
+    )
 
 
 def _verify(source: Source, part: Path) -> None:
-    """Size and checksum of a finished download; a wrong one is removed, so that the next run starts afresh."""
+    """Size and checksum of a finished download; a wrong one is removed, so that the next run starts
+    afresh.
+    """
     size = part.stat().st_size
     problem = ""
     if source.size is not None and size != source.size:
@@ -235,7 +258,12 @@ def _verify(source: Source, part: Path) -> None:
             problem = f"has sha256 {found[:12]}… instead of {source.sha256[:12]}…"
     if problem:
         part.unlink()
-        raise InputError(source.name, "", f"download {problem}", "download again, from another source if it stays so")
+        raise InputError(
+            source.name,
+            "",
+            f"download {problem}",
+            "download again, from another source if it stays so",
+        )
 
 
 def _place(source: Source, part: Path, final: Path) -> None:
@@ -244,12 +272,18 @@ def _place(source: Source, part: Path, final: Path) -> None:
     if final.suffix != ".zip" and zipfile.is_zipfile(part):
         whole = part.with_suffix(".unpacked")
         try:
-            with zipfile.ZipFile(part) as archive, archive.open(final.name) as content, whole.open("wb") as target:
+            with (
+                zipfile.ZipFile(part) as archive,
+                archive.open(final.name) as content,
+                whole.open("wb") as target,
+            ):
                 shutil.copyfileobj(content, target, _BLOCK)
         except (KeyError, zipfile.BadZipFile, OSError, RuntimeError) as error:
             whole.unlink(missing_ok=True)
             part.unlink(missing_ok=True)
-            raise InputError(final, "", f"cannot be unpacked ({error})", "free disk space and download again") from None
+            raise InputError(
+                final, "", f"cannot be unpacked ({error})", "free disk space and download again"
+            ) from None
     if source.columns:
         with whole.open("rb") as stream:
             head = stream.readline(1 << 16)
@@ -258,7 +292,8 @@ def _place(source: Source, part: Path, final: Path) -> None:
             whole.unlink()
             part.unlink(missing_ok=True)
             # A page that asks to log in, for one, comes as a success.
-            problem = f"download is not the official file (no column {missing[0]}; it begins {head[:40]!r})"
+            seen = f"no column {missing[0]}; it begins {head[:40]!r}"
+            problem = f"download is not the official file ({seen})"
             raise InputError(source.name, "", problem, _ACCEPT)
     whole.replace(final)
     part.unlink(missing_ok=True)

@@ -1,4 +1,5 @@
-"""Seeded hashes of strings and integers, the same on every machine, thread count and library version.
+"""Seeded hashes of strings and integers, the same on every machine, thread count and library
+version.
 
 Polars' own ``hash`` may change between its versions; splits and pools must not.
 """
@@ -12,7 +13,8 @@ _CHUNK = 1 << 17
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finalizer: uint64 → uint64, a bijection whose output bits look independent of the input's.
+    """splitmix64's finalizer: uint64 → uint64, a bijection whose output bits look independent of
+    the input's.
 
     Source: Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014.
     """
@@ -23,15 +25,22 @@ def mix(values: np.ndarray) -> np.ndarray:
 
 
 def hash_strings(strings: pl.Series, seed: int) -> np.ndarray:
-    """(n,) strings → (n,) uint64: polynomial hash of the UTF-8 bytes, then ``mix`` with the seed. Null hashes as ""."""
+    """(n,) strings → (n,) uint64: polynomial hash of the UTF-8 bytes, then ``mix`` with the seed.
+    Null hashes as "".
+    """
     strings = strings.cast(pl.String).fill_null("")
-    parts = [_hash_chunk(strings[begin : begin + _CHUNK], seed) for begin in range(0, len(strings), _CHUNK)]
+    parts = [
+        _hash_chunk(strings[begin : begin + _CHUNK], seed)
+        for begin in range(0, len(strings), _CHUNK)
+    ]
     return np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
 
 def _hash_chunk(strings: pl.Series, seed: int) -> np.ndarray:
     lengths = strings.str.len_bytes().to_numpy().astype(np.int64)
-    data = np.frombuffer((strings.str.join("").item() or "").encode(), dtype=np.uint8).astype(np.uint64)
+    data = np.frombuffer((strings.str.join("").item() or "").encode(), dtype=np.uint8).astype(
+        np.uint64
+    )
     ends = np.cumsum(lengths)
     sums = np.zeros(len(strings), dtype=np.uint64)
     filled = lengths > 0
@@ -42,7 +51,9 @@ def _hash_chunk(strings: pl.Series, seed: int) -> np.ndarray:
             powers[1:] = _BASE
             powers = np.cumprod(powers, dtype=np.uint64)
         local = np.arange(len(data)) - np.repeat(ends - lengths, lengths)
-        sums[filled] = np.add.reduceat((data + np.uint64(1)) * powers[local], (ends - lengths)[filled])
+        sums[filled] = np.add.reduceat(
+            (data + np.uint64(1)) * powers[local], (ends - lengths)[filled]
+        )
     return mix(sums ^ mix(np.array([seed], dtype=np.uint64)) ^ mix(lengths.astype(np.uint64)))
 
 
@@ -52,7 +63,11 @@ def unit_interval(hashes: np.ndarray) -> np.ndarray:
 
 
 def assign_split(keys: pl.Series, validation: float, test: float, seed: int) -> pl.Series:
-    """Split of each key (a query, a customer): a function of the key's text and the seed alone, never of row order."""
+    """Split of each key (a query, a customer): a function of the key's text and the seed alone,
+    never of row order.
+    """
     share = unit_interval(hash_strings(keys, seed))
-    names = np.where(share < test, "test", np.where(share < test + validation, "validation", "train"))
+    names = np.where(
+        share < test, "test", np.where(share < test + validation, "validation", "train")
+    )
     return pl.Series("split", names, dtype=pl.String)

@@ -1,8 +1,9 @@
 """H&M Personalized Fashion Recommendations: raw CSV files → prepared tables.
 
-A request is one purchase (the target), the shopper's purchases of earlier days (the history) and a query that leaves
-attributes out. Customers are split by seeded hash, and time is cut: targets of test and validation customers lie in
-the last days, targets of training customers before them, so nothing after the cut is seen in training.
+A request is one purchase (the target), the shopper's purchases of earlier days (the history) and a
+query that leaves attributes out. Customers are split by seeded hash, and time is cut: targets of
+test and validation customers lie in the last days, targets of training customers before them, so
+nothing after the cut is seen in training.
 """
 
 from collections.abc import Iterator
@@ -37,13 +38,17 @@ from ospo.errors import InputError
 _EPOCH = date(1990, 1, 1)
 _CHUNK = 1 << 16
 _MIN_HELD_OUT = 20
-"""The holdout window doubles until validation and test hold this many requests each (small samples only)."""
+"""The holdout window doubles until validation and test hold this many requests each."""
 
 
 def article_id(column: pl.Expr) -> pl.Expr:
-    """Canonical article id, ten digits: "108775015" and "0108775015" are one; null where it is no such number."""
+    """Canonical article id, ten digits: "108775015" and "0108775015" are one; null where it is no
+    such number.
+    """
     digits = column.str.strip_chars().str.strip_chars_start("0")
-    return pl.when(column.str.contains(r"^\s*\d+\s*$") & (digits.str.len_chars() <= 10)).then(digits.str.zfill(10))
+    return pl.when(column.str.contains(r"^\s*\d+\s*$") & (digits.str.len_chars() <= 10)).then(
+        digits.str.zfill(10)
+    )
 
 
 def prepare_hm(raw: Path, config: Config, stats: Stats) -> Prepared:
@@ -69,10 +74,14 @@ def _read_articles(file: Path, stats: Stats) -> pl.DataFrame:
     frame = frame.with_columns(article_id=article_id(pl.col("article_id")))
     frame = stats.keep(frame, "article_malformed_id", pl.col("article_id").is_not_null())
     if frame.is_empty():
-        raise InputError(file, "article_id", "no article with a usable id", "use the official articles.csv")
+        raise InputError(
+            file, "article_id", "no article with a usable id", "use the official articles.csv"
+        )
     if frame["article_id"].n_unique() < len(frame):
         twice = frame.filter(pl.col("article_id").is_duplicated())["article_id"].sort()[0]
-        raise InputError(file, "article_id", f"product {twice!r} appears twice", "keep one row for each article")
+        raise InputError(
+            file, "article_id", f"product {twice!r} appears twice", "keep one row for each article"
+        )
     texts = [strip_html(known(pl.col(name))).alias(name) for name in HM_ARTICLES_NEEDED[1:]]
     return frame.with_columns(texts).sort("article_id")
 
@@ -91,10 +100,12 @@ def _read_customers(file: Path, stats: Stats) -> pl.Series:
 
 @dataclass(frozen=True)
 class Purchases:
-    """Purchases sorted by (customer, day, article), an article only at its first purchase by a customer.
+    """Purchases sorted by (customer, day, article), an article only at its first purchase by a
+    customer.
 
     customer, day, item: (n,) codes: position in the customers, days since 1990, catalogue row.
-    day_start: (n,) first position of the same customer and day; customer_start: (n,) first of the same customer.
+    day_start: (n,) first position of the same customer and day; customer_start: (n,) first of the
+    same customer.
     """
 
     customer: np.ndarray
@@ -110,16 +121,26 @@ def _first_positions(keys: np.ndarray) -> np.ndarray:
     return np.repeat(starts, np.diff(np.append(starts, len(keys))))
 
 
-def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, stats: Stats) -> Purchases:
+def _read_purchases(
+    file: Path, articles: pl.DataFrame, customers: pl.Series, stats: Stats
+) -> Purchases:
     """Transactions as sorted integer codes, unusable rows counted and left out."""
-    today = min((datetime.now(UTC).date() - _EPOCH).days, 2**16 - 1)  # sixteen bits of the sort key, until 2169
+    today = min(
+        (datetime.now(UTC).date() - _EPOCH).days, 2**16 - 1
+    )  # sixteen bits of the sort key, until 2169
     items = articles.lazy().select("article_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
-    people = customers.to_frame("customer_id").lazy().with_columns(customer=pl.int_range(pl.len(), dtype=pl.Int32))
+    people = (
+        customers.to_frame("customer_id")
+        .lazy()
+        .with_columns(customer=pl.int_range(pl.len(), dtype=pl.Int32))
+    )
     frame = collect(
         file,
         scan_csv(file, HM_TRANSACTIONS_NEEDED, optional=["price"])
         .select(
-            day=(pl.col("t_dat").str.to_date("%Y-%m-%d", strict=False) - pl.lit(_EPOCH)).dt.total_days(),
+            day=(
+                pl.col("t_dat").str.to_date("%Y-%m-%d", strict=False) - pl.lit(_EPOCH)
+            ).dt.total_days(),
             customer_id="customer_id",
             article_id=article_id(pl.col("article_id")),
             refund=pl.col("price").str.starts_with("-").fill_null(False),
@@ -135,20 +156,27 @@ def _read_purchases(file: Path, articles: pl.DataFrame, customers: pl.Series, st
     frame = stats.keep(frame, "transaction_bad_date", (pl.col("day") >= 0).fill_null(False))
     frame = stats.keep(frame, "transaction_future_date", pl.col("day") <= today)
     if frame.is_empty():
-        raise InputError(file, "t_dat", "no date reads YYYY-MM-DD, up to today", "write dates as 2020-09-22")
+        raise InputError(
+            file, "t_dat", "no date reads YYYY-MM-DD, up to today", "write dates as 2020-09-22"
+        )
     frame = stats.keep(frame, "transaction_negative_price", ~pl.col("refund"))
     frame = stats.keep(frame, "transaction_malformed_article_id", ~pl.col("malformed"))
     frame = stats.keep(frame, "transaction_unknown_article", pl.col("item").is_not_null())
     frame = stats.keep(frame, "transaction_unknown_customer", pl.col("customer").is_not_null())
     if frame.is_empty():
         fix = "use articles.csv and customers.csv of the same export"
-        raise InputError(file, "article_id", "no transaction names a known article and customer", fix)
+        raise InputError(
+            file, "article_id", "no transaction names a known article and customer", fix
+        )
     return _sort_purchases(frame, stats)
 
 
 def _sort_purchases(frame: pl.DataFrame, stats: Stats) -> Purchases:
-    # Packed keys: 24 bits each for customer and item, 16 for the day, so that one integer sort orders them all.
-    customer, item, day = (frame[name].to_numpy().astype(np.uint64) for name in ("customer", "item", "day"))
+    # Packed keys: 24 bits each for customer and item, 16 for the day, so that one integer sort
+    # orders them all.
+    customer, item, day = (
+        frame[name].to_numpy().astype(np.uint64) for name in ("customer", "item", "day")
+    )
     keys = np.sort(customer << np.uint64(40) | item << np.uint64(16) | day)
     pair = keys >> np.uint64(16)
     first = np.concatenate(([True], pair[1:] != pair[:-1]))
@@ -170,11 +198,13 @@ def _sort_purchases(frame: pl.DataFrame, stats: Stats) -> Purchases:
     )
 
 
-def _choose_targets(purchases: Purchases, splits: np.ndarray, options: HmData, stats: Stats) -> np.ndarray:
+def _choose_targets(
+    purchases: Purchases, splits: np.ndarray, options: HmData, stats: Stats
+) -> np.ndarray:
     """Positions of the target purchases, ascending: each customer's latest eligible ones.
 
-    Where the holdout window leaves validation or test fewer than 20 requests, it doubles, up to half the time the
-    transactions cover; stats.json tells the days used.
+    Where the holdout window leaves validation or test fewer than 20 requests, it doubles, up to
+    half the time the transactions cover; stats.json tells the days used.
     """
     history = purchases.day_start - purchases.customer_start
     eligible = history >= options.min_history
@@ -185,13 +215,19 @@ def _choose_targets(purchases: Purchases, splits: np.ndarray, options: HmData, s
     while True:
         late = purchases.day > last - window
         chosen = _latest(purchases, eligible & (late == held_out), options.requests_per_customer)
-        counts = [int((splits[purchases.customer[chosen]] == name).sum()) for name in ("validation", "test")]
+        counts = [
+            int((splits[purchases.customer[chosen]] == name).sum())
+            for name in ("validation", "test")
+        ]
         if min(counts) >= _MIN_HELD_OUT or window * 2 > (last - first + 1) // 2:
             break
         window *= 2
     stats.used |= {"holdout_days": window, "holdout_days_asked": options.holdout_days}
     stats.drop("target_on_wrong_side_of_cut", int((eligible & (late != held_out)).sum()))
-    stats.drop("target_beyond_requests_per_customer", int((eligible & (late == held_out)).sum()) - len(chosen))
+    stats.drop(
+        "target_beyond_requests_per_customer",
+        int((eligible & (late == held_out)).sum()) - len(chosen),
+    )
     return chosen
 
 
@@ -206,7 +242,9 @@ def _latest(purchases: Purchases, eligible: np.ndarray, count: int) -> np.ndarra
     return positions[from_end < count]
 
 
-def _history_lists(purchases: Purchases, targets: np.ndarray, articles: pl.DataFrame, length: int) -> pl.Series:
+def _history_lists(
+    purchases: Purchases, targets: np.ndarray, articles: pl.DataFrame, length: int
+) -> pl.Series:
     """(R,) lists of the last ``length`` purchases of earlier days, oldest first."""
     end = purchases.day_start[targets]
     count = np.minimum(end - purchases.customer_start[targets], length)
@@ -218,7 +256,9 @@ def _history_lists(purchases: Purchases, targets: np.ndarray, articles: pl.DataF
     )
     long = pl.DataFrame({"row": row}).with_columns(history=shown[items].to_struct())
     lists = long.group_by("row", maintain_order=True).agg("history")
-    every = pl.DataFrame({"row": np.arange(len(targets))}).join(lists, on="row", how="left", maintain_order="left")
+    every = pl.DataFrame({"row": np.arange(len(targets))}).join(
+        lists, on="row", how="left", maintain_order="left"
+    )
     return every["history"].fill_null([]).cast(HISTORY)
 
 
@@ -243,10 +283,16 @@ def _assemble(
     order = np.lexsort((purchases.item[targets], purchases.customer[targets]))
     targets, hashes_R = targets[order], hashes_R[order]
     item, customer = purchases.item[targets], purchases.customer[targets]
-    ids = pl.DataFrame({"customer_id": customers[customer], "target_id": articles["article_id"][item]})
-    request_ids = ids.select(pl.concat_str("customer_id", "target_id", separator="-").alias("request_id")).to_series()
+    ids = pl.DataFrame(
+        {"customer_id": customers[customer], "target_id": articles["article_id"][item]}
+    )
+    request_ids = ids.select(
+        pl.concat_str("customer_id", "target_id", separator="-").alias("request_id")
+    ).to_series()
     ids = ids.with_columns(
-        request_ids, split=pl.Series(splits[customer]), query=template_queries(articles, item, mix(hashes_R))
+        request_ids,
+        split=pl.Series(splits[customer]),
+        query=template_queries(articles, item, mix(hashes_R)),
     )
     if options.queries_file != NO_QUERIES:
         file = Path(options.queries_file)
@@ -260,7 +306,9 @@ def _assemble(
             )
 
     nothing = np.zeros(0, dtype=np.int64)
-    category, group = (text_codes(articles[name])[0] for name in ("product_type_name", "product_group_name"))
+    category, group = (
+        text_codes(articles[name])[0] for name in ("product_type_name", "product_group_name")
+    )
     pools = pool_chunks(
         relevant=Judged(np.arange(len(item)), item),
         irrelevant=Judged(nothing, nothing),
@@ -280,7 +328,13 @@ def _assemble(
 
 def _catalogue(articles: pl.DataFrame) -> pl.DataFrame:
     text = [
-        *("prod_name", "product_type_name", "graphical_appearance_name", "colour_group_name", "index_group_name"),
+        *(
+            "prod_name",
+            "product_type_name",
+            "graphical_appearance_name",
+            "colour_group_name",
+            "index_group_name",
+        ),
         *("section_name", "detail_desc"),
     ]
     return articles.select(

@@ -14,13 +14,18 @@ from ospo.files import atomic_directory
 _PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
 
 
-def prepare(dataset: str, raw_dir: str | Path, out_dir: str | Path, config: Config) -> dict[str, Any]:
-    """Raw files in ``raw_dir`` → prepared tables in ``out_dir``, which appears (or is replaced) as a whole.
+def prepare(
+    dataset: str, raw_dir: str | Path, out_dir: str | Path, config: Config
+) -> dict[str, Any]:
+    """Raw files in ``raw_dir`` → prepared tables in ``out_dir``, which appears (or is replaced) as
+    a whole.
 
     Returns the content of stats.json. Raises InputError with nothing written.
     """
     if dataset not in _PREPARE:
-        raise InputError(str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}")
+        raise InputError(
+            str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}"
+        )
     stats = Stats()
     prepared = _PREPARE[dataset](Path(raw_dir), config, stats)
     try:

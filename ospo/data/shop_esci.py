@@ -1,9 +1,11 @@
-"""The built-in ESCI-format shop: queries name a thing, an occasion and sometimes a colour, products tell attributes.
+"""The built-in ESCI-format shop: queries name a thing, an occasion and sometimes a colour, products
+tell attributes.
 
-Each occasion implies three attributes, the same for every query and every kind of product. Product texts hold the
-attribute words and never the occasion's, so a rewrite that names what the occasion implies finds more, and no fixed
-text appended to every query does. Labels: E has the kind, all three attributes and the colour, where one is named;
-S the kind and some of these; C is another kind of the same department with at least two; I another department's.
+Each occasion implies three attributes, the same for every query and every kind of product. Product
+texts hold the attribute words and never the occasion's, so a rewrite that names what the occasion
+implies finds more, and no fixed text appended to every query does. Labels: E has the kind, all
+three attributes and the colour, where one is named; S the kind and some of these; C is another kind
+of the same department with at least two; I another department's.
 """
 
 from dataclasses import dataclass
@@ -27,20 +29,29 @@ DEPARTMENTS = {
     "lighting": "lamp lantern chandelier torch nightlight sconce candlestick spotlight lampshade",
     "outdoor": "tent umbrella cooler parasol windbreak daybed firepit birdhouse planter",
     "accessories": "belt gloves hat headband watch bracelet sunglasses keyring necklace",
-    "electronics": "headphones speaker keyboard charger radio tripod turntable microphone projector",
+    "electronics": "headphones speaker keyboard charger radio tripod turntable microphone "
+    "projector",
     "play": "puzzle dollhouse kite scooter rattle playmat sandbox teepee trampoline",
 }
 COLOURS = _words("navy white red green yellow grey")
 ATTRIBUTES = {
-    "material": _words("linen leather cotton wool bamboo steel canvas velvet cork denim silk fleece"),
-    "pattern": _words("striped floral checked plain dotted geometric camouflage embroidered marbled paisley"),
-    "style": _words("minimalist vintage rustic sporty elegant bohemian industrial nautical playful classic"),
+    "material": _words(
+        "linen leather cotton wool bamboo steel canvas velvet cork denim silk fleece"
+    ),
+    "pattern": _words(
+        "striped floral checked plain dotted geometric camouflage embroidered marbled paisley"
+    ),
+    "style": _words(
+        "minimalist vintage rustic sporty elegant bohemian industrial nautical playful classic"
+    ),
     "feature": _words(
-        "waterproof foldable lightweight padded insulated reflective washable adjustable magnetic rechargeable "
+        "waterproof foldable lightweight padded insulated reflective washable adjustable magnetic "
+        "rechargeable "
         "stackable breathable"
     ),
 }
-# Occasion → what it implies: three attributes of different kinds; every attribute serves two or three occasions.
+# Occasion → what it implies: three attributes of different kinds; every attribute serves two or
+# three occasions.
 INTENTS = {
     "for a beach holiday": "linen bohemian lightweight",
     "for a home office": "cork minimalist adjustable",
@@ -83,8 +94,14 @@ INTENTS = {
     "for a rainy festival of lights": "cork marbled waterproof",
     "for a long train ride": "striped bohemian adjustable",
 }
-_BRANDS = _words("Nordvik Alder Quillon Maretta Tessaly Brightoak Hollin Ravelo Ostara Kestrel Pinewell Dunmore")
-_TITLES = ("{brand} {colour} {material} {kind}", "{colour} {material} {kind}", "{brand} {material} {kind}, {colour}")
+_BRANDS = _words(
+    "Nordvik Alder Quillon Maretta Tessaly Brightoak Hollin Ravelo Ostara Kestrel Pinewell Dunmore"
+)
+_TITLES = (
+    "{brand} {colour} {material} {kind}",
+    "{colour} {material} {kind}",
+    "{brand} {material} {kind}, {colour}",
+)
 # No filler words: a word that many texts share is a word that a policy could append to every query.
 _BULLETS = ("{pattern} {style}", "{style} {kind}, {pattern}", "{pattern}, {style}")
 _FEATURES = ("{feature}", "{feature} {kind}", "{feature} {material}")
@@ -102,7 +119,9 @@ _NAMES = list(ATTRIBUTES)
 
 @dataclass(frozen=True)
 class Goods:
-    """Products as codes: kind (P,), department (P,), colour (P,), attributes (P, 4) in the order of ATTRIBUTES."""
+    """Products as codes: kind (P,), department (P,), colour (P,), attributes (P, 4) in the order of
+    ATTRIBUTES.
+    """
 
     kind: np.ndarray
     department: np.ndarray
@@ -111,7 +130,9 @@ class Goods:
 
 
 def intent_codes() -> np.ndarray:
-    """(intents, 4) implied attribute codes, -1 where an occasion says nothing about a kind of attribute."""
+    """(intents, 4) implied attribute codes, -1 where an occasion says nothing about a kind of
+    attribute.
+    """
     codes = np.full((len(INTENTS), len(_NAMES)), -1)
     for row, implied in enumerate(INTENTS.values()):
         for word in implied.split():
@@ -121,17 +142,23 @@ def intent_codes() -> np.ndarray:
 
 
 def _kinds(products: int) -> list[tuple[int, str]]:
-    """(department, kind) of the kinds that the shop sells: fewer in a small shop, so that each has enough products."""
+    """(department, kind) of the kinds that the shop sells: fewer in a small shop, so that each has
+    enough products.
+    """
     rows = [(number, words.split()) for number, words in enumerate(DEPARTMENTS.values())]
     per_department = min(9, max(1, round(products / 56 / len(rows))))
     departments = len(rows) if per_department > 1 else min(len(rows), max(3, products // 56))
-    return [(number, kind) for number, kinds in rows[:departments] for kind in kinds[:per_department]]
+    return [
+        (number, kind) for number, kinds in rows[:departments] for kind in kinds[:per_department]
+    ]
 
 
 def generate_esci_shop(queries: int, products: int, seed: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """(examples, products) tables in the official schemas. A query names a (kind, occasion) pair once.
+    """(examples, products) tables in the official schemas. A query names a (kind, occasion) pair
+    once.
 
-    Only where ``queries`` exceeds the number of pairs do pairs come again, with another colour or wording.
+    Only where ``queries`` exceeds the number of pairs do pairs come again, with another colour or
+    wording.
     """
     random = np.random.default_rng([seed, 1])
     kinds = _kinds(products)
@@ -154,14 +181,18 @@ def _make_goods(
     products: int,
     random: np.random.Generator,
 ) -> Goods:
-    """About half of the products answer a query exactly, a quarter miss one of its wishes, the rest are random."""
+    """About half of the products answer a query exactly, a quarter miss one of its wishes, the rest
+    are random.
+    """
     sizes = np.array([len(values) for values in ATTRIBUTES.values()])
     department = np.array([number for number, _ in kinds])
     exact = min(4, max(1, products // (2 * len(wanted_kind))))
     source = np.repeat(np.arange(len(wanted_kind)), exact)[:products]
     near = random.integers(len(wanted_kind), size=min(products // 4, products - len(source)))
     answered = np.concatenate([source, near])
-    kind = np.concatenate([wanted_kind[answered], random.integers(len(kinds), size=products - len(answered))])
+    kind = np.concatenate(
+        [wanted_kind[answered], random.integers(len(kinds), size=products - len(answered))]
+    )
     colour = random.integers(len(COLOURS), size=products)
     attributes = random.integers(sizes, size=(products, len(sizes)))
     asked = wanted_colour[answered]
@@ -188,18 +219,26 @@ def _judge(
     implied: np.ndarray,
     random: np.random.Generator,
 ) -> pl.DataFrame:
-    """Judgements as annotators would give them: all E, the 10 best S, 4 C and 4 I for each query."""
+    """Judgements as annotators would give them: all E, the 10 best S, 4 C and 4 I for each
+    query.
+    """
     judgements: list[tuple[int, str, int, str]] = []
     intents = list(INTENTS)
-    for number, (kind, colour, intent) in enumerate(zip(wanted_kind, wanted_colour, wanted_intent, strict=True)):
+    for number, (kind, colour, intent) in enumerate(
+        zip(wanted_kind, wanted_colour, wanted_intent, strict=True)
+    ):
         wishes = implied[intent]
-        overlap = ((goods.attributes == wishes) & (wishes >= 0)).sum(axis=1) + (goods.colour == colour)
+        overlap = ((goods.attributes == wishes) & (wishes >= 0)).sum(axis=1) + (
+            goods.colour == colour
+        )
         same = goods.kind == kind
         related = (goods.department == kinds[kind][0]) & ~same
         tie = random.random(len(overlap))
         template = _QUERIES[int(random.integers(len(_QUERIES)))]
         query = template.format(
-            colour=COLOURS[colour] if colour >= 0 else "", kind=kinds[kind][1], intent=intents[intent]
+            colour=COLOURS[colour] if colour >= 0 else "",
+            kind=kinds[kind][1],
+            intent=intents[intent],
         )
         full = 3 + int(colour >= 0)
         groups = {
@@ -213,7 +252,9 @@ def _judge(
             keys = tie[rows] if label == "I" else tie[rows] - overlap[rows]
             rows = rows[np.argsort(keys, kind="stable")[:most]]
             judgements += [(number, " ".join(query.split()), int(row), label) for row in rows]
-    return pl.DataFrame(judgements, schema=["query_id", "query", "product", "esci_label"], orient="row").select(
+    return pl.DataFrame(
+        judgements, schema=["query_id", "query", "product", "esci_label"], orient="row"
+    ).select(
         example_id=pl.int_range(pl.len(), dtype=pl.Int64),
         query="query",
         query_id=pl.col("query_id").cast(pl.Int64),
@@ -230,14 +271,19 @@ def _product_ids(row: pl.Expr) -> pl.Expr:
     return pl.format("B{}", row.cast(pl.String).str.zfill(9))
 
 
-def _product_table(goods: Goods, kinds: list[tuple[int, str]], random: np.random.Generator) -> pl.DataFrame:
-    columns: dict[str, list[str | None]] = {name: [] for name in ("title", "description", "bullets", "brand", "colour")}
+def _product_table(
+    goods: Goods, kinds: list[tuple[int, str]], random: np.random.Generator
+) -> pl.DataFrame:
+    columns: dict[str, list[str | None]] = {
+        name: [] for name in ("title", "description", "bullets", "brand", "colour")
+    }
     for kind, colour, codes in zip(goods.kind, goods.colour, goods.attributes, strict=True):
         words = {name: ATTRIBUTES[name][code] for name, code in zip(_NAMES, codes, strict=True)}
         words |= {"kind": kinds[kind][1], "colour": COLOURS[colour]}
         words["brand"] = _BRANDS[int(random.integers(len(_BRANDS)))]
         title, bullet, feature, description = (
-            options[int(random.integers(len(options)))] for options in (_TITLES, _BULLETS, _FEATURES, _DESCRIPTIONS)
+            options[int(random.integers(len(options)))]
+            for options in (_TITLES, _BULLETS, _FEATURES, _DESCRIPTIONS)
         )
         columns["title"].append(title.format(**words))
         columns["bullets"].append(f"{bullet}\n{feature}".format(**words))

@@ -1,8 +1,9 @@
 """The built-in H&M-format shop: shoppers with stable tastes that show in what they bought.
 
-A taste is a department, a colour, a material, a pattern, a fit and an occasion. Collections of articles are made for
-tastes, and a shopper buys mostly from the collection of their own. Names hold material, pattern, fit and occasion, so
-the history (name, type, colour) tells the taste; a request's query tells only type and department.
+A taste is a department, a colour, a material, a pattern, a fit and an occasion. Collections of
+articles are made for tastes, and a shopper buys mostly from the collection of their own. Names hold
+material, pattern, fit and occasion, so the history (name, type, colour) tells the taste; a
+request's query tells only type and department.
 """
 
 from dataclasses import dataclass
@@ -18,30 +19,58 @@ def _words(text: str) -> list[str]:
 
 TYPES = {
     ("Garment Upper body", "Tops"): (
-        "Blouse Shirt T-shirt Sweater Cardigan Hoodie Top Polo-shirt Vest Bodysuit Tunic Camisole Turtleneck Kimono"
+        "Blouse Shirt T-shirt Sweater Cardigan Hoodie Top Polo-shirt Vest Bodysuit Tunic Camisole "
+        "Turtleneck Kimono"
     ),
     ("Garment Lower body", "Bottoms"): (
         "Trousers Skirt Shorts Leggings Jeans Culottes Joggers Chinos Skort Bermudas Cargos Capris"
     ),
-    ("Garment Full body", "Dresses"): "Dress Jumpsuit Dungarees Playsuit Romper Overall Sundress Gown",
-    ("Outerwear", "Outdoor"): "Jacket Coat Blazer Parka Poncho Anorak Trenchcoat Windbreaker Waistcoat Cape",
-    ("Shoes", "Shoes"): "Boots Sandals Sneakers Loafers Slippers Pumps Espadrilles Ballerinas Mules Wedges",
-    ("Accessories", "Accessories"): "Scarf Hat Belt Bag Gloves Cap Tie Beanie Umbrella Wallet Backpack Headband",
+    (
+        "Garment Full body",
+        "Dresses",
+    ): "Dress Jumpsuit Dungarees Playsuit Romper Overall Sundress Gown",
+    (
+        "Outerwear",
+        "Outdoor",
+    ): "Jacket Coat Blazer Parka Poncho Anorak Trenchcoat Windbreaker Waistcoat Cape",
+    (
+        "Shoes",
+        "Shoes",
+    ): "Boots Sandals Sneakers Loafers Slippers Pumps Espadrilles Ballerinas Mules Wedges",
+    (
+        "Accessories",
+        "Accessories",
+    ): "Scarf Hat Belt Bag Gloves Cap Tie Beanie Umbrella Wallet Backpack Headband",
     ("Nightwear", "Nightwear"): "Pyjamas Robe Nightgown Nightshirt",
     ("Swimwear", "Swimwear"): "Bikini Swimsuit Trunks Sarong",
 }
 DEPARTMENTS = {"Ladieswear": "Womens", "Menswear": "Mens", "Divided": "Divided", "Sport": "Sport"}
 COLOURS = _words("Black White Red Green Beige Yellow Pink Turquoise Grey Blue Brown Orange")
 ATTRIBUTES = {
-    "material": _words("linen leather cotton wool velvet denim silk fleece satin corduroy cashmere mesh"),
-    "pattern": _words("striped floral checked plain dotted leopard camouflage embroidered paisley tie-dye"),
+    "material": _words(
+        "linen leather cotton wool velvet denim silk fleece satin corduroy cashmere mesh"
+    ),
+    "pattern": _words(
+        "striped floral checked plain dotted leopard camouflage embroidered paisley tie-dye"
+    ),
     "fit": _words("slim oversized cropped flared pleated wrap draped ribbed"),
     "occasion": _words("office holiday party training festival lounge wedding travel"),
 }
 _APPEARANCE = dict(
     zip(
         ATTRIBUTES["pattern"],
-        ("Stripe", "Floral", "Check", "Solid", "Dot", "Leopard", "Camouflage", "Embroidery", "Paisley", "Tie-dye"),
+        (
+            "Stripe",
+            "Floral",
+            "Check",
+            "Solid",
+            "Dot",
+            "Leopard",
+            "Camouflage",
+            "Embroidery",
+            "Paisley",
+            "Tie-dye",
+        ),
         strict=True,
     )
 )
@@ -77,7 +106,11 @@ class Wardrobe:
 
 def _kinds() -> list[tuple[str, str, str]]:
     """(type, product group, garment group) of every kind of article."""
-    return [(kind, group, garment) for (group, garment), words in TYPES.items() for kind in words.split()]
+    return [
+        (kind, group, garment)
+        for (group, garment), words in TYPES.items()
+        for kind in words.split()
+    ]
 
 
 def generate_hm_shop(
@@ -87,7 +120,9 @@ def generate_hm_shop(
     random = np.random.default_rng([seed, 2])
     wardrobe = _make_wardrobe(articles, random)
     ids = np.char.zfill((100_000_001 + 1000 * np.arange(articles)).astype(str), 10)
-    people = np.array([f"{int(a):016x}{int(b):016x}" * 2 for a, b in random.integers(2**63, size=(customers, 2))])
+    people = np.array(
+        [f"{int(a):016x}{int(b):016x}" * 2 for a, b in random.integers(2**63, size=(customers, 2))]
+    )
     tables = _transactions(wardrobe, ids, people, days, random), _customer_table(people, random)
     return _article_table(wardrobe, ids, random), *tables
 
@@ -104,18 +139,26 @@ def _make_wardrobe(articles: int, random: np.random.Generator) -> Wardrobe:
     collection = random.integers(collections, size=articles)
     faithful = random.random((articles, len(sizes) + 1)) < _FAITHFUL
     attributes = np.where(
-        faithful[:, 1:], taste_attributes[collection], random.integers(sizes, size=(articles, len(sizes)))
+        faithful[:, 1:],
+        taste_attributes[collection],
+        random.integers(sizes, size=(articles, len(sizes))),
     )
-    colour = np.where(faithful[:, 0], taste_colour[collection], random.integers(len(COLOURS), size=articles))
+    colour = np.where(
+        faithful[:, 0], taste_colour[collection], random.integers(len(COLOURS), size=articles)
+    )
     # Kinds are spread over the list, so that a small shop has several product groups.
-    kind = (np.arange(kinds) * len(_kinds()) // kinds)[random.permutation(np.arange(articles) % kinds)]
+    kind = (np.arange(kinds) * len(_kinds()) // kinds)[
+        random.permutation(np.arange(articles) % kinds)
+    ]
     return Wardrobe(kind, taste_department[collection], colour, collection, attributes)
 
 
 def _transactions(
     wardrobe: Wardrobe, ids: np.ndarray, people: np.ndarray, days: int, random: np.random.Generator
 ) -> pl.DataFrame:
-    """Six to ten visits of each customer, one or two articles each; most customers come in the last week too."""
+    """Six to ten visits of each customer, one or two articles each; most customers come in the last
+    week too.
+    """
     articles = len(ids)
     rows: list[tuple[int, int, int]] = []
     tastes = random.integers(wardrobe.collection.max() + 1, size=len(people))
@@ -159,27 +202,39 @@ def _customer_table(people: np.ndarray, random: np.random.Generator) -> pl.DataF
             "club_member_status": ["ACTIVE"] * len(people),
             "fashion_news_frequency": ["Regularly" if flag else "NONE" for flag in news],
             "age": random.integers(18, 80, size=len(people)).astype(float),
-            "postal_code": [f"{int(code):064x}" for code in random.integers(2**62, size=len(people))],
+            "postal_code": [
+                f"{int(code):064x}" for code in random.integers(2**62, size=len(people))
+            ],
         }
     ).sort("customer_id")
 
 
-def _article_table(wardrobe: Wardrobe, ids: np.ndarray, random: np.random.Generator) -> pl.DataFrame:
+def _article_table(
+    wardrobe: Wardrobe, ids: np.ndarray, random: np.random.Generator
+) -> pl.DataFrame:
     kinds, departments = _kinds(), list(DEPARTMENTS)
     groups = list(dict.fromkeys(group for _, group, _ in kinds))
     rows = []
-    codes = zip(ids, wardrobe.kind, wardrobe.department, wardrobe.colour, wardrobe.attributes, strict=True)
+    codes = zip(
+        ids, wardrobe.kind, wardrobe.department, wardrobe.colour, wardrobe.attributes, strict=True
+    )
     for identifier, kind, department, colour, attributes in codes:
-        words = {name: ATTRIBUTES[name][code] for name, code in zip(_NAMES, attributes, strict=True)}
+        words = {
+            name: ATTRIBUTES[name][code] for name, code in zip(_NAMES, attributes, strict=True)
+        }
         title, group, garment = kinds[kind]
-        words |= {name.capitalize(): word.capitalize() for name, word in words.items()} | {"kind": title.lower()}
+        words |= {name.capitalize(): word.capitalize() for name, word in words.items()} | {
+            "kind": title.lower()
+        }
         section = f"{DEPARTMENTS[departments[department]]} {garment}"
         appearance = _APPEARANCE[words["pattern"]]
         rows.append(
             {
                 "article_id": str(identifier),
                 "product_code": str(identifier)[:-3].lstrip("0"),
-                "prod_name": _PRODUCT_NAMES[int(random.integers(len(_PRODUCT_NAMES)))].format(**words),
+                "prod_name": _PRODUCT_NAMES[int(random.integers(len(_PRODUCT_NAMES)))].format(
+                    **words
+                ),
                 "product_type_no": int(kind) + 1,
                 "product_type_name": title,
                 "product_group_name": group,
@@ -201,7 +256,9 @@ def _article_table(wardrobe: Wardrobe, ids: np.ndarray, random: np.random.Genera
                 "section_name": section,
                 "garment_group_no": 1001 + groups.index(group),
                 "garment_group_name": garment,
-                "detail_desc": _DESCRIPTIONS[int(random.integers(len(_DESCRIPTIONS)))].format(**words),
+                "detail_desc": _DESCRIPTIONS[int(random.integers(len(_DESCRIPTIONS)))].format(
+                    **words
+                ),
             }
         )
     return pl.DataFrame(rows)

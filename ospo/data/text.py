@@ -16,7 +16,8 @@ TEXT_LIMIT = 4000
 
 # What a browser never shows. An unclosed <script> hides everything after it, as in a browser.
 _HIDDEN = r"(?is)<!--.*?(?:-->|$)|<script\b.*?(?:</script\s*>|$)|<style\b.*?(?:</style\s*>|$)"
-# A tag starts with a letter, "/" or "!" right after "<": "a < b" and "<3" are text. Quoted attributes may hold ">".
+# A tag starts with a letter, "/" or "!" right after "<": "a < b" and "<3" are text. Quoted
+# attributes may hold ">".
 _TAG = r"""(?s)<[/!]?[a-zA-Z](?:[^<>"']|"[^"]*"|'[^']*')*>"""
 _BROKEN_TAG = r"(?s)<[/!]?[a-zA-Z][^<>]*(?:>|$)"
 _TITLE_LIMIT = 160
@@ -27,19 +28,34 @@ _ODD_SPACE = r"[\s\p{Cc}\p{Cf}\p{Co}\p{Cn}&&[^ ]]"
 
 @cache
 def _entities() -> tuple[list[str], list[str]]:
-    """Entities and the text each stands for: HTML 5's names, and numbers for Latin and general punctuation."""
+    """Entities and the text each stands for: HTML 5's names, and numbers for Latin and general
+    punctuation.
+    """
     names = [f"&{name}" for name in html5 if name.endswith(";")]
-    codes = [*range(32, 592), *range(0x2000, 0x2070), *range(0x20A0, 0x20C0), *range(0x2100, 0x2150), 0x2605, 0xFEFF]
-    numbers = [form for code in codes for form in (f"&#{code};", f"&#x{code:x};", f"&#x{code:X};", f"&#0{code};")]
+    codes = [
+        *range(32, 592),
+        *range(0x2000, 0x2070),
+        *range(0x20A0, 0x20C0),
+        *range(0x2100, 0x2150),
+        0x2605,
+        0xFEFF,
+    ]
+    numbers = [
+        form
+        for code in codes
+        for form in (f"&#{code};", f"&#x{code:x};", f"&#x{code:X};", f"&#0{code};")
+    ]
     forms = sorted({*names, *numbers})
     return forms, [unescape(form) for form in forms]
 
 
 def _elementwise(function: Callable[[pl.Series], pl.Series]) -> Callable[[pl.Expr], pl.Expr]:
-    """A function of text columns as a function of expressions, which the streaming engine may call on parts.
+    """A function of text columns as a function of expressions, which the streaming engine may call
+    on parts.
 
-    Written over columns, each step is computed once: in one expression, a part that stands in both the condition and
-    the branches of a ``when`` is computed for each (four times the work for ``head_noun``).
+    Written over columns, each step is computed once: in one expression, a part that stands in both
+    the condition and the branches of a ``when`` is computed for each (four times the work for
+    ``head_noun``).
     """
 
     @wraps(function)
@@ -49,8 +65,12 @@ def _elementwise(function: Callable[[pl.Series], pl.Series]) -> Callable[[pl.Exp
     return of_expression
 
 
-def _where(text: pl.Series, chosen: pl.Series, function: Callable[[pl.Series], pl.Series]) -> pl.Series:
-    """``function`` of the chosen rows, the others as they are: most texts need no clean-up, and looking is cheap."""
+def _where(
+    text: pl.Series, chosen: pl.Series, function: Callable[[pl.Series], pl.Series]
+) -> pl.Series:
+    """``function`` of the chosen rows, the others as they are: most texts need no clean-up, and
+    looking is cheap.
+    """
     rows = chosen.arg_true()
     if rows.is_empty():
         return text
@@ -58,19 +78,31 @@ def _where(text: pl.Series, chosen: pl.Series, function: Callable[[pl.Series], p
         return function(text)
     source = np.arange(len(text))
     source[rows.to_numpy()] = len(text) + np.arange(len(rows))
-    return pl.concat([text, function(text.gather(rows)).rename(text.name)], rechunk=False).gather(source)
+    return pl.concat([text, function(text.gather(rows)).rename(text.name)], rechunk=False).gather(
+        source
+    )
 
 
 def _clean_space(text: pl.Series) -> pl.Series:
-    text = text.str.replace_all("\n", " ", literal=True)  # by far the commonest, and quicker than by the pattern
-    text = _where(text, text.str.contains(_ODD_SPACE), lambda part: part.str.replace_all(_ODD_SPACE, " "))
-    text = _where(text, text.str.contains("  ", literal=True), lambda part: part.str.replace_all(" {2,}", " "))
+    text = text.str.replace_all(
+        "\n", " ", literal=True
+    )  # by far the commonest, and quicker than by the pattern
+    text = _where(
+        text, text.str.contains(_ODD_SPACE), lambda part: part.str.replace_all(_ODD_SPACE, " ")
+    )
+    text = _where(
+        text, text.str.contains("  ", literal=True), lambda part: part.str.replace_all(" {2,}", " ")
+    )
     return text.str.strip_chars(" ")
 
 
 def _strip_tags(text: pl.Series) -> pl.Series:
     def strip(part: pl.Series) -> pl.Series:
-        return part.str.replace_all(_HIDDEN, " ").str.replace_all(_TAG, " ").str.replace_all(_BROKEN_TAG, " ")
+        return (
+            part.str.replace_all(_HIDDEN, " ")
+            .str.replace_all(_TAG, " ")
+            .str.replace_all(_BROKEN_TAG, " ")
+        )
 
     return _where(text, text.str.contains("<", literal=True), strip)
 
@@ -89,14 +121,23 @@ def _strip_html(text: pl.Series) -> pl.Series:
 
 def _known(text: pl.Series) -> pl.Series:
     text = text.fill_null("").str.strip_chars()
-    return _where(text, text.is_in(["None", "nan", "NaN", "null"]), lambda part: part.clear(len(part)).fill_null(""))
+    return _where(
+        text,
+        text.is_in(["None", "nan", "NaN", "null"]),
+        lambda part: part.clear(len(part)).fill_null(""),
+    )
 
 
 def _head_noun(title: pl.Series) -> pl.Series:
     title = title.str.slice(0, _TITLE_LIMIT).str.to_lowercase()
     lead = title.str.replace(_AFTER_HEAD, "")
     lead = lead.zip_with(lead.str.contains(r"\p{L}"), title)
-    word = lead.str.replace(r"[^\p{L}]+$", "").str.extract(r"([\p{L}'’-]+)$", 1).fill_null("").str.strip_chars("'’-")
+    word = (
+        lead.str.replace(r"[^\p{L}]+$", "")
+        .str.extract(r"([\p{L}'’-]+)$", 1)
+        .fill_null("")
+        .str.strip_chars("'’-")
+    )
     plural = word.str.ends_with("s") & ~word.str.ends_with("ss") & (word.str.len_bytes() > 3)
     return _where(word, plural, lambda part: part.str.strip_suffix("s"))
 
@@ -109,13 +150,16 @@ def clean_space(text: pl.Expr) -> pl.Expr:
 def strip_html(text: pl.Expr) -> pl.Expr:
     """Visible text of an HTML fragment; plain text comes back as it was. Null becomes "".
 
-    Tags are removed again after the entities are decoded: shops store doubly escaped markup (``&lt;br&gt;``).
+    Tags are removed again after the entities are decoded: shops store doubly escaped markup
+    (``&lt;br&gt;``).
     """
     return _elementwise(_strip_html)(text)
 
 
 def known(text: pl.Expr) -> pl.Expr:
-    """Null, "None" and "nan" become "" (exports of the official files write missing text in these ways)."""
+    """Null, "None" and "nan" become "" (exports of the official files write missing text in these
+    ways).
+    """
     return _elementwise(_known)(text)
 
 
@@ -126,9 +170,11 @@ def join_parts(parts: list[pl.Expr], separator: str = ". ") -> pl.Expr:
 
 
 def head_noun(title: pl.Expr) -> pl.Expr:
-    """Head noun of a product title, roughly: the last word before the first comma, bracket, digit, "for", "with" …
+    """Head noun of a product title, roughly: the last word before the first comma, bracket, digit,
+    "for", "with" …
 
-    "Acme Linen Shirt for Men, Blue" → "shirt". Plurals lose their "s". "" where the title holds no word.
+    "Acme Linen Shirt for Men, Blue" → "shirt". Plurals lose their "s". "" where the title holds no
+    word.
     """
     return _elementwise(_head_noun)(title)
 

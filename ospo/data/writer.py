@@ -1,4 +1,6 @@
-"""The last step of preparation, the same for both datasets: tables held to their contracts, written in row groups."""
+"""The last step of preparation, the same for both datasets: tables held to their contracts, written
+in row groups.
+"""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +25,8 @@ _POOL_CHUNKS = 16
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared tables, each sorted by its ids; requests and pools come in chunks, in the order of request_ids.
+    """The prepared tables, each sorted by its ids; requests and pools come in chunks, in the order
+    of request_ids.
 
     pool_chunks: (C, P) int32 catalogue rows, -1 padding at the end.
     """
@@ -36,7 +39,9 @@ class Prepared:
 
 
 def write_prepared(prepared: Prepared, directory: Path, stats: Stats) -> None:
-    """Write the four tables and stats.json into ``directory``; requests and pools never stand in memory as a whole."""
+    """Write the four tables and stats.json into ``directory``; requests and pools never stand in
+    memory as a whole.
+    """
     # Compressing the catalogue keeps one core busy and drawing pools (NumPy) the other.
     with ThreadPoolExecutor(1) as beside:
         catalogue = beside.submit(_write_table, directory, "catalogue", prepared.catalogue)
@@ -71,7 +76,9 @@ def _write_requests(chunks: Iterable[pl.DataFrame], file: Path) -> dict[str, int
             chunk = chunk.select(list(PREPARED["requests"]))
             check_prepared(file, chunk, "requests")
             table = chunk.to_arrow()
-            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=_LEVEL)
+            writer = writer or pq.ParquetWriter(
+                file, table.schema, compression="zstd", compression_level=_LEVEL
+            )
             writer.write_table(table)
             for split, count in chunk["split"].value_counts().iter_rows():
                 splits[split] = splits.get(split, 0) + count
@@ -82,13 +89,16 @@ def _write_requests(chunks: Iterable[pl.DataFrame], file: Path) -> dict[str, int
 
 
 def _write_pools(prepared: Prepared, file: Path) -> int:
-    """Write pools.parquet: item ids in place of catalogue rows, padding left out. The number of places filled."""
+    """Write pools.parquet: item ids in place of catalogue rows, padding left out. The number of
+    places filled.
+    """
     ids = prepared.catalogue["item_id"].to_arrow().cast(pa.string())
     requests = prepared.request_ids.to_arrow()
     strings = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([("request_id", requests.type), ("item_ids", pa.list_(strings))])
     begin = places = 0
-    # The schema of Arrow is left out of the file: it would make readers see categories instead of strings.
+    # The schema of Arrow is left out of the file: it would make readers see categories instead of
+    # strings.
     with pq.ParquetWriter(
         file,
         schema,
@@ -111,7 +121,10 @@ def _write_pools(prepared: Prepared, file: Path) -> int:
             values = pa.DictionaryArray.from_arrays(pa.array(items.astype(np.int32)), dictionary)
             lists = pa.ListArray.from_arrays(pa.array(offsets), values)
             writer.write_table(
-                pa.table({"request_id": requests.slice(begin, len(pools)), "item_ids": lists}, schema=schema)
+                pa.table(
+                    {"request_id": requests.slice(begin, len(pools)), "item_ids": lists},
+                    schema=schema,
+                )
             )
             begin += len(pools)
             places += len(items)

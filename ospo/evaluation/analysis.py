@@ -1,4 +1,6 @@
-"""From evaluation tables to the figures of a report: means, intervals, tests, robustness, slices."""
+"""From evaluation tables to the figures of a report: means, intervals, tests, robustness,
+slices.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,8 +11,8 @@ import polars as pl
 
 from ospo.config import ALGORITHMS
 from ospo.errors import InputError
-from ospo.evaluation.demo_table import best_policy, ordered
 from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.selection import best_policy, ordered
 from ospo.evaluation.slices import SLICES, in_order
 from ospo.evaluation.statistics import (
     Interval,
@@ -30,7 +32,9 @@ MEASURE = "ndcg@10"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Mean difference ``policy - reference`` under one retriever; ``p_holm`` is corrected over the whole table."""
+    """Mean difference ``policy - reference`` under one retriever; ``p_holm`` is corrected over the
+    whole table.
+    """
 
     policy: str
     reference: str
@@ -42,7 +46,9 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Slice:
-    """One part of the requests: size, mean per policy, and the best policy's gain over the raw query."""
+    """One part of the requests: size, mean per policy, and the best policy's gain over the raw
+    query.
+    """
 
     slice: str
     value: str
@@ -53,7 +59,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class Analysis:
-    """Everything a report says about one dataset. Figures are means over requests (and seeds, where several)."""
+    """Everything a report says about one dataset. Figures are means over requests (and seeds, where
+    several).
+    """
 
     policies: list[str]
     retrievers: list[str]
@@ -78,18 +86,23 @@ def read_table(directory: Path, file: str) -> Path:
         pl.read_parquet_schema(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         problem = str(error).splitlines()[0][:120]
-        raise InputError(path, "", f"is not a readable parquet file ({problem})", "run the evaluation again") from None
+        raise InputError(
+            path, "", f"is not a readable parquet file ({problem})", "run the evaluation again"
+        ) from None
     return path
 
 
-def load_values(directories: Sequence[Path], measure: str = MEASURE) -> tuple[pl.DataFrame, list[str], list[str]]:
+def load_values(
+    directories: Sequence[Path], measure: str = MEASURE
+) -> tuple[pl.DataFrame, list[str], list[str]]:
     """Per-request values of greedy answers within pools on the test split.
 
-    Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for training seed s (0, 1,
-    … in order), the policies and the retrievers. Seeds come from one evaluation's ``seed`` column or from several
-    evaluations, one a seed; they are paired on the requests that all share. A policy with one seed beside others with
-    several (the raw query) stands for itself under each.
-    Raises InputError where no request is left, or a policy, seed or retriever is missing from one of them.
+    Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for
+    training seed s (0, 1, … in order), the policies and the retrievers. Seeds come from one
+    evaluation's ``seed`` column or from several evaluations, one a seed; they are paired on the
+    requests that all share. A policy with one seed beside others with several (the raw query)
+    stands for itself under each. Raises InputError where no request is left, or a policy, seed or
+    retriever is missing from one of them.
     """
     frames: list[pl.DataFrame] = []
     retrievers: list[str] = []
@@ -99,16 +112,29 @@ def load_values(directories: Sequence[Path], measure: str = MEASURE) -> tuple[pl
         if "seed" not in table.collect_schema():  # evaluations made before there were seeds
             table = table.with_columns(seed=pl.lit(0, pl.Int32))
         frame = (
-            table.filter((pl.col("split") == "test") & (pl.col("scope") == "pool") & (pl.col("decoding") == "greedy"))
+            table.filter(
+                (pl.col("split") == "test")
+                & (pl.col("scope") == "pool")
+                & (pl.col("decoding") == "greedy")
+            )
             .select("request_id", "policy", "retriever", "seed", value=measure)
             .collect()
         )
         if frame.is_empty():
-            raise InputError(file, "split", "holds no test request", "evaluate at least one held-out request")
+            raise InputError(
+                file, "split", "holds no test request", "evaluate at least one held-out request"
+            )
         found = frame["retriever"].unique(maintain_order=True).to_list()
         retrievers = retrievers or found
-        if number and (set(found) != set(retrievers) or set(frame["policy"]) != set(frames[0]["policy"])):
-            raise InputError(file, "policy", "has other policies or retrievers than the first", "evaluate them alike")
+        if number and (
+            set(found) != set(retrievers) or set(frame["policy"]) != set(frames[0]["policy"])
+        ):
+            raise InputError(
+                file,
+                "policy",
+                "has other policies or retrievers than the first",
+                "evaluate them alike",
+            )
         if len(directories) > 1:
             if frame.group_by("policy").agg(pl.col("seed").n_unique())["seed"].max() != 1:
                 raise InputError(file, "seed", "holds several seeds itself", "name it alone")
@@ -122,7 +148,10 @@ def load_values(directories: Sequence[Path], measure: str = MEASURE) -> tuple[pl
 
 def _seeds(directory: Path, rows: pl.DataFrame, policies: Sequence[str]) -> dict[str, list[int]]:
     """Policy → its seed for each s; every policy has the same ones or a single one."""
-    found = {policy: sorted(rows.filter(pl.col("policy") == policy)["seed"].unique()) for policy in policies}
+    found = {
+        policy: sorted(rows.filter(pl.col("policy") == policy)["seed"].unique())
+        for policy in policies
+    }
     longest = max(found.values(), key=len)
     for policy, seeds in found.items():
         if len(seeds) > 1 and seeds != longest:
@@ -132,19 +161,33 @@ def _seeds(directory: Path, rows: pl.DataFrame, policies: Sequence[str]) -> dict
                 f"policy {policy!r} has seeds {seeds}, another has {longest}",
                 "evaluate the same seeds of every policy, or one seed of a policy",
             )
-    return {policy: seeds if len(seeds) > 1 else seeds * len(longest) for policy, seeds in found.items()}
+    return {
+        policy: seeds if len(seeds) > 1 else seeds * len(longest) for policy, seeds in found.items()
+    }
 
 
-def _widened(directories: Sequence[Path], rows: pl.DataFrame, seeds: dict[str, list[int]]) -> pl.DataFrame:
+def _widened(
+    directories: Sequence[Path], rows: pl.DataFrame, seeds: dict[str, list[int]]
+) -> pl.DataFrame:
     """One row a request, one column a (seed, policy, retriever)."""
     key = pl.concat_str("seed", "policy", "retriever", separator="|")
-    wide = rows.with_columns(column=key).pivot("column", index="request_id", values="value", aggregate_function="first")
+    wide = rows.with_columns(column=key).pivot(
+        "column", index="request_id", values="value", aggregate_function="first"
+    )
     counts = wide.select(pl.all_horizontal(pl.all().is_not_null()).sum()).item()
     if not counts:
-        raise InputError(directories[0], "request_id", "the evaluations share no request", "evaluate the same data")
+        raise InputError(
+            directories[0],
+            "request_id",
+            "the evaluations share no request",
+            "evaluate the same data",
+        )
     if counts < len(wide) and len(directories) == 1:
         raise InputError(
-            directories[0], MEASURE, "some requests miss a policy or a retriever", "run the evaluation again"
+            directories[0],
+            MEASURE,
+            "some requests miss a policy or a retriever",
+            "run the evaluation again",
         )
     columns = [
         pl.col(f"{seed}|{policy}|{retriever}").alias(f"{s}|{policy}|{retriever}")
@@ -163,19 +206,26 @@ def analyse(
     reference: str = "raw",
     pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Analysis:
-    """Analyse evaluations of the same policies: one directory (which may hold several seeds), or one a seed.
+    """Analyse evaluations of the same policies: one directory (which may hold several seeds), or
+    one a seed.
 
-    ``pairs`` are the comparisons tested, by default each policy against the raw query, the RL policies against SFT and
-    OSPO against GRPO. With several seeds a request's value is its mean over seeds, intervals come from drawing seeds
-    and requests, and p is the larger one of the tests over requests and over seeds. Raises InputError.
+    ``pairs`` are the comparisons tested, by default each policy against the raw query, the RL
+    policies against SFT and OSPO against GRPO. With several seeds a request's value is its mean
+    over seeds, intervals come from drawing seeds and requests, and p is the larger one of the tests
+    over requests and over seeds. Raises InputError.
     """
     if not directories:
-        raise InputError("report", "evaluations", "none named", "name at least one evaluation directory")
+        raise InputError(
+            "report", "evaluations", "none named", "name at least one evaluation directory"
+        )
     directories = [Path(directory) for directory in directories]
     wide, policies, retrievers = load_values(directories)
     if reference not in policies:
         raise InputError(
-            directories[0], "policy", f"{reference!r} was not evaluated", f"choose of {', '.join(policies)}"
+            directories[0],
+            "policy",
+            f"{reference!r} was not evaluated",
+            f"choose of {', '.join(policies)}",
         )
     details = read_json(directories[0] / "details.json")
     training = details["training_retriever"]
@@ -186,7 +236,10 @@ def analyse(
 
     values_SPER = np.stack(
         [
-            [[wide[f"{s}|{policy}|{retriever}"].to_numpy() for retriever in retrievers] for policy in policies]
+            [
+                [wide[f"{s}|{policy}|{retriever}"].to_numpy() for retriever in retrievers]
+                for policy in policies
+            ]
             for s in range(seeds)
         ]
     )
@@ -201,17 +254,25 @@ def analyse(
 
     pairs = list(pairs) if pairs is not None else _default_pairs(policies, reference)
     index = {policy: p for p, policy in enumerate(policies)}
-    differences_RC = np.stack([(values_PER[index[a]] - values_PER[index[b]]) for a, b in pairs]).reshape(-1, R).T
+    differences_RC = (
+        np.stack([(values_PER[index[a]] - values_PER[index[b]]) for a, b in pairs]).reshape(-1, R).T
+    )
     p_values = randomisation_test(differences_RC, resamples, seed, groups_R)
-    if seeds > 1:  # clear over requests and over training runs: an intersection-union test (Berger 1982)
-        apart_SC = np.stack([means_SPE[:, index[a]] - means_SPE[:, index[b]] for a, b in pairs], 1).reshape(seeds, -1)
+    if (
+        seeds > 1
+    ):  # clear over requests and over training runs: an intersection-union test (Berger 1982)
+        apart_SC = np.stack(
+            [means_SPE[:, index[a]] - means_SPE[:, index[b]] for a, b in pairs], 1
+        ).reshape(seeds, -1)
         p_values = np.maximum(p_values, seed_test(apart_SC))
     corrected = holm(p_values)
     comparisons = []
     for c, ((a, b), e) in enumerate((pair, e) for pair in pairs for e in range(E)):
         draws = draws_BPE[:, index[a], e] - draws_BPE[:, index[b], e]
         difference = percentile_interval(means_PE[index[a], e] - means_PE[index[b], e], draws)
-        comparisons.append(Comparison(a, b, retrievers[e], difference, float(p_values[c]), float(corrected[c])))
+        comparisons.append(
+            Comparison(a, b, retrievers[e], difference, float(p_values[c]), float(corrected[c]))
+        )
 
     learned = [policy for policy in policies if policy != reference]
     best = _best(directories[0], learned, training) if learned else reference
@@ -230,7 +291,8 @@ def analyse(
         },
         seed_means={
             policy: {
-                retriever: [float(value) for value in means_SPE[:, p, e]] for e, retriever in enumerate(retrievers)
+                retriever: [float(value) for value in means_SPE[:, p, e]]
+                for e, retriever in enumerate(retrievers)
             }
             for p, policy in enumerate(policies)
         },
@@ -245,7 +307,14 @@ def analyse(
             for policy in learned
         },
         slices=_slices(
-            slices, values_SPER[:, :, 0], policies, index[best], index[reference], groups_R, resamples, seed
+            slices,
+            values_SPER[:, :, 0],
+            policies,
+            index[best],
+            index[reference],
+            groups_R,
+            resamples,
+            seed,
         ),
         best=best,
     )
@@ -262,17 +331,27 @@ def _default_pairs(policies: Sequence[str], reference: str) -> list[tuple[str, s
 
 
 def _best(directory: Path, learned: Sequence[str], training: str) -> str:
-    """The policy that registration would take, by validation requests; without any of an algorithm, the best."""
+    """The policy that registration would take, by validation requests; without any of an algorithm,
+    the best.
+    """
     summary = read_json(directory / "summary.json")
     trained = [policy for policy in learned if policy in ALGORITHMS]
     return best_policy(summary, training, trained or learned)
 
 
-def _measure_means(directories: Sequence[Path]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """scope → policy → retriever → measure → mean, of greedy answers (scope ``sampled``: of sampled ones, in pools)."""
+def _measure_means(
+    directories: Sequence[Path],
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """scope → policy → retriever → measure → mean, of greedy answers (scope ``sampled``: of sampled
+    ones, in pools).
+    """
     frames = []
     for directory in directories:
-        scope = pl.when(pl.col("decoding") == "sampled").then(pl.lit("sampled")).otherwise(pl.col("scope"))
+        scope = (
+            pl.when(pl.col("decoding") == "sampled")
+            .then(pl.lit("sampled"))
+            .otherwise(pl.col("scope"))
+        )
         frames.append(
             pl.scan_parquet(directory / "evaluation.parquet")
             .filter(pl.col("split") == "test")
@@ -290,9 +369,16 @@ def _measure_means(directories: Sequence[Path]) -> dict[str, dict[str, dict[str,
 
 def _slice_rows(directory: Path, wide: pl.DataFrame) -> pl.DataFrame:
     frame = pl.read_parquet(read_table(directory, "slices.parquet"))
-    joined = wide.select("request_id").join(frame, on="request_id", how="left", maintain_order="left")
+    joined = wide.select("request_id").join(
+        frame, on="request_id", how="left", maintain_order="left"
+    )
     if joined["group"].null_count():
-        raise InputError(directory / "slices.parquet", "request_id", "misses evaluated requests", "evaluate again")
+        raise InputError(
+            directory / "slices.parquet",
+            "request_id",
+            "misses evaluated requests",
+            "evaluate again",
+        )
     return joined
 
 
@@ -306,7 +392,9 @@ def _slices(
     resamples: int,
     seed: int,
 ) -> list[Slice]:
-    """Training-retriever means by slice. A property that is the same for all requests says nothing and is left out."""
+    """Training-retriever means by slice. A property that is the same for all requests says nothing
+    and is left out.
+    """
     out = []
     for name in SLICES:
         column = rows[name].to_numpy()
@@ -318,7 +406,9 @@ def _slices(
             gains_SR1 = (values_SPR[:, best] - values_SPR[:, reference])[:, here, None]
             groups = None if groups_R is None else groups_R[here]
             draws = bootstrap_seed_means(gains_SR1, min(resamples, 2000), seed, groups)
-            means = {policy: float(values_SPR[:, p, here].mean()) for p, policy in enumerate(policies)}
+            means = {
+                policy: float(values_SPR[:, p, here].mean()) for p, policy in enumerate(policies)
+            }
             gain = percentile_interval(float(gains_SR1.mean()), draws[:, 0])
             out.append(Slice(name, value, int(here.sum()), means, gain))
     return out

@@ -1,4 +1,6 @@
-"""Which requests are evaluated, and what every policy answers to them: written once, read back in chunks."""
+"""Which requests are evaluated, and what every policy answers to them: written once, read back in
+chunks.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +15,10 @@ from tqdm import tqdm
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
+from ospo.evaluation.completions import Decoding, Rewriter, Rollout
 from ospo.evaluation.policies import Policy
-from ospo.evaluation.rollouts import Decoding, Rewriter, Rollout
 from ospo.files import atomic_file, sha256_json
-from ospo.reward import search_text
+from ospo.policy.text import search_text
 
 _ANSWERS = pa.schema(
     [
@@ -55,8 +57,8 @@ class Job:
 def choose_requests(data: PreparedData, split: str, limit: int) -> np.ndarray:
     """Request rows of a split, at most ``limit`` (0: all), chosen by hash of the id, in row order.
 
-    The choice knows no seed: runs with different seeds are evaluated on the same requests and can be paired.
-    Raises InputError where the split is empty: a figure over no request is no figure.
+    The choice knows no seed: runs with different seeds are evaluated on the same requests and can
+    be paired. Raises InputError where the split is empty: a figure over no request is no figure.
     """
     rows = data.rows(split)
     if len(rows) == 0:
@@ -85,12 +87,16 @@ def write_answers(
     file: Path,
     chunk: int,
 ) -> dict[str, dict[str, int]]:
-    """Write what every policy answers into ``file``, one row group per (job, chunk); returns counts per policy."""
+    """Write what every policy answers into ``file``, one row group per (job, chunk); returns counts
+    per policy.
+    """
     counts: dict[str, dict[str, int]] = {}
     bar = tqdm(total=sum(len(rows[job.split]) for job in jobs), desc="rewrite", unit="request")
     with bar, atomic_file(file) as temporary, pq.ParquetWriter(temporary, _ANSWERS) as writer:
         for number, job in enumerate(jobs):
-            count = counts.setdefault(job.policy, {"answers": 0, "empty": 0, "unfinished": 0, "prompt_cut": 0})
+            count = counts.setdefault(
+                job.policy, {"answers": 0, "empty": 0, "unfinished": 0, "prompt_cut": 0}
+            )
             for part in _chunks(rows[job.split], chunk):
                 requests = [data.requests[row] for row in part]
                 rollouts = policies[job.policy, job.seed].rollouts(requests, job.decoding)
@@ -100,12 +106,16 @@ def write_answers(
                 count["prompt_cut"] += sum(r.prompt_cut for r in rollouts)
                 writer.write_table(_answers_table(job, part, requests, rollouts))
                 bar.update(len(part))
-            if not any((later.policy, later.seed) == (job.policy, job.seed) for later in jobs[number + 1 :]):
+            if not any(
+                (later.policy, later.seed) == (job.policy, job.seed) for later in jobs[number + 1 :]
+            ):
                 policies[job.policy, job.seed].release()
     return counts
 
 
-def _answers_table(job: Job, part: np.ndarray, requests: Sequence[Any], rollouts: Sequence[Rollout]) -> pa.Table:
+def _answers_table(
+    job: Job, part: np.ndarray, requests: Sequence[Any], rollouts: Sequence[Rollout]
+) -> pa.Table:
     n = len(rollouts)
     columns = {
         "policy": [job.policy] * n,
@@ -131,14 +141,19 @@ def _storable(text: str) -> str:
 
 
 def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job]:
-    """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test split if asked for.
+    """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test
+    split if asked for.
 
-    ``policies``: (name, training seed) → policy. A policy's jobs stand together: its model is in memory once.
+    ``policies``: (name, training seed) → policy. A policy's jobs stand together: its model is in
+    memory once.
     """
     rl = config.preset.rl
     jobs = []
     for (name, seed), policy in policies.items():
-        jobs += [Job(name, seed, split, Decoding(rl.max_completion_tokens)) for split in ("validation", "test")]
+        jobs += [
+            Job(name, seed, split, Decoding(rl.max_completion_tokens))
+            for split in ("validation", "test")
+        ]
         if isinstance(policy, Rewriter):  # the others have one answer a request
             for sample in range(config.evaluation.samples):
                 decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)
@@ -159,7 +174,11 @@ class Answers:
 
     def chunks(self, split: str) -> Iterator[tuple[np.ndarray, list[Job], list[pa.Table]]]:
         """(request rows, jobs, their answers), chunk by chunk."""
-        wanted = [(job, first) for job, first in zip(self.jobs, self.first, strict=True) if job.split == split]
+        wanted = [
+            (job, first)
+            for job, first in zip(self.jobs, self.first, strict=True)
+            if job.split == split
+        ]
         jobs = [job for job, _ in wanted]
         for number, part in enumerate(_chunks(self.rows[split], self.chunk)):
             yield part, jobs, [self.file.read_row_group(first + number) for _, first in wanted]

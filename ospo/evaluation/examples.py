@@ -1,4 +1,6 @@
-"""Requests where a policy helped most and where it hurt most, with the credit of every phrase it wrote."""
+"""Requests where a policy helped most and where it hurt most, with the credit of every phrase it
+wrote.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +9,10 @@ import polars as pl
 
 from ospo.config import Config
 from ospo.data.dataset import PreparedData, Request
-from ospo.engine import credit_engine
 from ospo.files import write_json
 from ospo.retrieval.base import Retriever
-from ospo.reward import SearchReward
+from ospo.reward.credit import credit_engine
+from ospo.reward.search import SearchReward
 
 PER_KIND = 6  # examples of each kind and policy
 
@@ -18,9 +20,9 @@ PER_KIND = 6  # examples of each kind and policy
 def pick(table: Path, training: str) -> pl.DataFrame:
     """The most improved and the most worsened test requests of each policy against the raw query.
 
-    Columns: policy, kind (improved | worse), request_id, raw, value (nDCG@10), raw_rank, rank (of the first relevant
-    item in the pool). Requests whose score did not change are neither. Ties are settled by request id. Of a policy
-    trained under several seeds the first one speaks.
+    Columns: policy, kind (improved | worse), request_id, raw, value (nDCG@10), raw_rank, rank (of
+    the first relevant item in the pool). Requests whose score did not change are neither. Ties are
+    settled by request id. Of a policy trained under several seeds the first one speaks.
     """
     here = (
         (pl.col("retriever") == training)
@@ -33,13 +35,19 @@ def pick(table: Path, training: str) -> pl.DataFrame:
     rows = pl.scan_parquet(table).filter(here).filter(first_seed).select(columns).collect()
     raw = rows.filter(pl.col("policy") == "raw").select("request_id", raw="ndcg@10", raw_rr="rr")
     both = (
-        rows.filter(pl.col("policy") != "raw").join(raw, on="request_id").with_columns(gain=pl.col("ndcg@10") - "raw")
+        rows.filter(pl.col("policy") != "raw")
+        .join(raw, on="request_id")
+        .with_columns(gain=pl.col("ndcg@10") - "raw")
     )
     picked = []
     for kind, descending in (("improved", True), ("worse", False)):
         side = both.filter(pl.col("gain") > 0 if descending else pl.col("gain") < 0)
         ordered = side.sort(["policy", "gain", "request_id"], descending=[False, descending, False])
-        picked.append(ordered.group_by("policy", maintain_order=True).head(PER_KIND).with_columns(kind=pl.lit(kind)))
+        picked.append(
+            ordered.group_by("policy", maintain_order=True)
+            .head(PER_KIND)
+            .with_columns(kind=pl.lit(kind))
+        )
     return pl.concat(picked).select(
         "policy",
         "kind",
@@ -52,7 +60,8 @@ def pick(table: Path, training: str) -> pl.DataFrame:
 
 
 def write_examples(config: Config, data: PreparedData, retriever: Retriever, out: Path) -> None:
-    """Write ``out/examples.json``: each picked request with query, history, answer and its phrases' credit.
+    """Write ``out/examples.json``: each picked request with query, history, answer and its phrases'
+    credit.
 
     Credit is the one that training uses (``config.credit``), of the training retriever, seeded.
     """
@@ -60,13 +69,21 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
     wanted = picked["request_id"].unique().implode()
     answers = (
         pl.scan_parquet(out / "answers.parquet")
-        .filter((pl.col("split") == "test") & (pl.col("decoding") == "greedy") & pl.col("request_id").is_in(wanted))
+        .filter(
+            (pl.col("split") == "test")
+            & (pl.col("decoding") == "greedy")
+            & pl.col("request_id").is_in(wanted)
+        )
         .filter(pl.col("seed") == pl.col("seed").min().over("policy"))
         .select("policy", "request_id", "answer", "row")
         .collect()
     )
-    rows = picked.join(answers, on=["policy", "request_id"], how="left", maintain_order="left").to_dicts()
-    credits = _credits(config, data, retriever, [row["answer"] for row in rows], [row["row"] for row in rows])
+    rows = picked.join(
+        answers, on=["policy", "request_id"], how="left", maintain_order="left"
+    ).to_dicts()
+    credits = _credits(
+        config, data, retriever, [row["answer"] for row in rows], [row["row"] for row in rows]
+    )
     examples = [_example(row, data, phrases) for row, phrases in zip(rows, credits, strict=True)]
     write_json(out / "examples.json", examples)
 
@@ -88,7 +105,9 @@ def _credits(
     ]
 
 
-def _example(row: dict[str, Any], data: PreparedData, phrases: list[dict[str, Any]]) -> dict[str, Any]:
+def _example(
+    row: dict[str, Any], data: PreparedData, phrases: list[dict[str, Any]]
+) -> dict[str, Any]:
     request: Request = data.requests[row["row"]]
     target = data.catalogue.row(data.item_ids.index(request.target_id), named=True)
     return {

@@ -1,4 +1,6 @@
-"""Checks that evaluation requests were not trained on. They run with every evaluation and stop it where they fail."""
+"""Checks that evaluation requests were not trained on. They run with every evaluation and stop it
+where they fail.
+"""
 
 from pathlib import Path
 
@@ -6,8 +8,8 @@ import numpy as np
 import polars as pl
 
 from ospo.data.dataset import PreparedData
-from ospo.data.seen import FILE, read_seen, request_key
 from ospo.errors import OspoError
+from ospo.policy.seen import FILE, read_seen, request_key
 
 HELD_OUT = ("validation", "test")
 
@@ -23,8 +25,9 @@ def _query_key(query: str) -> str:
 def check_split(data: PreparedData) -> dict[str, int]:
     """No request id, customer or (where requests have no customer) query on two sides of the split.
 
-    H&M's queries come from templates and repeat between customers by design: there the customer is what must not be
-    shared. Returns how many keys of each kind were compared. Raises LeakError with counts and one example.
+    H&M's queries come from templates and repeat between customers by design: there the customer is
+    what must not be shared. Returns how many keys of each kind were compared. Raises LeakError with
+    counts and one example.
     """
     seen: dict[str, dict[str, str]] = {"request id": {}, "customer": {}, "query": {}}
     clashes: dict[str, list[str]] = {kind: [] for kind in seen}
@@ -41,7 +44,8 @@ def check_split(data: PreparedData) -> dict[str, int]:
     for kind, found in clashes.items():
         if found:
             raise LeakError(
-                f"leak in {data.directory}: {len(found)} {kind}(s) on two sides of the split, for example "
+                f"leak in {data.directory}: {len(found)} {kind}(s) on two sides of the split, for "
+                "example "
                 f"{found[0]!r:.80}. Fix: prepare the data again (ospo prepare) and train again"
             )
     return {kind: len(keys) for kind, keys in seen.items()}
@@ -50,9 +54,9 @@ def check_split(data: PreparedData) -> dict[str, int]:
 def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: Path) -> int:
     """No request among ``rows`` was used in the policy's training.
 
-    The policy's directory says which requests it has seen (``ospo.data.seen``); where it does not, the log of
-    completions beside it does. Returns how many distinct training requests were compared; 0 where neither is there.
-    Raises LeakError.
+    The policy's directory says which requests it has seen (``ospo.policy.seen``); where it does
+    not, the log of completions beside it does. Returns how many distinct training requests were
+    compared; 0 where neither is there. Raises LeakError.
     """
     log = model_dir.parent / "completions.parquet"
     trained = read_seen(model_dir) if model_dir.is_dir() else None
@@ -61,14 +65,17 @@ def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: P
         keys = {request_key(data.requests[row]): data.requests[row].request_id for row in rows}
     elif log.is_file() and "request_id" in pl.read_parquet_schema(log):
         source = log
-        trained = set(pl.scan_parquet(log).select(pl.col("request_id").unique()).collect()["request_id"])
+        trained = set(
+            pl.scan_parquet(log).select(pl.col("request_id").unique()).collect()["request_id"]
+        )
         keys = {data.requests[row].request_id: data.requests[row].request_id for row in rows}
     else:
         return 0
     shared = sorted(keys[key] for key in trained & keys.keys())
     if shared:
         raise LeakError(
-            f"leak: policy {policy!r} was trained on {len(shared)} of the evaluation's requests, for example "
+            f"leak: policy {policy!r} was trained on {len(shared)} of the evaluation's requests, "
+            "for example "
             f"{shared[0]!r:.80} ({source}). Fix: train it again on this preparation of the data"
         )
     return len(trained)

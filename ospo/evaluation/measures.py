@@ -1,9 +1,10 @@
 """Ranking measures of many requests at once, from scores over candidate pools.
 
-Graded nDCG (``ndcg@k``, all gains) is ``ospo.reward.ndcg``, the function that trains the policies, so that evaluation
-and reward cannot drift apart. The binary measures (``ndcg_exact@10``, ``rr``, ``ap``, ``recall@k``), which take a
-request's highest grade as relevant (ESCI's Exact products, H&M's article bought), are computed by ir_measures. They
-depend on the ranks of the relevant items alone, so the library is asked once for every distinct set of ranks.
+Graded nDCG (``ndcg@k``, all gains) is ``ospo.reward.ndcg.ndcg``, the function that trains the
+policies, so that evaluation and reward cannot drift apart. The binary measures (``ndcg_exact@10``,
+``rr``, ``ap``, ``recall@k``), which take a request's highest grade as relevant (ESCI's Exact
+products, H&M's article bought), are computed by ir_measures. They depend on the ranks of the
+relevant items alone, so the library is asked once for every distinct set of ranks.
 """
 
 from collections import OrderedDict
@@ -11,14 +12,20 @@ from functools import lru_cache
 
 import numpy as np
 
-from ospo.reward import ndcg
+from ospo.reward.ndcg import ndcg
 
 NDCG_CUTS = (10, 20, 50, 100)
 RECALL_CUTS = (10, 20, 50, 100, 1000)
-BINARY = {"ndcg_exact@10": "nDCG@10", "rr": "RR", "ap": "AP", **{f"recall@{k}": f"R@{k}" for k in RECALL_CUTS}}
+BINARY = {
+    "ndcg_exact@10": "nDCG@10",
+    "rr": "RR",
+    "ap": "AP",
+    **{f"recall@{k}": f"R@{k}" for k in RECALL_CUTS},
+}
 MEASURES = (*(f"ndcg@{k}" for k in NDCG_CUTS), *BINARY)
 
-# The same measures in ir_measures' notation, for tests and for readers who want to recompute a figure.
+# The same measures in ir_measures' notation, for tests and for readers who want to recompute a
+# figure.
 IR_MEASURES = {**{f"ndcg@{k}": f"nDCG@{k}" for k in NDCG_CUTS}, **BINARY}
 
 MEMO = 100_000  # sets of ranks remembered: some 30 MB
@@ -32,15 +39,18 @@ def relevant(gains_BP: np.ndarray) -> np.ndarray:
 
 
 def rank_order(scores_BP: np.ndarray) -> np.ndarray:
-    """Positions of the pool in ranked order, best first; ties keep the pool's (shuffled) order: (B, P) int."""
+    """Positions of the pool in ranked order, best first; ties keep the pool's (shuffled) order: (B,
+    P) int.
+    """
     return np.argsort(-scores_BP, axis=1, kind="stable")
 
 
 def measure(scores_BP: np.ndarray, gains_BP: np.ndarray) -> dict[str, np.ndarray]:
     """All of ``MEASURES``: name → (B,) float64 in [0, 1].
 
-    ``scores_BP`` holds -inf for padding (gain 0) and for relevant items that were not retrieved: these count in ideal
-    DCG and in the divisors of AP and recall, and are never found. A request without relevant items scores 0 throughout.
+    ``scores_BP`` holds -inf for padding (gain 0) and for relevant items that were not retrieved:
+    these count in ideal DCG and in the divisors of AP and recall, and are never found. A request
+    without relevant items scores 0 throughout.
     """
     order_BP = rank_order(scores_BP)
     ranked_BP = np.take_along_axis(scores_BP, order_BP, axis=1)
@@ -56,8 +66,8 @@ def measure(scores_BP: np.ndarray, gains_BP: np.ndarray) -> dict[str, np.ndarray
 def binary_measures(hits_BP: np.ndarray, relevant_B: np.ndarray) -> np.ndarray:
     """The measures of ``BINARY`` (B, M) float64 by ir_measures.
 
-    ``hits_BP`` (B, P) bool: whether a relevant item stands on that rank; ``relevant_B`` (B,): how many there are in
-    all, retrieved or not.
+    ``hits_BP`` (B, P) bool: whether a relevant item stands on that rank; ``relevant_B`` (B,): how
+    many there are in all, retrieved or not.
     """
     keys = [
         bits.tobytes().rstrip(b"\0") + b"/%d" % count
@@ -66,9 +76,13 @@ def binary_measures(hits_BP: np.ndarray, relevant_B: np.ndarray) -> np.ndarray:
     new = {key: b for b, key in enumerate(keys) if key not in _memo}
     if new:
         places = list(new.values())
-        found = _by_library([np.flatnonzero(hits_BP[b]) for b in places], relevant_B[places].tolist())
+        found = _by_library(
+            [np.flatnonzero(hits_BP[b]) for b in places], relevant_B[places].tolist()
+        )
         _memo.update(zip(new, found, strict=True))
-    table_BM = np.array([_memo[key] for key in keys], dtype=np.float64).reshape(len(keys), len(BINARY))
+    table_BM = np.array([_memo[key] for key in keys], dtype=np.float64).reshape(
+        len(keys), len(BINARY)
+    )
     while len(_memo) > MEMO:
         _memo.popitem(last=False)
     return table_BM
@@ -81,7 +95,9 @@ def _ranking(length: int) -> dict[str, float]:
 
 
 def _by_library(ranks: list[np.ndarray], relevant: list[int]) -> list[tuple[float, ...]]:
-    """ir_measures' values for each set of ranks (from 0, ascending) at which relevant items were retrieved."""
+    """ir_measures' values for each set of ranks (from 0, ascending) at which relevant items were
+    retrieved.
+    """
     import ir_measures
 
     wanted = {ir_measures.parse_measure(text): m for m, text in enumerate(BINARY.values())}
@@ -90,10 +106,13 @@ def _by_library(ranks: list[np.ndarray], relevant: list[int]) -> list[tuple[floa
     for n, (ranks_H, count) in enumerate(zip(ranks, relevant, strict=True)):
         if not len(ranks_H):
             continue  # nothing found: all of them are 0
-        # What ranks below the last relevant item changes nothing: a power of two lets rankings be shared.
+        # What ranks below the last relevant item changes nothing: a power of two lets rankings be
+        # shared.
         runs[str(n)] = _ranking(1 << int(ranks_H[-1]).bit_length())
         lost = range(count - len(ranks_H))
-        qrels[str(n)] = dict.fromkeys(map(str, ranks_H.tolist()), 1) | {f"lost {i}": 1 for i in lost}
+        qrels[str(n)] = dict.fromkeys(map(str, ranks_H.tolist()), 1) | {
+            f"lost {i}": 1 for i in lost
+        }
     if runs:
         for metric in ir_measures.iter_calc(list(wanted), qrels, runs):
             values[int(metric.query_id), wanted[metric.measure]] = metric.value
@@ -101,12 +120,17 @@ def _by_library(ranks: list[np.ndarray], relevant: list[int]) -> list[tuple[floa
 
 
 def full_catalogue(
-    rows_BK: np.ndarray, scores_BK: np.ndarray, pools_BP: np.ndarray, gains_BP: np.ndarray, items: int
+    rows_BK: np.ndarray,
+    scores_BK: np.ndarray,
+    pools_BP: np.ndarray,
+    gains_BP: np.ndarray,
+    items: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores and gains (B, K + P) for ``measure`` from a search of the whole catalogue.
 
-    ``rows_BK``, ``scores_BK`` are what the search returned, ``pools_BP`` (-1 padding) and ``gains_BP`` the candidate
-    pools, which hold every relevant item. Relevant items that the search did not return are appended, unretrieved.
+    ``rows_BK``, ``scores_BK`` are what the search returned, ``pools_BP`` (-1 padding) and
+    ``gains_BP`` the candidate pools, which hold every relevant item. Relevant items that the search
+    did not return are appended, unretrieved.
     """
     count = len(rows_BK)
     offset_B1 = np.arange(count)[:, None] * items
@@ -122,5 +146,7 @@ def full_catalogue(
     gap = max(0, max(NDCG_CUTS) - rows_BK.shape[1])
     unranked = np.full((count, gap + pools_BP.shape[1]), -np.inf, dtype=scores_BK.dtype)
     scores = np.concatenate([scores_BK, unranked], axis=1)
-    gains = np.concatenate([retrieved_gains_BK, np.zeros((count, gap)), np.where(missing_BP, gains_BP, 0)], axis=1)
+    gains = np.concatenate(
+        [retrieved_gains_BK, np.zeros((count, gap)), np.where(missing_BP, gains_BP, 0)], axis=1
+    )
     return scores, gains

@@ -1,4 +1,6 @@
-"""What can be evaluated: the raw query, a policy's directory, or a file of answers from any other system."""
+"""What can be evaluated: the raw query, a policy's directory, or a file of answers from any other
+system.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from typing import Protocol
 from ospo.config import Config
 from ospo.data.dataset import Request
 from ospo.errors import InputError
-from ospo.evaluation.rollouts import Decoding, Rewriter, Rollout
+from ospo.evaluation.completions import Decoding, Rewriter, Rollout
 from ospo.files import sha256_file
 
 
@@ -39,14 +41,16 @@ class RawQuery:
         """Nothing to give back."""
 
 
-MAX_CHARACTERS = 4000  # of an answer from a file: some 800 words, far more than any search box takes
+MAX_CHARACTERS = (
+    4000  # of an answer from a file: some 800 words, far more than any search box takes
+)
 
 
 class AnswerFile:
     """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one a request.
 
-    An answer longer than ``MAX_CHARACTERS`` is cut there and counted as unfinished, like one that ran into a policy's
-    token limit.
+    An answer longer than ``MAX_CHARACTERS`` is cut there and counted as unfinished, like one that
+    ran into a policy's token limit.
     """
 
     def __init__(self, file: Path):
@@ -63,15 +67,27 @@ class AnswerFile:
                     request_id = answer = None
                 if not isinstance(request_id, str) or not isinstance(answer, str):
                     raise InputError(
-                        file, f"line {number}", 'is not {"request_id": text, "answer": text}', "repair that line"
+                        file,
+                        f"line {number}",
+                        'is not {"request_id": text, "answer": text}',
+                        "repair that line",
                     )
                 if request_id in self.answers:
-                    raise InputError(file, f"line {number}", f"request {request_id!r} appears twice", "keep one answer")
+                    raise InputError(
+                        file,
+                        f"line {number}",
+                        f"request {request_id!r} appears twice",
+                        "keep one answer",
+                    )
                 self.answers[request_id] = answer
 
     def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
-        """The file's answers. Raises InputError for a request without one (an empty answer is written as ``""``)."""
-        if missing := [request.request_id for request in requests if request.request_id not in self.answers]:
+        """The file's answers. Raises InputError for a request without one (an empty answer is
+        written as ``""``).
+        """
+        if missing := [
+            request.request_id for request in requests if request.request_id not in self.answers
+        ]:
             raise InputError(
                 self.file,
                 "request_id",
@@ -79,14 +95,18 @@ class AnswerFile:
                 "answer them all",
             )
         found = [self.answers[request.request_id] for request in requests]
-        return [Rollout(a[:MAX_CHARACTERS], a[:MAX_CHARACTERS], 0, len(a) <= MAX_CHARACTERS) for a in found]
+        return [
+            Rollout(a[:MAX_CHARACTERS], a[:MAX_CHARACTERS], 0, len(a) <= MAX_CHARACTERS)
+            for a in found
+        ]
 
     def release(self) -> None:
         """Nothing to give back."""
 
 
 def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
-    """``NAME=PATH`` texts → name → its policies in the given order (training seeds 0, 1, …). Raises InputError.
+    """``NAME=PATH`` texts → name → its policies in the given order (training seeds 0, 1, …). Raises
+    InputError.
 
     PATH is a policy directory, a run that holds one (``model/``), or a ``.jsonl`` file of answers.
     """
@@ -94,21 +114,29 @@ def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
     for text in given:
         name, equals, place = text.partition("=")
         if not equals or not name.strip() or not place.strip() or name.strip() == "raw":
-            raise InputError("--policy", text, "is not NAME=PATH", "for example --policy ospo=runs/esci/ospo")
+            raise InputError(
+                "--policy", text, "is not NAME=PATH", "for example --policy ospo=runs/esci/ospo"
+            )
         path = Path(place.strip())
-        policies.setdefault(name.strip(), []).append(path / "model" if (path / "model").is_dir() else path)
+        policies.setdefault(name.strip(), []).append(
+            path / "model" if (path / "model").is_dir() else path
+        )
     return policies
 
 
 def open_policy(source: Path | None, config: Config, cache: Path | None) -> Policy:
-    """The policy at ``source`` (None: the raw query; a ``.jsonl`` file: its answers; else a policy directory).
+    """The policy at ``source`` (None: the raw query; a ``.jsonl`` file: its answers; else a policy
+    directory).
 
-    Raises InputError where there is none. A directory's model is loaded when it first has to answer.
+    Raises InputError where there is none. A directory's model is loaded when it first has to
+    answer.
     """
     if source is None:
         return RawQuery()
     if source.suffix == ".jsonl":
         if not source.is_file():
-            raise InputError(source, "", "file not found", "name a policy directory or a file of answers")
+            raise InputError(
+                source, "", "file not found", "name a policy directory or a file of answers"
+            )
         return AnswerFile(source)
     return Rewriter(source, config.evaluation.batch_size, config.preset.rl.max_prompt_tokens, cache)

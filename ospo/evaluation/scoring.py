@@ -8,25 +8,30 @@ import numpy as np
 from ospo.data.dataset import PreparedData
 from ospo.errors import OspoError
 from ospo.evaluation.measures import MEASURES, full_catalogue, measure
+from ospo.policy.text import search_text
 from ospo.retrieval.base import Retriever
-from ospo.reward import search_text
 
 TOP_K = 1000  # depth of a search over the whole catalogue
 SEARCHES = 512  # searches whose results are in memory at once
 
 
 def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
-    """``retriever.score`` with its contract checked: shape, a finite score per item, -inf for padding.
+    """``retriever.score`` with its contract checked: shape, a finite score per item, -inf for
+    padding.
 
-    Raises OspoError naming the retriever: a retriever that forgets items or returns NaN must not become a figure.
+    Raises OspoError naming the retriever: a retriever that forgets items or returns NaN must not
+    become a figure.
     """
     try:
         scores_BP = np.asarray(retriever.score(texts, rows_BP))
     except ValueError as error:  # the built-in ones check themselves, and name themselves
-        raise OspoError(f"{error}. Fix: repair the retriever, or take it out of params.yaml's retrievers") from error
+        raise OspoError(
+            f"{error}. Fix: repair the retriever, or take it out of params.yaml's retrievers"
+        ) from error
     if scores_BP.shape != rows_BP.shape:
         raise OspoError(
-            f"retriever {retriever.name!r} returned scores of shape {scores_BP.shape} for {rows_BP.shape} items. "
+            f"retriever {retriever.name!r} returned scores of shape {scores_BP.shape} for "
+            f"{rows_BP.shape} items. "
             "Fix: score() must return one score per text and item"
         )
     real_BP = rows_BP >= 0
@@ -39,13 +44,16 @@ def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarr
     return np.where(real_BP, scores_BP, -np.inf)
 
 
-def _checked_search(retriever: Retriever, texts: Sequence[str], items: int) -> tuple[np.ndarray, np.ndarray]:
+def _checked_search(
+    retriever: Retriever, texts: Sequence[str], items: int
+) -> tuple[np.ndarray, np.ndarray]:
     """``retriever.search`` over the whole catalogue with its contract checked (OspoError)."""
     rows_BK, scores_BK = retriever.search(texts, TOP_K)
     expected = (len(texts), min(TOP_K, items))
     if rows_BK.shape != expected or scores_BK.shape != expected:
         raise OspoError(
-            f"retriever {retriever.name!r} returned {rows_BK.shape} items of a search for {expected}. "
+            f"retriever {retriever.name!r} returned {rows_BK.shape} items of a search for "
+            f"{expected}. "
             "Fix: search() must return the best top_k, or the whole catalogue where it is smaller"
         )
     ordered = np.sort(rows_BK, axis=1)
@@ -56,7 +64,8 @@ def _checked_search(retriever: Retriever, texts: Sequence[str], items: int) -> t
         )
     if not np.isfinite(scores_BK).all() or (np.diff(scores_BK, axis=1) > 0).any():
         raise OspoError(
-            f"retriever {retriever.name!r} returned scores from search() that are not finite or not in order"
+            f"retriever {retriever.name!r} returned scores from search() that are not finite or "
+            "not in order"
         )
     return rows_BK, scores_BK
 
@@ -71,7 +80,8 @@ def score_texts(
 ) -> dict[str, np.ndarray]:
     """All measures of answers (B,): name → (B,) float64. An empty answer scores 0, as in training.
 
-    ``scope`` is ``pool`` (rank the pool's items only) or ``catalogue`` (search all ``items`` of it).
+    ``scope`` is ``pool`` (rank the pool's items only) or ``catalogue`` (search all ``items`` of
+    it).
     """
     cleaned = [search_text(text) for text in texts]
     filled = np.flatnonzero([bool(text) for text in cleaned])
@@ -85,8 +95,12 @@ def score_texts(
         else:
             distinct = {text: n for n, text in enumerate(dict.fromkeys(kept))}
             places = [distinct[text] for text in kept]
-            rows_BK, scores_BK = (found[places] for found in _checked_search(retriever, list(distinct), items))
-            scores, gains = full_catalogue(rows_BK, scores_BK, pools_BP[some], gains_BP[some], items)
+            rows_BK, scores_BK = (
+                found[places] for found in _checked_search(retriever, list(distinct), items)
+            )
+            scores, gains = full_catalogue(
+                rows_BK, scores_BK, pools_BP[some], gains_BP[some], items
+            )
         for name, value in measure(scores, gains).items():
             values[name][some] = value
     return values
@@ -94,10 +108,12 @@ def score_texts(
 
 @dataclass(frozen=True)
 class Chunk:
-    """The distinct search texts of a chunk of requests, whoever wrote them; retrievers score each of them once.
+    """The distinct search texts of a chunk of requests, whoever wrote them; retrievers score each
+    of them once.
 
-    texts (U,): request by request, so that all texts of a request share one lookup of its pool. owners_U: the request
-    row each belongs to. slots_JR: which text is the answer of job j to request r.
+    texts (U,): request by request, so that all texts of a request share one lookup of its pool.
+    owners_U: the request row each belongs to. slots_JR: which text is the answer of job j to
+    request r.
     """
 
     texts: list[str]
@@ -124,7 +140,9 @@ class Chunk:
         return Chunk(texts, self.owners_U[kept], slots.reshape(len(jobs), self.slots_JR.shape[1]))
 
 
-def score_chunk(retriever: Retriever, data: PreparedData, chunk: Chunk, scope: str) -> dict[str, np.ndarray]:
+def score_chunk(
+    retriever: Retriever, data: PreparedData, chunk: Chunk, scope: str
+) -> dict[str, np.ndarray]:
     """Measures of a chunk's answers: name → (jobs, requests)."""
     pools_UP, gains_UP = data.pools_RP[chunk.owners_U], data.gains_RP[chunk.owners_U]
     values = score_texts(retriever, chunk.texts, pools_UP, gains_UP, scope, len(data.item_ids))

@@ -1,4 +1,6 @@
-"""Properties of requests by which figures are broken down. A slice must be known before any policy answers."""
+"""Properties of requests by which figures are broken down. A slice must be known before any policy
+answers.
+"""
 
 import re
 from collections import Counter
@@ -21,9 +23,13 @@ _CATEGORIES = 8  # largest ones shown; the rest together
 
 
 def in_order(values: set[str]) -> list[str]:
-    """Values of a slice as they are read: bands by their lower end, names by the alphabet, the rest last."""
+    """Values of a slice as they are read: bands by their lower end, names by the alphabet, the rest
+    last.
+    """
     leading = {value: re.match(r"\d+", value) for value in values}
-    return sorted(values, key=lambda v: (v == OTHERS, int(m.group()) if (m := leading[v]) else -1, v))
+    return sorted(
+        values, key=lambda v: (v == OTHERS, int(m.group()) if (m := leading[v]) else -1, v)
+    )
 
 
 def _band(value: int, bounds: tuple[int, ...], low: int = 0) -> str:
@@ -36,10 +42,12 @@ def _band(value: int, bounds: tuple[int, ...], low: int = 0) -> str:
 
 
 def slice_table(data: PreparedData, rows: np.ndarray) -> pl.DataFrame:
-    """One row per request in ``rows``: request_id, group (the shopper, or the request itself) and every slice as text.
+    """One row per request in ``rows``: request_id, group (the shopper, or the request itself) and
+    every slice as text.
 
-    popularity: the target's category is *head* where the most frequent categories of training targets that together
-    make up half of them hold it, *tail* otherwise. grades: the gains above 0 that the request's judgements hold.
+    popularity: the target's category is *head* where the most frequent categories of training
+    targets that together make up half of them hold it, *tail* otherwise. grades: the gains above 0
+    that the request's judgements hold.
     """
     item_row = {item: row for row, item in enumerate(data.item_ids)}
     categories = data.catalogue["category"].to_list()
@@ -77,7 +85,9 @@ def _head(counts: Counter[str]) -> set[str]:
 
 
 def _grades(data: PreparedData) -> list[str]:
-    """Labels with gain > 0 of every request, highest gain first: ``E+S``, ``E``, … (H&M: ``purchase``)."""
+    """Labels with gain > 0 of every request, highest gain first: ``E+S``, ``E``, … (H&M:
+    ``purchase``).
+    """
     file = data.directory / "qrels.parquet"
     qrels = pl.read_parquet(file).filter(pl.col("gain") > 0).unique(["request_id", "label"])
     joined = (

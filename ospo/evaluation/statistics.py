@@ -1,10 +1,12 @@
-"""Is a difference between two policies more than luck? Paired bootstrap, paired randomisation, Holm's correction.
+"""Is a difference between two policies more than luck? Paired bootstrap, paired randomisation,
+Holm's correction.
 
-The unit of resampling is the request or, where several requests come from one shopper, the shopper: requests of a
-shopper are not independent, and an interval that took them so would be too narrow. Policies trained under several
-seeds add a second level: other requests *and* other training runs could have been drawn, so the bootstrap draws both,
-and a difference counts only where it is clear over both. All comparisons of a table share the same resamples, so
-ratios of gains (robustness) get intervals too. Everything is seeded and vectorised.
+The unit of resampling is the request or, where several requests come from one shopper, the shopper:
+requests of a shopper are not independent, and an interval that took them so would be too narrow.
+Policies trained under several seeds add a second level: other requests *and* other training runs
+could have been drawn, so the bootstrap draws both, and a difference counts only where it is clear
+over both. All comparisons of a table share the same resamples, so ratios of gains (robustness) get
+intervals too. Everything is seeded and vectorised.
 """
 
 from dataclasses import dataclass
@@ -24,12 +26,16 @@ class Interval:
     high: float
 
 
-def cluster_sums(values_RC: np.ndarray, groups_R: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def cluster_sums(
+    values_RC: np.ndarray, groups_R: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Sums per group (G, C) and group sizes (G,); without groups every request is its own."""
     if groups_R is None:
         return values_RC, np.ones(len(values_RC))
     _, inverse_R, sizes_G = np.unique(groups_R, return_inverse=True, return_counts=True)
-    columns = [np.bincount(inverse_R, weights=column, minlength=len(sizes_G)) for column in values_RC.T]
+    columns = [
+        np.bincount(inverse_R, weights=column, minlength=len(sizes_G)) for column in values_RC.T
+    ]
     sums_GC = np.stack(columns, axis=1)
     return sums_GC, sizes_G.astype(np.float64)
 
@@ -43,15 +49,19 @@ def _check(values_RC: np.ndarray) -> np.ndarray:
     values_RC = np.asarray(values_RC, dtype=np.float64)
     if values_RC.ndim != 2 or len(values_RC) == 0:
         raise ValueError(
-            f"need values of shape (requests, comparisons) with at least one request, got {values_RC.shape}"
+            "need values of shape (requests, comparisons) with at least one request, got "
+            f"{values_RC.shape}"
         )
     if not np.isfinite(values_RC).all():
         raise ValueError("values hold NaN or infinity")
     return values_RC
 
 
-def bootstrap_means(values_RC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None) -> np.ndarray:
-    """Bootstrap means (B, C) of each column: units drawn with replacement, the same draw for every column.
+def bootstrap_means(
+    values_RC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None
+) -> np.ndarray:
+    """Bootstrap means (B, C) of each column: units drawn with replacement, the same draw for every
+    column.
 
     Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; over clusters: their section 8.
     """
@@ -63,7 +73,9 @@ def bootstrap_means(values_RC: np.ndarray, resamples: int, seed: int, groups_R: 
         draws = generator.integers(0, units, size=(block, units))
         # Counts instead of gathers: one matrix product per block serves all columns.
         flat = (draws + np.arange(block)[:, None] * units).ravel()
-        counts_BG = np.bincount(flat, minlength=block * units).reshape(block, units).astype(np.float64)
+        counts_BG = (
+            np.bincount(flat, minlength=block * units).reshape(block, units).astype(np.float64)
+        )
         means.append((counts_BG @ sums_GC) / (counts_BG @ sizes_G)[:, None])
     return np.concatenate(means)
 
@@ -71,17 +83,21 @@ def bootstrap_means(values_RC: np.ndarray, resamples: int, seed: int, groups_R: 
 def bootstrap_seed_means(
     values_SRC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None
 ) -> np.ndarray:
-    """Bootstrap means (B, C) over training seeds and requests, both drawn with replacement; the same for every column.
+    """Bootstrap means (B, C) over training seeds and requests, both drawn with replacement; the
+    same for every column.
 
-    values_SRC: (S, R, C), S training seeds of the same policies (paired: seed s is drawn for all columns at once). Of S
-    seeds S - 1 are drawn, so that the variance of their mean is the unbiased s**2 / S and not (S - 1) / S of it, which
-    matters for the few seeds one has (Rao & Wu, "Resampling inference with complex survey data", JASA 1988). With one
-    seed this is ``bootstrap_means``.
+    values_SRC: (S, R, C), S training seeds of the same policies (paired: seed s is drawn for all
+    columns at once). Of S seeds S - 1 are drawn, so that the variance of their mean is the unbiased
+    s**2 / S and not (S - 1) / S of it, which matters for the few seeds one has (Rao & Wu,
+    "Resampling inference with complex survey data", JASA 1988). With one seed this is
+    ``bootstrap_means``.
     """
     values_SRC = np.asarray(values_SRC, dtype=np.float64)
     seeds, requests, columns = values_SRC.shape
     flat_RC = values_SRC.transpose(1, 0, 2).reshape(requests, seeds * columns)
-    means_BSC = bootstrap_means(flat_RC, resamples, seed, groups_R).reshape(resamples, seeds, columns)
+    means_BSC = bootstrap_means(flat_RC, resamples, seed, groups_R).reshape(
+        resamples, seeds, columns
+    )
     if seeds == 1:
         return means_BSC[:, 0]
     generator = np.random.default_rng([seed, 1])
@@ -90,10 +106,12 @@ def bootstrap_seed_means(
 
 
 def seed_test(differences_SC: np.ndarray) -> np.ndarray:
-    """Two-sided p-values (C,) of a paired t-test over S training seeds' mean differences; NaN with fewer than two.
+    """Two-sided p-values (C,) of a paired t-test over S training seeds' mean differences; NaN with
+    fewer than two.
 
-    With the three to ten seeds one has, random signs could never reach a small p (2 of 2**S assignments are as extreme
-    as the observed one), so this test assumes normality. Differences that are all the same and not 0 have p = 0.
+    With the three to ten seeds one has, random signs could never reach a small p (2 of 2**S
+    assignments are as extreme as the observed one), so this test assumes normality. Differences
+    that are all the same and not 0 have p = 0.
     """
     differences_SC = np.asarray(differences_SC, dtype=np.float64)
     if len(differences_SC) < 2:
@@ -108,9 +126,11 @@ def seed_test(differences_SC: np.ndarray) -> np.ndarray:
 
 
 def affordable(resamples: int, units: int) -> int:
-    """How many resamples to draw: as asked, fewer (but at least 1,000) where there are very many units.
+    """How many resamples to draw: as asked, fewer (but at least 1,000) where there are very many
+    units.
 
-    The interval of a mean over 100,000 requests is narrow and near normal: its quantiles need no 10,000 draws.
+    The interval of a mean over 100,000 requests is narrow and near normal: its quantiles need no
+    10,000 draws.
     """
     return min(resamples, max(1000, _WORK // max(units, 1)))
 
@@ -124,12 +144,14 @@ def percentile_interval(estimate: float, draws_B: np.ndarray, level: float = 0.9
 def randomisation_test(
     differences_RC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None
 ) -> np.ndarray:
-    """Two-sided p-values (C,) of paired differences: how often random signs give a mean at least as far from 0.
+    """Two-sided p-values (C,) of paired differences: how often random signs give a mean at least as
+    far from 0.
 
-    Under the null hypothesis that two policies are exchangeable a request's (a shopper's) difference has either sign
-    with equal probability. Fisher 1935; for retrieval: Smucker, Allan & Carterette, CIKM 2007. The observed assignment
-    counts as one of the draws, so p is never 0 (Phipson & Smyth 2010). With 2**units <= resamples all assignments are
-    enumerated and p is exact.
+    Under the null hypothesis that two policies are exchangeable a request's (a shopper's)
+    difference has either sign with equal probability. Fisher 1935; for retrieval: Smucker, Allan &
+    Carterette, CIKM 2007. The observed assignment counts as one of the draws, so p is never 0
+    (Phipson & Smyth 2010). With 2**units <= resamples all assignments are enumerated and p is
+    exact.
     """
     sums_GC, _ = cluster_sums(_check(differences_RC), groups_R)
     units = len(sums_GC)
@@ -143,7 +165,9 @@ def randomisation_test(
     generator = np.random.default_rng(seed)
     extreme_C = np.zeros(sums_GC.shape[1])
     for block in _blocks(resamples, units):
-        bits = np.unpackbits(generator.integers(0, 256, size=(block, -(-units // 8)), dtype=np.uint8), axis=1)
+        bits = np.unpackbits(
+            generator.integers(0, 256, size=(block, -(-units // 8)), dtype=np.uint8), axis=1
+        )
         signs_BG = bits[:, :units].astype(np.float64) * 2 - 1
         extreme_C += (np.abs(signs_BG @ sums_GC) >= threshold_C).sum(axis=0)
     return (extreme_C + 1) / (resamples + 1)
@@ -152,8 +176,9 @@ def randomisation_test(
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Holm's step-down correction of a family of p-values (any shape), NaN left out of the family.
 
-    Holm, "A simple sequentially rejective multiple test procedure", 1979: the i-th smallest of m is multiplied by
-    m - i + 1, made monotone and capped at 1. Controls the chance of any false claim in the whole table.
+    Holm, "A simple sequentially rejective multiple test procedure", 1979: the i-th smallest of m is
+    multiplied by m - i + 1, made monotone and capped at 1. Controls the chance of any false claim
+    in the whole table.
     """
     p_values = np.asarray(p_values, dtype=np.float64)
     flat = p_values.ravel()
@@ -169,8 +194,8 @@ def holm(p_values: np.ndarray) -> np.ndarray:
 class Robustness:
     """Share of the training retriever's gain kept under an unseen one.
 
-    ``kept`` is None where the gain on the training retriever is not clearly above 0 (its 95 % interval holds 0): a
-    share of nothing is no number.
+    ``kept`` is None where the gain on the training retriever is not clearly above 0 (its 95 %
+    interval holds 0): a share of nothing is no number.
     """
 
     retriever: str
@@ -178,11 +203,14 @@ class Robustness:
     kept: Interval | None
 
 
-def robustness(means_C: np.ndarray, draws_BC: np.ndarray, retrievers: list[str]) -> list[Robustness]:
-    """Mean gains over the raw query by retriever (C,), the training one first, and their bootstrap draws (B, C).
+def robustness(
+    means_C: np.ndarray, draws_BC: np.ndarray, retrievers: list[str]
+) -> list[Robustness]:
+    """Mean gains over the raw query by retriever (C,), the training one first, and their bootstrap
+    draws (B, C).
 
-    kept = mean gain under the retriever / mean gain under the training retriever. The draws are paired, so what both
-    share (the requests drawn) cancels in the interval of their ratio.
+    kept = mean gain under the retriever / mean gain under the training retriever. The draws are
+    paired, so what both share (the requests drawn) cancels in the interval of their ratio.
     """
     training = percentile_interval(means_C[0], draws_BC[:, 0])
     out = []
@@ -190,8 +218,11 @@ def robustness(means_C: np.ndarray, draws_BC: np.ndarray, retrievers: list[str])
         gain = percentile_interval(means_C[c], draws_BC[:, c])
         kept = None
         if training.low > 0:
-            # Fewer than 2.5 % of the denominators are <= 0 here; they are left at their sign, far in the tails.
-            ratio_B = draws_BC[:, c] / np.where(draws_BC[:, 0] == 0, np.finfo(float).tiny, draws_BC[:, 0])
+            # Fewer than 2.5 % of the denominators are <= 0 here; they are left at their sign, far
+            # in the tails.
+            ratio_B = draws_BC[:, c] / np.where(
+                draws_BC[:, 0] == 0, np.finfo(float).tiny, draws_BC[:, 0]
+            )
             kept = percentile_interval(means_C[c] / means_C[0], ratio_B)
         out.append(Robustness(name, gain, kept))
     return out

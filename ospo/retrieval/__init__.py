@@ -1,4 +1,6 @@
-"""Retrievers by name. ``load_retriever`` makes one, ``build_retriever`` indexes a prepared catalogue with it."""
+"""Retrievers by name. ``load_retriever`` makes one, ``build_retriever`` indexes a prepared
+catalogue with it.
+"""
 
 import os
 import re
@@ -89,11 +91,15 @@ _LOADERS: dict[str, Callable[[str, Config], Retriever]] = {
 NAMES = tuple(_LOADERS)
 
 
-def load_retriever(name: str, config: Config, shared: Mapping[str, Retriever] | None = None) -> Retriever:
-    """The retriever called ``name`` in params.yaml, not yet indexed; ``shared``: its parts, indexed already.
+def load_retriever(
+    name: str, config: Config, shared: Mapping[str, Retriever] | None = None
+) -> Retriever:
+    """The retriever called ``name`` in params.yaml, not yet indexed; ``shared``: its parts, indexed
+    already.
 
-    One of ``NAMES``; ``hub:ORG/MODEL`` or ``path:DIR``, a sentence-transformers model; ``rerank:MODEL-OR-DIR``, a
-    cross-encoder over BM25's and MiniLM's candidates; or ``package.module:Class``, a class of your own.
+    One of ``NAMES``; ``hub:ORG/MODEL`` or ``path:DIR``, a sentence-transformers model;
+    ``rerank:MODEL-OR-DIR``, a cross-encoder over BM25's and MiniLM's candidates; or
+    ``package.module:Class``, a class of your own.
 
     Raises InputError (one line naming it) for an unknown name or a retriever that fails to load.
     """
@@ -105,7 +111,9 @@ def load_retriever(name: str, config: Config, shared: Mapping[str, Retriever] | 
         try:
             return _LOADERS[name](name, config)
         except ImportError as error:
-            raise InputError("params.yaml", f"retrievers: {name}", str(error), "install the package") from error
+            raise InputError(
+                "params.yaml", f"retrievers: {name}", str(error), "install the package"
+            ) from error
     if kind in ("hub", "path") and rest:
         return _sentence(name, Path(rest) if kind == "path" else rest, config)
     if kind == "rerank" and rest:
@@ -117,7 +125,9 @@ def load_retriever(name: str, config: Config, shared: Mapping[str, Retriever] | 
         from ospo.retrieval.custom import import_retriever
 
         return import_retriever(name, config)
-    known = f"use one of {', '.join(NAMES)}, hub:NAME, path:DIR, rerank:NAME or package.module:Class"
+    known = (
+        f"use one of {', '.join(NAMES)}, hub:NAME, path:DIR, rerank:NAME or package.module:Class"
+    )
     raise InputError("params.yaml", f"retrievers: {name}", "unknown retriever", known)
 
 
@@ -134,10 +144,12 @@ def vectors_file(name: str, data: PreparedData) -> Path:
 def build_retriever(
     name: str, config: Config, data: PreparedData, shared: dict[str, Retriever] | None = None
 ) -> Retriever:
-    """``load_retriever``, indexed over the catalogue of ``data``; stored vectors are reused where they fit.
+    """``load_retriever``, indexed over the catalogue of ``data``; stored vectors are reused where
+    they fit.
 
-    ``shared`` holds retrievers built already over the same data: what this one is put together of (the hybrid's BM25
-    and MiniLM) is taken from there or added, so that a text is encoded once for all of them.
+    ``shared`` holds retrievers built already over the same data: what this one is put together of
+    (the hybrid's BM25 and MiniLM) is taken from there or added, so that a text is encoded once for
+    all of them.
     """
     if shared is None:
         retriever = load_retriever(name, config)
@@ -160,18 +172,24 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 def families(names: Sequence[str]) -> list[list[str]]:
-    """``names`` in groups that are best built together, in their order: a composed retriever with its parts."""
+    """``names`` in groups that are best built together, in their order: a composed retriever with
+    its parts.
+    """
     composed = any(parts(name) for name in names)
     linked = [name for name in names if composed and (parts(name) or name in ("bm25", "minilm"))]
     return [linked if name in linked else [name] for name in names if name not in linked[1:]]
 
 
-def write_vectors(config: Config, prepared: str | Path, out: str | Path, full: bool | None = None) -> list[Path]:
-    """Encode a prepared catalogue with every configured retriever that works on vectors; one file each in ``out``.
+def write_vectors(
+    config: Config, prepared: str | Path, out: str | Path, full: bool | None = None
+) -> list[Path]:
+    """Encode a prepared catalogue with every configured retriever that works on vectors; one file
+    each in ``out``.
 
-    Only items that stand in a pool, unless the ``full`` catalogue is asked for (default: evaluation.catalogue). A run
-    that was stopped goes on where it was; a file that is there and right stays, vectors of other retrievers go.
-    Shows progress on stderr. Same catalogue, model and processor kind: same bytes. Returns the files.
+    Only items that stand in a pool, unless the ``full`` catalogue is asked for (default:
+    evaluation.catalogue). A run that was stopped goes on where it was; a file that is there and
+    right stays, vectors of other retrievers go. Shows progress on stderr. Same catalogue, model and
+    processor kind: same bytes. Returns the files.
     """
     from tqdm import tqdm
 
@@ -186,7 +204,9 @@ def write_vectors(config: Config, prepared: str | Path, out: str | Path, full: b
     item_ids, item_texts = catalogue["item_id"].to_list(), catalogue["text"].to_list()
     written: list[Path] = []
     for name in dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]):
-        retriever = load_retriever("minilm" if name == "hybrid" or name.startswith("rerank:") else name, config)
+        retriever = load_retriever(
+            "minilm" if name == "hybrid" or name.startswith("rerank:") else name, config
+        )
         file = out / vectors_name(retriever.name)
         if not isinstance(retriever, EmbeddingRetriever) or file in written:
             continue
@@ -194,13 +214,16 @@ def write_vectors(config: Config, prepared: str | Path, out: str | Path, full: b
         def encode(begin: int, end: int, retriever: EmbeddingRetriever = retriever) -> np.ndarray:
             return retriever.item_vectors(item_texts[begin:end])
 
-        with tqdm(total=len(item_texts), desc=f"vectors {retriever.name}", unit="item", file=sys.stderr) as bar:
+        with tqdm(
+            total=len(item_texts), desc=f"vectors {retriever.name}", unit="item", file=sys.stderr
+        ) as bar:
             write_resumably(
                 file,
                 item_ids,
                 encode,
                 retriever.catalogue_fingerprint(item_ids, item_texts),
-                part=out.parent / f".{out.name}-{file.name}.part",  # outside: DVC hashes what lies in its outputs
+                part=out.parent
+                / f".{out.name}-{file.name}.part",  # outside: DVC hashes what lies in its outputs
                 progress=partial(_advance, bar),
             )
         written.append(file)

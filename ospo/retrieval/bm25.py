@@ -1,6 +1,8 @@
-"""BM25 by bm25s: its index holds every term × document score, so a pool is scored by look-up and one product.
+"""BM25 by bm25s: its index holds every term × document score, so a pool is scored by look-up and
+one product.
 
-Source: Lù, "BM25S: Orders of magnitude faster lexical search via eager sparse scoring", arXiv 2407.03618.
+Source: Lù, "BM25S: Orders of magnitude faster lexical search via eager sparse scoring", arXiv
+2407.03618.
 """
 
 import re
@@ -24,7 +26,9 @@ def _slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class BM25Retriever(LinearRetriever):
-    """BM25 over stemmed English words without stop words; a query is the set of its words (k3 = 0)."""
+    """BM25 over stemmed English words without stop words; a query is the set of its words
+    (k3 = 0).
+    """
 
     def __init__(self, name: str = "bm25") -> None:
         import Stemmer
@@ -38,13 +42,17 @@ class BM25Retriever(LinearRetriever):
     def _tokens(self, text: str) -> list[str]:
         return [self._stem(word) for word in WORD.findall(text.lower()) if word not in self._stop]
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Take in the catalogue; see ``Retriever``."""
         import bm25s
         from scipy.sparse import csc_matrix
 
         tokens = [self._tokens(text) for text in item_texts]
-        vocabulary = {token: i for i, token in enumerate(dict.fromkeys(t for item in tokens for t in item))}
+        vocabulary = {
+            token: i for i, token in enumerate(dict.fromkeys(t for item in tokens for t in item))
+        }
         self.vocabulary = vocabulary
         self._memo = {}
         self.items = len(item_ids)
@@ -52,7 +60,10 @@ class BM25Retriever(LinearRetriever):
             raise ValueError(f"retriever {self.name}: no item text holds a word to index")
         self.model = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         # A copy: bm25s adds an empty word of its own.
-        self.model.index(([[vocabulary[t] for t in item] for item in tokens], dict(vocabulary)), show_progress=False)
+        self.model.index(
+            ([[vocabulary[t] for t in item] for item in tokens], dict(vocabulary)),
+            show_progress=False,
+        )
         scores = self.model.scores
         by_term = csc_matrix(
             (on_grid(scores["data"], GRID_BITS), scores["indices"], scores["indptr"]),

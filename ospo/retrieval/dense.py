@@ -16,20 +16,24 @@ from ospo.retrieval.index import HnswIndex, flat_search
 from ospo.retrieval.linear import on_grid
 from ospo.retrieval.vectors import load_vectors, stored_ids, texts_digest
 
-# Vector entries are multiples of 2**-20: products of two are multiples of 2**-40 and their sums exact in float64, so
-# that a score does not depend on the order in which a matrix product adds (which changes with its shape).
+# Vector entries are multiples of 2**-20: products of two are multiples of 2**-40 and their sums
+# exact in float64, so that a score does not depend on the order in which a matrix product adds
+# (which changes with its shape).
 GRID_BITS = 20
-INDEX_CACHE = Path(".cache/index")  # HNSW graphs: no DVC output, as graphs built by several threads differ
+INDEX_CACHE = Path(
+    ".cache/index"
+)  # HNSW graphs: no DVC output, as graphs built by several threads differ
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
 
 class EmbeddingRetriever:
     """Base of retrievers by cosine: sub-classes give ``encode`` and ``fingerprint``.
 
-    Vectors of texts are kept in a bounded least-recently-used memo of ``memo_texts``: a text that comes under two
-    requests, or again in a later training step, is encoded once. Stored vectors are mapped from their file, and may be
-    those of pool items alone: others are encoded when they are asked for. ``search`` is exact in catalogues of up to
-    ``flat_up_to`` items, and goes through an HNSW graph beyond.
+    Vectors of texts are kept in a bounded least-recently-used memo of ``memo_texts``: a text that
+    comes under two requests, or again in a later training step, is encoded once. Stored vectors are
+    mapped from their file, and may be those of pool items alone: others are encoded when they are
+    asked for. ``search`` is exact in catalogues of up to ``flat_up_to`` items, and goes through an
+    HNSW graph beyond.
     """
 
     linear = False
@@ -42,7 +46,9 @@ class EmbeddingRetriever:
         self._memo_texts = memo_texts
         self._memo: OrderedDict[str, np.ndarray] = OrderedDict()
         self._vectors_ID = np.zeros((0, 0), dtype=np.float32)
-        self._place_I: np.ndarray | None = None  # row of each item in _vectors_ID, -1: not there; None: its own
+        self._place_I: np.ndarray | None = (
+            None  # row of each item in _vectors_ID, -1: not there; None: its own
+        )
         self._item_texts: Sequence[str] = []
         self._graph: HnswIndex | None = None
         self._graph_file = Path()
@@ -57,31 +63,50 @@ class EmbeddingRetriever:
 
     def catalogue_fingerprint(self, item_ids: Sequence[str], item_texts: Sequence[str]) -> str:
         """What identifies the vectors of a catalogue."""
-        return sha256_json({"encoder": self.fingerprint(), "texts": texts_digest(item_ids, item_texts)})
+        return sha256_json(
+            {"encoder": self.fingerprint(), "texts": texts_digest(item_ids, item_texts)}
+        )
 
-    def item_vectors(self, item_texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+    def item_vectors(
+        self, item_texts: Sequence[str], progress: Progress | None = None
+    ) -> np.ndarray:
         """Vectors (I, D) float32 on the 2**-20 grid."""
         return self._checked(self.encode(item_texts, progress), len(item_texts))
 
     def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or len(vectors) != count:
-            raise ValueError(f"retriever {self.name}: {count} texts gave vectors of shape {vectors.shape}")
+            raise ValueError(
+                f"retriever {self.name}: {count} texts gave vectors of shape {vectors.shape}"
+            )
         if not np.isfinite(vectors).all():
             raise ValueError(f"retriever {self.name}: a text's vector holds NaN or infinity")
         return on_grid(vectors, GRID_BITS).astype(np.float32)
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
-        """Encode the catalogue, or map the vectors in ``cache`` where the fingerprint is the same."""
-        self.items, self._item_texts, self._graph, self._place_I = len(item_ids), item_texts, None, None
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
+        """Encode the catalogue, or map the vectors in ``cache`` where the fingerprint is
+        the same.
+        """
+        self.items, self._item_texts, self._graph, self._place_I = (
+            len(item_ids),
+            item_texts,
+            None,
+            None,
+        )
         if cache is None or not cache.exists() or not self._map(item_ids, item_texts, cache):
             self._vectors_ID = self.item_vectors(item_texts)
         if self.items > self.flat_up_to:
             mark = self.catalogue_fingerprint(item_ids, item_texts)[:16]
-            self._graph_file = INDEX_CACHE / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', self.name)}-{mark}.hnsw"
+            self._graph_file = (
+                INDEX_CACHE / f"{re.sub(r'[^A-Za-z0-9.-]+', '-', self.name)}-{mark}.hnsw"
+            )
 
     def _map(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path) -> bool:
-        """Take the vectors of a file, of all items or of some; False where others were stored, or by another model."""
+        """Take the vectors of a file, of all items or of some; False where others were stored, or
+        by another model.
+        """
         ids = stored_ids(cache)
         texts, place_I = item_texts, None
         if ids != list(item_ids):
@@ -98,7 +123,9 @@ class EmbeddingRetriever:
         return True
 
     def _add(self, rows: np.ndarray, progress: Progress | None = None) -> None:
-        """Encode the items of ``rows`` (distinct), whose vectors are not stored; ``_place_I`` is not None."""
+        """Encode the items of ``rows`` (distinct), whose vectors are not stored; ``_place_I`` is
+        not None.
+        """
         vectors = self.item_vectors([self._item_texts[row] for row in rows], progress)
         assert self._place_I is not None
         self._place_I[rows] = len(self._vectors_ID) + np.arange(len(rows))
@@ -113,18 +140,24 @@ class EmbeddingRetriever:
         return self._vectors_ID[self._place_I[rows_P]]
 
     def catalogue_vectors(self) -> np.ndarray:
-        """The indexed items' vectors (I, D) float32; those that are not stored are encoded now, with progress."""
+        """The indexed items' vectors (I, D) float32; those that are not stored are encoded now,
+        with progress.
+        """
         if self._place_I is not None:
             from tqdm import tqdm
 
             missing = np.flatnonzero(self._place_I < 0)
-            with tqdm(total=len(missing), desc=f"vectors {self.name}", unit="item", file=sys.stderr) as bar:
+            with tqdm(
+                total=len(missing), desc=f"vectors {self.name}", unit="item", file=sys.stderr
+            ) as bar:
                 self._add(missing, lambda done, _: bar.update(done - bar.n))
             self._vectors_ID, self._place_I = self._vectors_ID[self._place_I], None
         return self._vectors_ID
 
     def build_graph(self) -> HnswIndex | None:
-        """The HNSW graph of a catalogue beyond ``flat_up_to`` items, built once and kept below ``.cache/index``."""
+        """The HNSW graph of a catalogue beyond ``flat_up_to`` items, built once and kept below
+        ``.cache/index``.
+        """
         if self.items <= self.flat_up_to:
             return None
         vectors_ID = self.catalogue_vectors()
@@ -133,7 +166,9 @@ class EmbeddingRetriever:
         if self._graph is None:
             from tqdm import tqdm
 
-            with tqdm(total=self.items, desc=f"index {self.name}", unit="item", file=sys.stderr) as bar:
+            with tqdm(
+                total=self.items, desc=f"index {self.name}", unit="item", file=sys.stderr
+            ) as bar:
                 self._graph = HnswIndex(vectors_ID, progress=lambda done: bar.update(done - bar.n))
             self._graph.save(self._graph_file)
         return self._graph
@@ -150,7 +185,9 @@ class EmbeddingRetriever:
         encoded = [text for text in new if text.strip()]
         if encoded:
             self.encoded += len(encoded)
-            memo.update(zip(encoded, self._checked(self.encode(encoded), len(encoded)), strict=True))
+            memo.update(
+                zip(encoded, self._checked(self.encode(encoded), len(encoded)), strict=True)
+            )
         blank = np.zeros(self._vectors_ID.shape[1], dtype=np.float32)
         out = np.stack([memo.get(text, blank) for text in texts]) if len(texts) else blank[None][:0]
         for text in distinct:
@@ -175,8 +212,9 @@ class EmbeddingRetriever:
     def search(self, texts: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Best rows (B, K) and cosines (B, K) of the whole catalogue; see ``Retriever``.
 
-        Exact, and the cosines those of ``score``. Beyond ``flat_up_to`` items neighbours come from an HNSW graph, which
-        misses some (docs/retrievers.md tells how many); blank texts, near to nothing, are ranked by row there too.
+        Exact, and the cosines those of ``score``. Beyond ``flat_up_to`` items neighbours come from
+        an HNSW graph, which misses some (docs/retrievers.md tells how many); blank texts, near to
+        nothing, are ranked by row there too.
         """
         if not self.items:
             raise ValueError(f"retriever {self.name}: search before index")
@@ -187,15 +225,18 @@ class EmbeddingRetriever:
         rows_BK, scores_BK = graph.search(texts_BD, top_k)
         short_B = (rows_BK < 0).any(axis=1) | ~texts_BD.any(axis=1)
         if short_B.any():
-            rows_BK[short_B], scores_BK[short_B] = flat_search(self.catalogue_vectors(), texts_BD[short_B], top_k)
+            rows_BK[short_B], scores_BK[short_B] = flat_search(
+                self.catalogue_vectors(), texts_BD[short_B], top_k
+            )
         return rows_BK, scores_BK
 
 
 def choose_dtype(setting: str) -> tuple[Any, Any]:
-    """``retrievers.dtype`` as (torch dtype, device): auto takes bfloat16 where the hardware multiplies in it.
+    """``retrievers.dtype`` as (torch dtype, device): auto takes bfloat16 where the hardware
+    multiplies in it.
 
-    That is on a GPU, and on processors with AVX512-BF16, AMX or ARM's BF16 (three to four times float32's speed
-    there); elsewhere bfloat16 is emulated and slower than float32.
+    That is on a GPU, and on processors with AVX512-BF16, AMX or ARM's BF16 (three to four times
+    float32's speed there); elsewhere bfloat16 is emulated and slower than float32.
     """
     import torch
 
@@ -203,7 +244,9 @@ def choose_dtype(setting: str) -> tuple[Any, Any]:
     if setting != "auto":
         return getattr(torch, setting), device
     able = torch.cpu.get_capabilities()
-    fast = device.type == "cuda" or any(able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    fast = device.type == "cuda" or any(
+        able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16")
+    )
     return (torch.bfloat16 if fast else torch.float32), device
 
 
@@ -215,7 +258,9 @@ class MiniLMRetriever(EmbeddingRetriever):
 
     max_tokens = 256
 
-    def __init__(self, name: str, directory: Path, dtype: str = "auto", memo_texts: int = 50_000) -> None:
+    def __init__(
+        self, name: str, directory: Path, dtype: str = "auto", memo_texts: int = 50_000
+    ) -> None:
         super().__init__(name, memo_texts)
         from tokenizers import Tokenizer
 
@@ -223,7 +268,12 @@ class MiniLMRetriever(EmbeddingRetriever):
 
         for file in ("config.json", "model.safetensors", "tokenizer.json"):
             if not (directory / file).is_file():
-                raise InputError(directory / file, "", f"retriever {name}: file not found", "name a model's folder")
+                raise InputError(
+                    directory / file,
+                    "",
+                    f"retriever {name}: file not found",
+                    "name a model's folder",
+                )
         self._directory = directory
         self._dtype, self._device = choose_dtype(dtype)
         self._model = PackedBert(directory, self._dtype, self._device)
@@ -242,8 +292,12 @@ class MiniLMRetriever(EmbeddingRetriever):
 
     def fingerprint(self) -> str:
         """Weights, tokenizer, precision and length limit."""
-        files = [sha256_file(self._directory / file) for file in ("model.safetensors", "tokenizer.json")]
-        return sha256_json({"files": files, "dtype": str(self._dtype), "tokens": self.max_tokens, "code": 1})
+        files = [
+            sha256_file(self._directory / file) for file in ("model.safetensors", "tokenizer.json")
+        ]
+        return sha256_json(
+            {"files": files, "dtype": str(self._dtype), "tokens": self.max_tokens, "code": 1}
+        )
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """Unit vectors (B, D) float32."""

@@ -1,7 +1,7 @@
 """BM25 and a dense retriever joined by reciprocal rank fusion.
 
-Source: Cormack, Clarke & Büttcher, "Reciprocal rank fusion outperforms Condorcet …", SIGIR 2009: an item's score is
-Σ over the rankings of 1 / (60 + rank).
+Source: Cormack, Clarke & Büttcher, "Reciprocal rank fusion outperforms Condorcet …", SIGIR 2009: an
+item's score is Σ over the rankings of 1 / (60 + rank).
 """
 
 from collections.abc import Sequence
@@ -16,34 +16,47 @@ DEPTH = 1000  # a list of a search over the whole catalogue goes this deep
 
 
 def reciprocal_ranks(scores_BP: np.ndarray) -> np.ndarray:
-    """1 / (60 + rank) (B, P) float64; equal scores share the best rank, -inf is not in the list and gets 0."""
+    """1 / (60 + rank) (B, P) float64; equal scores share the best rank, -inf is not in the list and
+    gets 0.
+    """
     order_BP = np.argsort(-scores_BP, axis=1, kind="stable")
     sorted_BP = np.take_along_axis(scores_BP, order_BP, axis=1)
     new_BP = np.ones(scores_BP.shape, dtype=bool)
     new_BP[:, 1:] = sorted_BP[:, 1:] != sorted_BP[:, :-1]
-    rank_BP = np.maximum.accumulate(np.where(new_BP, np.arange(1, scores_BP.shape[1] + 1), 0), axis=1)
+    rank_BP = np.maximum.accumulate(
+        np.where(new_BP, np.arange(1, scores_BP.shape[1] + 1), 0), axis=1
+    )
     ranks_BP = np.empty_like(rank_BP)
     np.put_along_axis(ranks_BP, order_BP, rank_BP, axis=1)
     return np.where(np.isneginf(scores_BP), 0.0, 1.0 / (K + ranks_BP))
 
 
 class HybridRetriever:
-    """Fusion of a lexical and a dense retriever. An item without any of the text's words is not in BM25's list.
+    """Fusion of a lexical and a dense retriever. An item without any of the text's words is not in
+    BM25's list.
 
     ``ready``: both are indexed already, over the catalogue that ``index`` will be given.
     """
 
     linear = False
 
-    def __init__(self, name: str, lexical: Retriever, dense: Retriever, ready: bool = False) -> None:
+    def __init__(
+        self, name: str, lexical: Retriever, dense: Retriever, ready: bool = False
+    ) -> None:
         self.name, self.lexical, self.dense, self.ready = name, lexical, dense, ready
         self.items = 0
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
-        """Index both, unless they are; ``cache`` names this retriever's file, the dense one's lies beside it."""
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
+        """Index both, unless they are; ``cache`` names this retriever's file, the dense one's lies
+        beside it.
+        """
         if not self.ready:
             self.lexical.index(item_ids, item_texts)
-            self.dense.index(item_ids, item_texts, cache and cache.with_name(f"{self.dense.name}.safetensors"))
+            self.dense.index(
+                item_ids, item_texts, cache and cache.with_name(f"{self.dense.name}.safetensors")
+            )
         self.items = len(item_ids)
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
@@ -67,8 +80,17 @@ class HybridRetriever:
             fused_BI = np.zeros((len(some), self.items))
             for part in (self.lexical, self.dense):
                 part_BK, found_BK = part.search(some, depth)
-                listed = found_BK > 0 if part is self.lexical else np.ones(found_BK.shape, dtype=bool)
+                listed = (
+                    found_BK > 0 if part is self.lexical else np.ones(found_BK.shape, dtype=bool)
+                )
                 ranks_BK = reciprocal_ranks(np.where(listed, found_BK, -np.inf))
-                np.put_along_axis(fused_BI, part_BK, np.take_along_axis(fused_BI, part_BK, axis=1) + ranks_BK, axis=1)
-            rows_BK[start : start + step], scores_BK[start : start + step] = top_rows(fused_BI, width)
+                np.put_along_axis(
+                    fused_BI,
+                    part_BK,
+                    np.take_along_axis(fused_BI, part_BK, axis=1) + ranks_BK,
+                    axis=1,
+                )
+            rows_BK[start : start + step], scores_BK[start : start + step] = top_rows(
+                fused_BI, width
+            )
         return rows_BK, scores_BK

@@ -1,10 +1,12 @@
 """Retrievers whose scores add up over the distinct words of a text.
 
-A text is the *set* of its words (query term frequency saturates at once: k3 = 0 in BM25's terms), so repeating a word
-earns nothing, and the score of any coalition of phrases follows from per-word scores without reading its text again.
+A text is the *set* of its words (query term frequency saturates at once: k3 = 0 in BM25's terms),
+so repeating a word earns nothing, and the score of any coalition of phrases follows from per-word
+scores without reading its text again.
 
-Per-word scores lie on a binary grid and are added in float64, where such sums are exact: any order of summation, any
-batch and any thread count gives the same bits, so that the direct way and the coalition way agree.
+Per-word scores lie on a binary grid and are added in float64, where such sums are exact: any order
+of summation, any batch and any thread count gives the same bits, so that the direct way and the
+coalition way agree.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,9 @@ def on_grid(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def union_terms(term_sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct terms (V,) of all sets, and incidence (len(term_sets), V) float64 with 1 where a set holds a term."""
+    """Distinct terms (V,) of all sets, and incidence (len(term_sets), V) float64 with 1 where a set
+    holds a term.
+    """
     lengths = [len(terms) for terms in term_sets]
     flat = np.concatenate(term_sets) if term_sets else np.zeros(0, dtype=np.int64)
     terms_V, column = np.unique(flat, return_inverse=True)
@@ -32,13 +36,17 @@ def union_terms(term_sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 
 class LinearRetriever:
-    """Base of BM25 and static embeddings: ``index``, ``terms`` and ``term_scores`` are theirs, the rest is here."""
+    """Base of BM25 and static embeddings: ``index``, ``terms`` and ``term_scores`` are theirs, the
+    rest is here.
+    """
 
     name = "linear"
     linear = True
     items = 0
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Take in the catalogue (``cache`` is not used: indexing takes seconds)."""
         raise NotImplementedError
 
@@ -50,7 +58,9 @@ class LinearRetriever:
         raise NotImplementedError
 
     def term_scores(self, terms_V: np.ndarray, rows_P: np.ndarray | None) -> np.ndarray:
-        """Exact scores (V, P) float64 of each term over catalogue rows (None: all; -1: any value)."""
+        """Exact scores (V, P) float64 of each term over catalogue rows (None: all; -1: any
+        value).
+        """
         raise NotImplementedError
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
@@ -77,5 +87,7 @@ class LinearRetriever:
             stop = min(start + chunk, len(texts))
             terms_V, incidence_BV = union_terms(self.terms(texts[start:stop]))
             exact_BI = incidence_BV @ self.term_scores(terms_V, None)
-            rows_BK[start:stop], scores_BK[start:stop] = top_rows(exact_BI.astype(np.float32), top_k)
+            rows_BK[start:stop], scores_BK[start:stop] = top_rows(
+                exact_BI.astype(np.float32), top_k
+            )
         return rows_BK, scores_BK

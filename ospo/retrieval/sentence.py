@@ -1,7 +1,8 @@
 """Any sentence-transformers model, by hub name or folder, as a retriever.
 
-The model's own pooling and prompts-free encoding are used. Texts run in batches of equal token count, so that none is
-padded: a text's vector then depends on the texts beside it no more than a matrix product depends on its rows.
+The model's own pooling and prompts-free encoding are used. Texts run in batches of equal token
+count, so that none is padded: a text's vector then depends on the texts beside it no more than a
+matrix product depends on its rows.
 """
 
 from collections.abc import Sequence
@@ -17,24 +18,36 @@ MIN_TOKENS, CHUNK_TOKENS = 32, 4096
 
 
 class SentenceRetriever(EmbeddingRetriever):
-    """``source``: a folder, or a hub name (from the local cache only, where HF_HUB_OFFLINE is set)."""
+    """``source``: a folder, or a hub name (from the local cache only, where HF_HUB_OFFLINE
+    is set).
+    """
 
-    def __init__(self, name: str, source: str | Path, dtype: str = "auto", memo_texts: int = 50_000) -> None:
+    def __init__(
+        self, name: str, source: str | Path, dtype: str = "auto", memo_texts: int = 50_000
+    ) -> None:
         super().__init__(name, memo_texts)
         from sentence_transformers import SentenceTransformer
 
         self._source = Path(source) if isinstance(source, Path) else source
         if isinstance(source, Path) and not (source / "config.json").is_file():
-            raise InputError(source, "config.json", f"retriever {name}: file not found", "name a model's folder")
+            raise InputError(
+                source, "config.json", f"retriever {name}: file not found", "name a model's folder"
+            )
         self._dtype, device = choose_dtype(dtype)
         try:
             model = SentenceTransformer(
-                str(source), device=str(device), trust_remote_code=False, model_kwargs={"dtype": self._dtype}
+                str(source),
+                device=str(device),
+                trust_remote_code=False,
+                model_kwargs={"dtype": self._dtype},
             )
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                str(source), "", f"retriever {name} fails to load: {reason[:200]}", "name a sentence-transformers model"
+                str(source),
+                "",
+                f"retriever {name} fails to load: {reason[:200]}",
+                "name a sentence-transformers model",
             ) from error
         self._model = model.eval()
         self._device = device
@@ -47,7 +60,9 @@ class SentenceRetriever(EmbeddingRetriever):
         if isinstance(self._source, Path):
             kinds = (".json", ".safetensors", ".txt", ".model")
             found = sorted(file for file in self._source.rglob("*") if file.suffix in kinds)
-            files = [(file.relative_to(self._source).as_posix(), sha256_file(file)) for file in found]
+            files = [
+                (file.relative_to(self._source).as_posix(), sha256_file(file)) for file in found
+            ]
         source = {"files": files} if files else {"hub": str(self._source), "commit": str(commit)}
         return sha256_json({**source, "dtype": str(self._dtype), "code": 1})
 
@@ -57,14 +72,21 @@ class SentenceRetriever(EmbeddingRetriever):
         import torch.nn.functional as F
 
         limit = self._model.max_seq_length or 512
-        ids_B = [self._model.tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts]
+        ids_B = [
+            self._model.tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+            for text in texts
+        ]
         order = sorted(range(len(ids_B)), key=lambda i: len(ids_B[i]))
         parts: list[np.ndarray] = []
         start = 0
         while start < len(order):
             size = len(ids_B[order[start]])
             stop = start
-            while stop < len(order) and len(ids_B[order[stop]]) == size and (stop - start + 1) * size <= CHUNK_TOKENS:
+            while (
+                stop < len(order)
+                and len(ids_B[order[stop]]) == size
+                and (stop - start + 1) * size <= CHUNK_TOKENS
+            ):
                 stop += 1
             batch = [ids_B[i] for i in order[start:stop]] or [ids_B[order[start]]]
             real = len(batch)
@@ -72,7 +94,9 @@ class SentenceRetriever(EmbeddingRetriever):
             ids = torch.tensor(batch, device=self._device)
             with torch.inference_mode():
                 features = self._model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-            parts.append(F.normalize(features["sentence_embedding"].float(), dim=1)[:real].cpu().numpy())
+            parts.append(
+                F.normalize(features["sentence_embedding"].float(), dim=1)[:real].cpu().numpy()
+            )
             start += real
             if progress is not None:
                 progress(start, len(order))

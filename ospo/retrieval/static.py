@@ -1,6 +1,8 @@
-"""Static word embeddings of wordllama (MIT): 256 dimensions taken from a language model's input embeddings.
+"""Static word embeddings of wordllama (MIT): 256 dimensions taken from a language model's input
+embeddings.
 
-Weights and tokenizer are read straight from the package: its own loader asks the network for files that it holds.
+Weights and tokenizer are read straight from the package: its own loader asks the network for files
+that it holds.
 """
 
 from collections.abc import Sequence
@@ -41,7 +43,12 @@ class StaticRetriever(WordVectorRetriever):
         self._tokenizer.no_truncation()
 
     def word_vectors(self, words: Sequence[str]) -> np.ndarray:
-        """See ``WordVectorRetriever``. Each word is read alone: no token of this tokenizer crosses white space."""
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(words), add_special_tokens=False)]
+        """See ``WordVectorRetriever``. Each word is read alone: no token of this tokenizer crosses
+        white space.
+        """
+        ids = [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch(list(words), add_special_tokens=False)
+        ]
         starts = np.cumsum([0, *(len(word) for word in ids[:-1])])
         return np.add.reduceat(self._embedding[np.concatenate(ids)], starts, axis=0)

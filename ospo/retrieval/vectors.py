@@ -1,8 +1,8 @@
 """Item vectors on disk: one safetensors file with the item ids and a fingerprint of what made them.
 
-Writing goes chunk by chunk into a part file, so that a run that was killed goes on where it stopped; reading maps the
-file into memory, so that a catalogue of millions of items takes no more of it than the rows in use. Same input, same
-bytes, however often the writing was interrupted.
+Writing goes chunk by chunk into a part file, so that a run that was killed goes on where it
+stopped; reading maps the file into memory, so that a catalogue of millions of items takes no more
+of it than the rows in use. Same input, same bytes, however often the writing was interrupted.
 """
 
 import hashlib
@@ -23,7 +23,9 @@ _CHECKED_ROWS = 1 << 13
 
 
 def texts_digest(item_ids: Sequence[str], item_texts: Sequence[str]) -> str:
-    """Hex sha256 over ids and texts in order; lengths go in too, so that no two catalogues share a digest."""
+    """Hex sha256 over ids and texts in order; lengths go in too, so that no two catalogues share a
+    digest.
+    """
     digest = hashlib.sha256()
     for text in (*item_ids, *item_texts):
         data = text.encode("utf-8", "surrogatepass")
@@ -33,14 +35,22 @@ def texts_digest(item_ids: Sequence[str], item_texts: Sequence[str]) -> str:
 
 
 def _header(items: int, dimensions: int, id_bytes: int, fingerprint: str) -> bytes:
-    """The head of a safetensors file (length, JSON padded to 8 bytes) with the vectors first, then the ids.
+    """The head of a safetensors file (length, JSON padded to 8 bytes) with the vectors first, then
+    the ids.
 
-    https://github.com/huggingface/safetensors#format; its own writer wants all tensors in memory at once.
+    https://github.com/huggingface/safetensors#format; its own writer wants all tensors in memory at
+    once.
     """
     vector_bytes = items * dimensions * 4
     head = {
-        "__metadata__": {"ospo": json.dumps({"fingerprint": fingerprint, "items": items}, sort_keys=True)},
-        "vectors": {"dtype": "F32", "shape": [items, dimensions], "data_offsets": [0, vector_bytes]},
+        "__metadata__": {
+            "ospo": json.dumps({"fingerprint": fingerprint, "items": items}, sort_keys=True)
+        },
+        "vectors": {
+            "dtype": "F32",
+            "shape": [items, dimensions],
+            "data_offsets": [0, vector_bytes],
+        },
         "item_ids": {
             "dtype": "U8",
             "shape": [id_bytes],
@@ -56,7 +66,9 @@ def _id_bytes(item_ids: Sequence[str]) -> bytes:
     return "\n".join(item_ids).encode("utf-8", "surrogatepass")
 
 
-def save_vectors(path: str | Path, item_ids: Sequence[str], vectors_ID: np.ndarray, fingerprint: str) -> None:
+def save_vectors(
+    path: str | Path, item_ids: Sequence[str], vectors_ID: np.ndarray, fingerprint: str
+) -> None:
     """Write vectors (I, D) beside their ids, as float32, atomically."""
     ids = _id_bytes(item_ids)
     vectors_ID = np.ascontiguousarray(vectors_ID, dtype="<f4")
@@ -74,11 +86,13 @@ def write_resumably(
     part: str | Path | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the vectors of ``item_ids``, going on where an earlier call stopped; returns how many were encoded.
+    """Write the vectors of ``item_ids``, going on where an earlier call stopped; returns how many
+    were encoded.
 
-    encode: (begin, end) → vectors (end - begin, D) float32 of those items. part: where an unfinished file waits
-    (default: a hidden one beside ``path``). progress: called with the number of rows that are there.
-    A finished file of the same fingerprint stays as it is. Raises InputError where the disk is full or forbidden.
+    encode: (begin, end) → vectors (end - begin, D) float32 of those items. part: where an
+    unfinished file waits (default: a hidden one beside ``path``). progress: called with the number
+    of rows that are there. A finished file of the same fingerprint stays as it is. Raises
+    InputError where the disk is full or forbidden.
     """
     path = Path(path)
     part = Path(part) if part else path.with_name(f".{path.name}.part")
@@ -91,7 +105,9 @@ def write_resumably(
         part.parent.mkdir(parents=True, exist_ok=True)
         return _write_part(path, part, item_ids, encode, fingerprint, progress)
     except OSError as error:
-        fix = "free disk space or choose another folder, then run the same command again: it goes on from there"
+        fix = (
+            "free disk space or choose another folder, then run the same command again: it resumes"
+        )
         raise InputError(path, "", f"cannot be written ({error.strerror or error})", fix) from None
 
 
@@ -120,7 +136,9 @@ def _write_part(
                 stream.write(_header(items, dimensions, len(ids), fingerprint))
             stream.write(vectors.data)
             stream.flush()
-            os.fsync(stream.fileno())  # after a power cut, too, the rows that the size tells are there
+            os.fsync(
+                stream.fileno()
+            )  # after a power cut, too, the rows that the size tells are there
             done += len(vectors)
             progress(done)
         stream.write(ids)
@@ -131,7 +149,9 @@ def _write_part(
 
 
 def _part_dimensions(part: Path, items: int, id_bytes: int, fingerprint: str) -> int:
-    """Dimensions of an unfinished file that this catalogue and encoder began; 0: none, begin anew."""
+    """Dimensions of an unfinished file that this catalogue and encoder began; 0: none,
+    begin anew.
+    """
     if not part.is_file():
         return 0
     with part.open("rb") as stream:
@@ -153,7 +173,9 @@ def _head_fits(path: Path, item_ids: Sequence[str], fingerprint: str) -> bool:
 
 
 def _metadata(path: Path) -> dict:
-    """What the file says of itself, once safetensors has checked its form; "" as fingerprint where it is not ours."""
+    """What the file says of itself, once safetensors has checked its form; "" as fingerprint where
+    it is not ours.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -180,7 +202,9 @@ def is_vectors_file(path: str | Path) -> bool:
 
 
 def stored_ids(path: str | Path) -> list[str]:
-    """The item ids of a vectors file, in the order of its rows. Raises InputError where it is none."""
+    """The item ids of a vectors file, in the order of its rows. Raises InputError where it
+    is none.
+    """
     from safetensors import safe_open
 
     path = Path(path)
@@ -194,9 +218,11 @@ def stored_ids(path: str | Path) -> list[str]:
 
 
 def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray | None:
-    """Vectors (I, D) float32 of ``path``, mapped read-only; None where another fingerprint made them.
+    """Vectors (I, D) float32 of ``path``, mapped read-only; None where another fingerprint made
+    them.
 
-    Raises InputError where the file is not a vectors file, or holds other than ``items`` rows of finite numbers.
+    Raises InputError where the file is not a vectors file, or holds other than ``items`` rows of
+    finite numbers.
     """
     path = Path(path)
     if _metadata(path)["fingerprint"] != fingerprint:
@@ -207,14 +233,18 @@ def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray |
     shape = tuple(tensor["shape"])
     if tensor["dtype"] != "F32" or len(shape) != 2 or shape[0] != items or 0 in shape:
         raise InputError(path, "vectors", "do not fit the catalogue", _AGAIN)
-    vectors = np.memmap(path, dtype="<f4", mode="r", offset=8 + length + tensor["data_offsets"][0], shape=shape)
+    vectors = np.memmap(
+        path, dtype="<f4", mode="r", offset=8 + length + tensor["data_offsets"][0], shape=shape
+    )
     if not _all_finite(vectors):
         raise InputError(path, "vectors", "do not fit the catalogue", _AGAIN)
     return vectors
 
 
 def _all_finite(vectors: np.memmap) -> bool:
-    """Whether all entries are finite; pages that were looked at are given back, so that memory does not fill."""
+    """Whether all entries are finite; pages that were looked at are given back, so that memory does
+    not fill.
+    """
     for begin in range(0, len(vectors), _CHECKED_ROWS):
         if not np.isfinite(vectors[begin : begin + _CHECKED_ROWS]).all():
             return False

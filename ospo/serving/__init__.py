@@ -1,1 +1,3 @@
-"""The rewriter that users load and serve. ``rewriter`` is plain Python; ``pyfunc`` is the same as an MLflow model."""
+"""The rewriter that users load and serve. ``rewriter`` is plain Python; ``pyfunc`` is the same as
+an MLflow model.
+"""

@@ -1,7 +1,8 @@
-"""What a rewriter accepts: plain query strings, or JSON objects with a query and a purchase history, within limits.
+"""What a rewriter accepts: plain query strings, or JSON objects with a query and a purchase
+history, within limits.
 
-Everything here comes from outside and is taken as data: it is cut, cleaned and put into the prompt's user part by
-``ospo.data.prompts``, never into its instructions.
+Everything here comes from outside and is taken as data: it is cut, cleaned and put into the
+prompt's user part by ``ospo.policy.prompts``, never into its instructions.
 """
 
 import json
@@ -37,7 +38,7 @@ class Purchase:
 
 @dataclass(frozen=True)
 class Request:
-    """A request in the form that ``ospo.data.prompts`` reads."""
+    """A request in the form that ``ospo.policy.prompts`` reads."""
 
     query: str
     history: tuple[Purchase, ...] = ()
@@ -46,7 +47,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Options:
-    """How answers are drawn. Temperature 0 is greedy; otherwise ``seed`` fixes the draw for each input by itself."""
+    """How answers are drawn. Temperature 0 is greedy; otherwise ``seed`` fixes the draw for each
+    input by itself.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -72,27 +75,41 @@ def _history(value: Any, where: str) -> tuple[Purchase, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise RequestError(f"{where}.history: must be a list of purchases, got {type(value).__name__}")
+        raise RequestError(
+            f"{where}.history: must be a list of purchases, got {type(value).__name__}"
+        )
     if len(value) > MAX_PURCHASES:
-        raise RequestError(f"{where}.history: {len(value)} purchases, at most {MAX_PURCHASES} are accepted")
+        raise RequestError(
+            f"{where}.history: {len(value)} purchases, at most {MAX_PURCHASES} are accepted"
+        )
     purchases = []
     for number, item in enumerate(value):
         place = f"{where}.history[{number}]"
         if not isinstance(item, Mapping):
-            raise RequestError(f"{place}: must be an object with name, type and colour, got {type(item).__name__}")
+            raise RequestError(
+                f"{place}: must be an object with name, type and colour, got {type(item).__name__}"
+            )
         if unknown := [key for key in item if key not in _FIELDS]:
-            raise RequestError(f"{place}: unknown key {_short(unknown[0])}; known: {', '.join(_FIELDS)}")
-        purchases.append(Purchase(**{key: _text(item.get(key), f"{place}.{key}", MAX_FIELD) for key in _FIELDS}))
+            raise RequestError(
+                f"{place}: unknown key {_short(unknown[0])}; known: {', '.join(_FIELDS)}"
+            )
+        purchases.append(
+            Purchase(**{key: _text(item.get(key), f"{place}.{key}", MAX_FIELD) for key in _FIELDS})
+        )
     return tuple(purchases[-KEPT_PURCHASES:])
 
 
 def _object(text: str, where: str) -> Mapping[str, Any] | None:
-    """The JSON object that ``text`` is, or None for a plain query that merely starts with a brace."""
+    """The JSON object that ``text`` is, or None for a plain query that merely starts with a
+    brace.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         if text.lstrip("{ \t\r\n").startswith('"'):
-            raise RequestError(f"{where}: begins like a JSON object but is none; check quotes and braces") from None
+            raise RequestError(
+                f"{where}: begins like a JSON object but is none; check quotes and braces"
+            ) from None
         return None
     return value if isinstance(value, dict) else None
 
@@ -105,18 +122,24 @@ def parse_request(value: Any, number: int = 0) -> Request:
     where = f"input {number}"
     if isinstance(value, str):
         if len(value) > MAX_CHARACTERS:
-            raise RequestError(f"{where}: {len(value)} characters, at most {MAX_CHARACTERS} are accepted")
+            raise RequestError(
+                f"{where}: {len(value)} characters, at most {MAX_CHARACTERS} are accepted"
+            )
         found = _object(value, where) if value.lstrip().startswith("{") else None
         if found is None:
             return Request(_text(value, where, MAX_QUERY))
         value = found
     if not isinstance(value, Mapping):
-        raise RequestError(f"{where}: must be a query string or a JSON object, got {type(value).__name__}")
+        raise RequestError(
+            f"{where}: must be a query string or a JSON object, got {type(value).__name__}"
+        )
     if unknown := [key for key in value if key not in ("query", "history")]:
         raise RequestError(f"{where}: unknown key {_short(unknown[0])}; known: query, history")
     if "query" not in value:
         raise RequestError(f"{where}: the object has no query")
-    return Request(_text(value["query"], f"{where}.query", MAX_QUERY), _history(value.get("history"), where))
+    return Request(
+        _text(value["query"], f"{where}.query", MAX_QUERY), _history(value.get("history"), where)
+    )
 
 
 def parse_requests(values: Any) -> list[Request]:
@@ -129,10 +152,14 @@ def parse_requests(values: Any) -> list[Request]:
 
 
 def parse_options(params: Mapping[str, Any] | None, default_new_tokens: int) -> Options:
-    """Parameters of a call → Options. RequestError for an unknown one or a value outside its limits."""
+    """Parameters of a call → Options. RequestError for an unknown one or a value outside its
+    limits.
+    """
     params = dict(params or {})
     if unknown := [key for key in params if key not in ("max_new_tokens", "temperature", "seed")]:
-        raise RequestError(f"unknown parameter {_short(unknown[0])}; known: max_new_tokens, temperature, seed")
+        raise RequestError(
+            f"unknown parameter {_short(unknown[0])}; known: max_new_tokens, temperature, seed"
+        )
 
     def number(key: str, default: float, low: float, high: float, whole: bool) -> float:
         value = params.get(key)
@@ -140,10 +167,14 @@ def parse_options(params: Mapping[str, Any] | None, default_new_tokens: int) -> 
             return default
         # Compared as it is: a whole number of a thousand digits fits no float.
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            raise RequestError(f"{key}: must be a number, got {type(value).__name__} {_short(value)}")
+            raise RequestError(
+                f"{key}: must be a number, got {type(value).__name__} {_short(value)}"
+            )
         if not low <= value <= high or (whole and value != int(value)):
             kind = "a whole number" if whole else "a number"
-            raise RequestError(f"{key}: must be {kind} from {low:g} to {high:g}, got {_short(value)}")
+            raise RequestError(
+                f"{key}: must be {kind} from {low:g} to {high:g}, got {_short(value)}"
+            )
         return value
 
     tokens = number("max_new_tokens", default_new_tokens, 1, MAX_NEW_TOKENS, True)

@@ -1,7 +1,8 @@
 """A policy as plain Python: requests in, search texts out. Safe to call from many threads.
 
-The prompt, the answer and the search text come from the same functions as in training and evaluation
-(``ospo.data.prompts``, ``ospo.reward.search_text``), so that what is served is what was measured.
+The prompt, the answer and the search text come from the same functions as in training and
+evaluation (``ospo.policy.prompts``, ``ospo.reward.search.search_text``), so that what is served is
+what was measured.
 """
 
 import hashlib
@@ -15,16 +16,19 @@ from typing import Any
 
 import torch
 
-from ospo.data.prompts import clean, extract_answer, fit_messages
 from ospo.errors import InputError, OspoError
 from ospo.files import read_json, verify_manifest
-from ospo.reward import search_text
+from ospo.policy.prompts import clean, extract_answer, fit_messages
+from ospo.policy.text import search_text
 from ospo.serving.requests import Options, Request, parse_options, parse_requests
 
-BASE_FILE = "base.json"  # written by ospo.models.save_policy beside an adapter
-MAX_WAITING = 4096  # inputs of all callers together; more are turned away at once instead of timing out late
+BASE_FILE = "base.json"  # written by ospo.policy.weights.save_policy beside an adapter
+MAX_WAITING = (
+    4096  # inputs of all callers together; more are turned away at once instead of timing out late
+)
 MAX_ANSWER = 1000  # characters; no preset's answers come near
-MAX_SECONDS = 60.0  # in the queue; by then MLflow's server has given the caller up (its own limit is 60 s too)
+# In the queue; by then MLflow's server has given the caller up (its own limit is 60 s too).
+MAX_SECONDS = 60.0
 
 
 class Busy(OspoError):
@@ -47,8 +51,9 @@ class _Job:
 def load_weights(directory: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of a policy directory, in evaluation mode, on the GPU if there is one.
 
-    The base of an adapter is taken from the directory where it was bundled (``base/``), else from the source that
-    ``base.json`` names. Nothing but safetensors is read, and no code from the directory is run.
+    The base of an adapter is taken from the directory where it was bundled (``base/``), else from
+    the source that ``base.json`` names. Nothing but safetensors is read, and no code from the
+    directory is run.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -60,7 +65,9 @@ def load_weights(directory: Path) -> tuple[Any, Any]:
 
             info = read_json(directory / BASE_FILE) if (directory / BASE_FILE).is_file() else {}
             dtype = getattr(torch, info.get("dtype", "bfloat16"))
-            base = AutoModelForCausalLM.from_pretrained(_base(directory, info), dtype=dtype, **options)
+            base = AutoModelForCausalLM.from_pretrained(
+                _base(directory, info), dtype=dtype, **options
+            )
             model: Any = PeftModel.from_pretrained(base, directory)
         else:
             model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", **options)
@@ -77,18 +84,24 @@ def load_weights(directory: Path) -> tuple[Any, Any]:
 def _base(directory: Path, info: Mapping[str, Any]) -> str:
     if (directory / "base" / "config.json").is_file():
         return str(directory / "base")
-    from ospo.models import base_directory
+    from ospo.policy.weights import base_directory
 
     if not info.get("source"):
-        raise InputError(directory / BASE_FILE, "source", "does not name the base model", "register the policy again")
+        raise InputError(
+            directory / BASE_FILE,
+            "source",
+            "does not name the base model",
+            "register the policy again",
+        )
     return base_directory(info["source"])
 
 
 class Rewriter:
     """Rewrites requests with one policy.
 
-    Calls from several threads are joined into batches: who holds the model takes along what others have queued
-    meanwhile. An idle rewriter answers at once, a busy one in batches, and there is no waiting time to tune.
+    Calls from several threads are joined into batches: who holds the model takes along what others
+    have queued meanwhile. An idle rewriter answers at once, a busy one in batches, and there is no
+    waiting time to tune.
     """
 
     def __init__(
@@ -101,19 +114,27 @@ class Rewriter:
         batch_size: int = 32,
     ):
         self.model, self.tokenizer = model, tokenizer
-        self.max_prompt_tokens, self.max_new_tokens, self.batch_size = max_prompt_tokens, max_new_tokens, batch_size
-        self.batches = 0  # how often the model was started; with the number of inputs it tells what joining saved
+        self.max_prompt_tokens, self.max_new_tokens, self.batch_size = (
+            max_prompt_tokens,
+            max_new_tokens,
+            batch_size,
+        )
+        # How often the model was started; with the number of inputs it tells what joining saved.
+        self.batches = 0
         self._queue: deque[_Job] = deque()
         self._queue_lock, self._model_lock = threading.Lock(), threading.Lock()
         listed = model.generation_config.eos_token_id
         listed = listed if isinstance(listed, list) else [listed]
-        self._ends = {i for i in (*listed, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None}
+        self._ends = {
+            i for i in (*listed, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None
+        }
 
     @classmethod
     def load(cls, directory: str | Path, *, verify: bool = True, **settings: int) -> "Rewriter":
         """The policy in ``directory``; ``settings`` are the constructor's.
 
-        Raises InputError where a file is missing, damaged or altered (``verify``: sha256 against the manifest).
+        Raises InputError where a file is missing, damaged or altered (``verify``: sha256 against
+        the manifest).
         """
         directory = Path(directory)
         if verify:
@@ -123,13 +144,14 @@ class Rewriter:
     def rewrite(self, inputs: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[str]:
         """One search text for each input.
 
-        Args:
-            inputs: query strings; or, as objects or JSON strings, ``{"query": …, "history": [{"name": …, "type": …,
+        Args: inputs: query strings; or, as objects or JSON strings, ``{"query": …, "history":
+            [{"name": …, "type": …,
                 "colour": …}, …]}`` with the oldest purchase first.
             params: ``max_new_tokens`` (1 to 256), ``temperature`` (0, greedy, to 2), ``seed``.
 
-        An empty request gives an empty text; where the policy answers nothing usable, the query itself is the text.
-        Raises RequestError for inputs or parameters that are not accepted, Busy under too much load.
+        An empty request gives an empty text; where the policy answers nothing usable, the query
+        itself is the text. Raises RequestError for inputs or parameters that are not accepted, Busy
+        under too much load.
         """
         requests = parse_requests(inputs)
         options = parse_options(params, self.max_new_tokens)
@@ -144,20 +166,29 @@ class Rewriter:
         ]
 
     def logits(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
-        """Logits (V,) of the first token after each input's prompt: what two loaded policies can be compared by."""
+        """Logits (V,) of the first token after each input's prompt: what two loaded policies can be
+        compared by.
+        """
         options = parse_options(None, self.max_new_tokens)
         jobs = [self._job(request, options) for request in parse_requests(inputs)]
         with self._model_lock, torch.inference_mode():
-            return [self.model(torch.tensor([job.ids], device=self.model.device)).logits[0, -1].cpu() for job in jobs]
+            return [
+                self.model(torch.tensor([job.ids], device=self.model.device)).logits[0, -1].cpu()
+                for job in jobs
+            ]
 
     def _job(self, request: Request, options: Options) -> _Job:
         messages = self._fit(request)
-        prompt = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
         ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         return _Job(ids, options, hashlib.sha256(f"{options.seed}/{prompt}".encode()).hexdigest())
 
     def _fit(self, request: Request) -> list[dict[str, str]]:
-        """Messages that fit the prompt. A first word longer than that is cut too: a service must answer."""
+        """Messages that fit the prompt. A first word longer than that is cut too: a service must
+        answer.
+        """
         while True:
             try:
                 return fit_messages(request, self.tokenizer, self.max_prompt_tokens)[0]  # type: ignore[arg-type]
@@ -168,17 +199,24 @@ class Rewriter:
                 request = Request(query[: len(query) // 2])
 
     def _text(self, request: Request, completion: str) -> str:
-        answer = "".join(c if c.isprintable() else " " for c in extract_answer(completion)[0][:MAX_ANSWER])
+        answer = "".join(
+            c if c.isprintable() else " " for c in extract_answer(completion)[0][:MAX_ANSWER]
+        )
         return search_text(answer) or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
-        """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that other callers get in."""
+        """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that
+        other callers get in.
+        """
         jobs = sorted(jobs, key=lambda job: -len(job.ids))
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             with self._queue_lock:
                 if len(self._queue) + len(part) > MAX_WAITING:
-                    raise Busy(f"{len(self._queue)} inputs wait already. Fix: try again later, or serve more copies")
+                    raise Busy(
+                        f"{len(self._queue)} inputs wait already. Fix: try again later, or serve "
+                        "more copies"
+                    )
                 self._queue.extend(part)
             for job in part:
                 while not job.done.is_set():
@@ -195,11 +233,15 @@ class Rewriter:
             batch: list[_Job] = []
             rest: deque[_Job] = deque()
             for job in self._queue:
-                (batch if job.options == options and len(batch) < self.batch_size else rest).append(job)
+                (batch if job.options == options and len(batch) < self.batch_size else rest).append(
+                    job
+                )
             self._queue = rest
         late = [job for job in batch if time.monotonic() - job.queued > MAX_SECONDS]
         for job in late:
-            job.error = Busy(f"not answered within {MAX_SECONDS:g} s. Fix: try again later, or serve more copies")
+            job.error = Busy(
+                f"not answered within {MAX_SECONDS:g} s. Fix: try again later, or serve more copies"
+            )
         batch = [job for job in batch if job.error is None]
         try:
             if batch:
@@ -222,8 +264,12 @@ class Rewriter:
         options, device = batch[0].options, self.model.device
         width = max(len(job.ids) for job in batch)
         pad = self.tokenizer.pad_token_id
-        ids_BT = torch.tensor([[pad] * (width - len(job.ids)) + job.ids for job in batch], device=device)
-        mask_BT = torch.tensor([[0] * (width - len(j.ids)) + [1] * len(j.ids) for j in batch], device=device)
+        ids_BT = torch.tensor(
+            [[pad] * (width - len(job.ids)) + job.ids for job in batch], device=device
+        )
+        mask_BT = torch.tensor(
+            [[0] * (width - len(j.ids)) + [1] * len(j.ids) for j in batch], device=device
+        )
         generators = [torch.Generator().manual_seed(int(job.key[:15], 16)) for job in batch]
         out: list[list[int]] = [[] for _ in batch]
         rows = list(range(len(batch)))  # the jobs that the tensors' rows belong to
@@ -241,7 +287,11 @@ class Rewriter:
                     logits_to_keep=1,
                 )
                 cache = step.past_key_values
-                token_B = _choose(step.logits[:, -1].float().cpu(), options.temperature, [generators[r] for r in rows])
+                token_B = _choose(
+                    step.logits[:, -1].float().cpu(),
+                    options.temperature,
+                    [generators[r] for r in rows],
+                )
                 for row, token in zip(rows, token_B.tolist(), strict=True):
                     if token in self._ends:
                         ended.add(row)
@@ -252,7 +302,9 @@ class Rewriter:
                 ids_BT, position_BT = token_B[:, None].to(device), position_BT[:, -1:] + 1
                 mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(rows), 1)], dim=1)
                 still = [b for b, row in enumerate(rows) if row not in ended]
-                if len(still) <= 0.75 * len(rows):  # answers differ in length: do not carry ended ones along
+                if len(still) <= 0.75 * len(
+                    rows
+                ):  # answers differ in length: do not carry ended ones along
                     keep = torch.tensor(still, device=device)
                     cache.batch_select_indices(keep)
                     ids_BT, position_BT, mask_BT = ids_BT[keep], position_BT[keep], mask_BT[keep]
@@ -260,10 +312,16 @@ class Rewriter:
         return [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in out]
 
 
-def _choose(logits_BV: torch.Tensor, temperature: float, generators: list[torch.Generator]) -> torch.Tensor:
-    """Next tokens (B,): the largest logit, or a draw from softmax(logits / temperature) by the Gumbel-max trick."""
+def _choose(
+    logits_BV: torch.Tensor, temperature: float, generators: list[torch.Generator]
+) -> torch.Tensor:
+    """Next tokens (B,): the largest logit, or a draw from softmax(logits / temperature) by the
+    Gumbel-max trick.
+    """
     if temperature > 0:
-        noise_BV = torch.stack([torch.rand(logits_BV.shape[1], generator=g, dtype=torch.float64) for g in generators])
+        noise_BV = torch.stack(
+            [torch.rand(logits_BV.shape[1], generator=g, dtype=torch.float64) for g in generators]
+        )
         gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(1e-300, 1 - 1e-16)))
         logits_BV = logits_BV.double() / temperature + gumbel_BV
     return logits_BV.argmax(dim=-1)

@@ -11,17 +11,24 @@ from ospo.steps.step import NOBODY, Lineage, StepResult, finished, policy_direct
 
 
 def log_evaluation(
-    run: tracking.Run, config: Config, directory: Path, figures: Mapping[str, Mapping[str, float]], title: str = ""
+    run: tracking.Run,
+    config: Config,
+    directory: Path,
+    figures: Mapping[str, Mapping[str, float]],
+    title: str = "",
 ) -> None:
-    """Record an evaluation's files and ``figures`` ({policy: {retriever: nDCG@10}}, test split) in ``run``.
+    """Record an evaluation's files and ``figures`` ({policy: {retriever: nDCG@10}}, test split) in
+    ``run``.
 
     Its page, and with a ``title`` its summary, are written beside its tables first.
     """
-    from ospo.evaluation.report import write_report
-    from ospo.evaluation.wording import summary_markdown
+    from ospo.reports.evaluation import write_report
+    from ospo.reports.wording import summary_markdown
 
     for policy, row in figures.items():
-        run.log_metrics(0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in row.items()})
+        run.log_metrics(
+            0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in row.items()}
+        )
     analysis = write_report(
         directory,
         directory / "report.html",
@@ -37,7 +44,9 @@ def log_evaluation(
 
 
 def run_evaluation(config: Config, dataset: str, lineage: Lineage = NOBODY) -> StepResult:
-    """Score every policy's search texts under the training retriever and each unseen one, on held-out requests."""
+    """Score every policy's search texts under the training retriever and each unseen one, on
+    held-out requests.
+    """
     policies = {name: finished(dataset, name) for name in config.policies}
     params = {
         "seed": config.seed,
@@ -48,10 +57,14 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = NOBODY) -> S
 
     def work(directory: Path, run: tracking.Run) -> None:
         from ospo.data.dataset import load_prepared
-        from ospo.evaluation import evaluate
+        from ospo.evaluation.evaluate import evaluate
 
         models = {"raw": None} | {name: policy_directory(dataset, name) for name in policies}
-        trained = [f"ospo train --dataset {dataset} --algorithm {name}" for name in policies if name in ALGORITHMS]
+        trained = [
+            f"ospo train --dataset {dataset} --algorithm {name}"
+            for name in policies
+            if name in ALGORITHMS
+        ]
         commands = [
             f"dvc repro vectors@{dataset}", f"ospo sft --dataset {dataset}", *trained,
             f"ospo evaluate --dataset {dataset}", f"ospo report --dataset {dataset}",
@@ -69,5 +82,12 @@ def run_evaluation(config: Config, dataset: str, lineage: Lineage = NOBODY) -> S
         "policies": {name: state["fingerprint"] for name, state in policies.items()},
     }
     return run_step(
-        config, dataset, "evaluation", kind="evaluation", inputs=inputs, params=params, lineage=lineage, work=work
+        config,
+        dataset,
+        "evaluation",
+        kind="evaluation",
+        inputs=inputs,
+        params=params,
+        lineage=lineage,
+        work=work,
     )

@@ -14,12 +14,10 @@ from ospo.files import sha256_file, sha256_json
 PREPARED = Path("data/prepared")
 
 _PACKAGE = Path(__file__).parents[1]
-# Whatever training or evaluation imports, but for what reads parameters and files (tests/test_steps.py looks).
-_SHARED_SOURCES = (
-    "credit", "retrieval", "data/dataset.py", "data/prompts.py", "data/schemas.py", "data/seen.py", "engine.py",
-    "models.py", "reward.py",
-)  # fmt: skip
-TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/rollouts.py")
+# Whatever training or evaluation imports, but for what reads parameters and files
+# (tests/test_steps.py looks).
+_SHARED_SOURCES = ("credit", "data/dataset.py", "data/schemas.py", "policy", "retrieval", "reward")
+TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/completions.py")
 EVALUATION_SOURCES = (*_SHARED_SOURCES, "evaluation")
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
@@ -31,17 +29,23 @@ def file_md5(path: Path) -> str:
 
 
 def data_md5(dataset: str) -> dict[str, str]:
-    """Path → md5 of a dataset's prepared files, from dvc.lock; hashed here where they did not come through DVC."""
+    """Path → md5 of a dataset's prepared files, from dvc.lock; hashed here where they did not come
+    through DVC.
+    """
     lock = Path("dvc.lock")
     outs: dict[str, str] = {}
     if lock.exists():
         stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
-        outs = {out["path"]: out["md5"] for out in stages.get(f"prepare@{dataset}", {}).get("outs", [])}
+        outs = {
+            out["path"]: out["md5"] for out in stages.get(f"prepare@{dataset}", {}).get("outs", [])
+        }
     files = sorted(PREPARED.joinpath(dataset).glob("*.parquet"))
     if files and not outs:
         outs = {path.as_posix(): file_md5(path) for path in files}
     if not files:
-        raise OspoError(f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`")
+        raise OspoError(
+            f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`"
+        )
     return outs
 
 
@@ -51,9 +55,13 @@ def source_hash(parts: tuple[str, ...]) -> str:
     files = sorted(
         file
         for part in parts
-        for file in ([_PACKAGE / part] if part.endswith(".py") else _PACKAGE.joinpath(part).rglob("*.py"))
+        for file in (
+            [_PACKAGE / part] if part.endswith(".py") else _PACKAGE.joinpath(part).rglob("*.py")
+        )
     )
-    return sha256_json([(file.relative_to(_PACKAGE).as_posix(), sha256_file(file)) for file in files])
+    return sha256_json(
+        [(file.relative_to(_PACKAGE).as_posix(), sha256_file(file)) for file in files]
+    )
 
 
 def evaluation_source() -> str:
@@ -68,4 +76,8 @@ def _library_versions() -> tuple[str, ...]:
 
 def training_inputs(dataset: str) -> dict[str, Any]:
     """What every policy of a dataset is made from."""
-    return {"data": data_md5(dataset), "source": source_hash(TRAINING_SOURCES), "libraries": _library_versions()}
+    return {
+        "data": data_md5(dataset),
+        "source": source_hash(TRAINING_SOURCES),
+        "libraries": _library_versions(),
+    }

@@ -14,12 +14,19 @@ from ospo.steps.step import NOBODY, RUNS, Lineage, read_state
 def pipeline_run(config: Config, dataset: str, lineage: Lineage = NOBODY) -> Iterator[str]:
     """The MLflow parent run of a dataset's whole job; yields its id.
 
-    A pipeline interrupted and started again with the same data and parameters goes on in the same parent run.
+    A pipeline interrupted and started again with the same data and parameters goes on in the same
+    parent run.
     """
     tracking.sync(config, RUNS / dataset)
     directory = RUNS / dataset / "pipeline"
-    params = config.model_dump(include={"seed", "policy", "retrievers", "reward", "credit", "evaluation"})
-    inputs = {"data": data_md5(dataset), "source": source_hash(("",)), "preset": config.preset.model_dump()}
+    params = config.model_dump(
+        include={"seed", "policy", "retrievers", "reward", "credit", "evaluation"}
+    )
+    inputs = {
+        "data": data_md5(dataset),
+        "source": source_hash(("",)),
+        "preset": config.preset.model_dump(),
+    }
     fingerprint = sha256_json({"inputs": inputs, "params": params})
     with tracking.run(
         config,

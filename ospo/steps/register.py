@@ -12,14 +12,16 @@ from ospo.steps.step import RUNS, finished, policy_directory
 
 
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
-    """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns what became of it.
+    """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns what
+    became of it.
 
-    The better one is chosen on validation requests. It is a challenger: it becomes the champion only if the paired
-    comparison on held-out requests allows it (:mod:`ospo.promotion`), with the champion there is, or else with the raw
-    query: no policy is better than a bad one. A policy that is registered already is not registered again.
+    The better one is chosen on validation requests. It is a challenger: it becomes the champion
+    only if the paired comparison on held-out requests allows it (:mod:`ospo.registry.promotion`),
+    with the champion there is, or else with the raw query: no policy is better than a bad one. A
+    policy that is registered already is not registered again.
     """
     from ospo import registry
-    from ospo.evaluation.robustness import best_policy
+    from ospo.evaluation.selection import best_policy
 
     finished(dataset, "evaluation")
     summary = read_json(RUNS / dataset / "evaluation" / "summary.json")
@@ -42,7 +44,9 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     decision = str(json.loads(noted)["reason"]) if noted else ""
     if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
         decision = _challenge(config, dataset, policy, model_dir)
-        version = next(v for v in registry.models(config, (dataset,)) if v.version == version.version)
+        version = next(
+            v for v in registry.models(config, (dataset,)) if v.version == version.version
+        )
     return {
         "name": version.name,
         "version": version.version,
@@ -53,21 +57,32 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> str:
-    """Compare the newly registered challenger with the champion, or the raw query, on the same requests; the reason."""
-    from ospo import promotion, registry
+    """Compare the newly registered challenger with the champion, or the raw query, on the same
+    requests; the reason.
+    """
+    from ospo import registry
     from ospo.data.dataset import load_prepared
-    from ospo.evaluation import evaluate
+    from ospo.evaluation.evaluate import evaluate
     from ospo.evaluation.leaks import LeakError
+    from ospo.registry import promotion
 
     if not any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
         evaluation = RUNS / dataset / "evaluation"
-        return promotion.consider(config, dataset, evaluation, challenger=policy, champion=promotion.RAW).reason
+        return promotion.consider(
+            config, dataset, evaluation, challenger=policy, champion=promotion.RAW
+        ).reason
     _, champion_dir = registry.usable_champion(config, dataset)
     directory = RUNS / dataset / "promotion"
     try:
-        evaluate(config, load_prepared(PREPARED / dataset), {policy: model_dir, "champion": champion_dir}, directory)
+        evaluate(
+            config,
+            load_prepared(PREPARED / dataset),
+            {policy: model_dir, "champion": champion_dir},
+            directory,
+        )
     except LeakError as error:
-        # The champion was trained on what is held out now (the data changed): no fair comparison, no promotion.
+        # The champion was trained on what is held out now (the data changed): no fair comparison,
+        # no promotion.
         reason = f"not compared: {error}"
         registry.note(config, dataset, None, decision={"promoted": False, "reason": reason})
         return reason

@@ -42,7 +42,9 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Lineage:
-    """Who asked for a step: the MLflow parent run and the Prefect flow run ("" where there is none)."""
+    """Who asked for a step: the MLflow parent run and the Prefect flow run ("" where there is
+    none).
+    """
 
     parent_run_id: str | None = None
     prefect_run_id: str = ""
@@ -57,7 +59,9 @@ def policy_directory(dataset: str, name: str) -> Path:
 
 
 def read_state(directory: Path, fingerprint: str | None = None) -> dict[str, Any]:
-    """A step's ``step.json``; {} where there is none, or one of another fingerprint than the one that is asked for."""
+    """A step's ``step.json``; {} where there is none, or one of another fingerprint than the one
+    that is asked for.
+    """
     file = directory / "step.json"
     state = read_json(file) if file.exists() else {}
     return {} if fingerprint is not None and state.get("fingerprint") != fingerprint else state
@@ -69,7 +73,9 @@ def finished(dataset: str, name: str) -> dict[str, Any]:
     state = read_state(directory)
     if not state.get("finished"):
         command = {"sft": "sft", "evaluation": "evaluate"}.get(name, f"train --algorithm {name}")
-        raise OspoError(f"{directory}: has not finished. Fix: run `ospo {command} --dataset {dataset}`")
+        raise OspoError(
+            f"{directory}: has not finished. Fix: run `ospo {command} --dataset {dataset}`"
+        )
     return state
 
 
@@ -79,8 +85,9 @@ def dataset_lock(
 ) -> Iterator[None]:
     """Hold the dataset's runs for this process; the lock goes with the process, however that ends.
 
-    Where another process works on them it is waited for, at most ``patience`` seconds; ``told`` gets one line about
-    that. OspoError where they do not become free. Of a run in several processes the main one holds them for all.
+    Where another process works on them it is waited for, at most ``patience`` seconds; ``told``
+    gets one line about that. OspoError where they do not become free. Of a run in several processes
+    the main one holds them for all.
     """
     if not distributed.is_main():
         yield
@@ -96,7 +103,8 @@ def dataset_lock(
             lock.acquire(timeout=patience)
         except Timeout:
             raise OspoError(
-                f"runs/{dataset}: another run is working on it. Fix: wait for it to end, or stop it, then run again"
+                f"runs/{dataset}: another run is working on it. Fix: wait for it to end, or stop "
+                "it, then run again"
             ) from None
     try:
         yield
@@ -117,7 +125,8 @@ def run_step(
 ) -> StepResult:
     """Run, resume or skip one step; see the package's docstring.
 
-    In several processes all come to the same decision from the same files, before the main one changes any.
+    In several processes all come to the same decision from the same files, before the main one
+    changes any.
     """
     directory = RUNS / dataset / name
     state_file = directory / "step.json"
@@ -128,7 +137,9 @@ def run_step(
         state = {}
     distributed.together()
     if state.get("finished"):
-        return StepResult(name, dataset, directory, fingerprint, state["run_id"], True, state["seconds"])
+        return StepResult(
+            name, dataset, directory, fingerprint, state["run_id"], True, state["seconds"]
+        )
     if not distributed.is_main():
         distributed.together()
         work(directory, distributed.Follower())  # type: ignore[arg-type]
@@ -157,13 +168,18 @@ def run_step(
         with _full_disk_told(directory):
             work(directory, run)
     seconds = round(time.monotonic() - started, 1)
-    write_json(state_file, {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds})
+    write_json(
+        state_file,
+        {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds},
+    )
     distributed.together()
     return StepResult(name, dataset, directory, fingerprint, run.id, False, seconds)
 
 
 def _damage(directory: Path, kind: str) -> str:
-    """What is wrong with the files of a finished step's policy; "" where they are whole, or the step makes none."""
+    """What is wrong with the files of a finished step's policy; "" where they are whole, or the
+    step makes none.
+    """
     if kind not in ("sft", "rl"):
         return ""
     try:
@@ -175,7 +191,9 @@ def _damage(directory: Path, kind: str) -> str:
 
 @contextmanager
 def _full_disk_told(directory: Path) -> Iterator[None]:
-    """A full disk is one clear line. What was half written is removed; the last good checkpoint stays."""
+    """A full disk is one clear line. What was half written is removed; the last good checkpoint
+    stays.
+    """
     try:
         yield
     except Exception as error:
@@ -186,6 +204,7 @@ def _full_disk_told(directory: Path) -> Iterator[None]:
         last = last_checkpoint(directory / "checkpoints")
         kept = f"{last.name} is whole" if last else "there is no checkpoint yet"
         raise OspoError(
-            f"{directory}: the disk is full; {kept}. Fix: free some space (`ospo doctor` says how much there is), then "
+            f"{directory}: the disk is full; {kept}. Fix: free some space (`ospo doctor` says how "
+            "much there is), then "
             "run the same command again: it goes on from there"
         ) from error

@@ -15,7 +15,9 @@ SHOWN = 200  # completions in a run's table
 
 
 def _log_policy(run: tracking.Run, config: Config, directory: Path) -> None:
-    """The trained policy (adapter, or a small policy's whole weights) and the resolved configuration as artifacts."""
+    """The trained policy (adapter, or a small policy's whole weights) and the resolved
+    configuration as artifacts.
+    """
     run.log_artifact(directory / "model", "policy")
     run.log_dict("config.json", config.model_dump())
 
@@ -39,14 +41,27 @@ def run_sft(config: Config, dataset: str, lineage: Lineage = NOBODY) -> StepResu
         _log_policy(run, config, directory)
 
     return run_step(
-        config, dataset, "sft", kind="sft", inputs=training_inputs(dataset), params=params, lineage=lineage, work=work
+        config,
+        dataset,
+        "sft",
+        kind="sft",
+        inputs=training_inputs(dataset),
+        params=params,
+        lineage=lineage,
+        work=work,
     )
 
 
-def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage = NOBODY) -> StepResult:
-    """Train with one algorithm from the SFT checkpoint, which is trained first where it is missing or stale."""
+def run_rl(
+    config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage = NOBODY
+) -> StepResult:
+    """Train with one algorithm from the SFT checkpoint, which is trained first where it is missing
+    or stale.
+    """
     if algorithm not in ALGORITHMS:
-        raise OspoError(f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}")
+        raise OspoError(
+            f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}"
+        )
     from ospo.training.algorithms import ONLINE
 
     sft = run_sft(config, dataset, lineage)
@@ -68,7 +83,7 @@ def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage 
     def work(directory: Path, run: tracking.Run) -> None:
         from ospo.data.dataset import load_prepared
         from ospo.retrieval import build_retriever
-        from ospo.reward import SearchReward
+        from ospo.reward.search import SearchReward
         from ospo.training.train import train
 
         def log_table(step: int, rows: list[dict[str, Any]]) -> None:
@@ -83,8 +98,20 @@ def run_rl(config: Config, dataset: str, algorithm: Algorithm, lineage: Lineage 
                 run.log_artifact(directory / name)
         if (directory / "completions.parquet").is_file():
             # The last completions as a table that MLflow shows; all of them are in the file.
-            run.log_table("tables/completions.json", pl.read_parquet(directory / "completions.parquet").tail(SHOWN))
+            run.log_table(
+                "tables/completions.json",
+                pl.read_parquet(directory / "completions.parquet").tail(SHOWN),
+            )
         _log_policy(run, config, directory)
 
     inputs = training_inputs(dataset) | {"sft": sft.fingerprint}
-    return run_step(config, dataset, algorithm, kind="rl", inputs=inputs, params=params, lineage=lineage, work=work)
+    return run_step(
+        config,
+        dataset,
+        algorithm,
+        kind="rl",
+        inputs=inputs,
+        params=params,
+        lineage=lineage,
+        work=work,
+    )

@@ -1,7 +1,19 @@
-"""Experiment tracking in MLflow: ``run`` for a step's records, ``sync`` for what was left while MLflow was away."""
+"""Experiment tracking in MLflow: ``run`` for a step's records, ``sync`` for what was left while
+MLflow was away.
+"""
 
 from ospo.tracking.runs import Run, dataset_digest, flatten
 from ospo.tracking.session import Terminated, run, setup, sync
 from ospo.tracking.store import TrackingError, tracking_uri
 
-__all__ = ["Run", "Terminated", "TrackingError", "dataset_digest", "flatten", "run", "setup", "sync", "tracking_uri"]
+__all__ = [
+    "Run",
+    "Terminated",
+    "TrackingError",
+    "dataset_digest",
+    "flatten",
+    "run",
+    "setup",
+    "sync",
+    "tracking_uri",
+]

@@ -1,4 +1,6 @@
-"""Sending a journal's events to MLflow, in order, each at least once; every operation is safe to repeat."""
+"""Sending a journal's events to MLflow, in order, each at least once; every operation is safe to
+repeat.
+"""
 
 import logging
 from pathlib import Path
@@ -19,14 +21,20 @@ MAX_METRICS, MAX_PARAMS, MAX_TAGS = 1000, 100, 100  # MLflow's limits on one log
 
 def find_by_key(client: MlflowClient, experiment: str, key: str) -> str | None:
     """The id of the run that carries ``key``."""
-    runs = client.search_runs([experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1)
+    runs = client.search_runs(
+        [experiment], filter_string=f"tags.`{KEY_TAG}` = '{key}'", max_results=1
+    )
     return str(runs[0].info.run_id) if runs else None
 
 
-def _create(client: MlflowClient, journal: Journal, event: dict[str, Any], allow_orphan: bool) -> None:
+def _create(
+    client: MlflowClient, journal: Journal, event: dict[str, Any], allow_orphan: bool
+) -> None:
     experiment = experiment_id(client, event["experiment"], event["artifact_location"])
     if journal.attempted and (found := find_by_key(client, experiment, journal.key)):
-        journal.set_state(run_id=found)  # an earlier try did reach the server; only its answer was lost
+        journal.set_state(
+            run_id=found
+        )  # an earlier try did reach the server; only its answer was lost
         return
     tags = dict(event["tags"])
     parent = event["parent"]
@@ -46,7 +54,11 @@ def _chunks(items: list[Any], size: int) -> list[list[Any]]:
 
 
 def _send_batch(client: MlflowClient, run_id: str, events: list[dict[str, Any]]) -> None:
-    metrics = [Metric(key, value, time, step) for e in events for key, value, time, step in e.get("metrics", [])]
+    metrics = [
+        Metric(key, value, time, step)
+        for e in events
+        for key, value, time, step in e.get("metrics", [])
+    ]
     params = [Param(key, value) for e in events for key, value in e.get("params", {}).items()]
     tags = [RunTag(key, value) for e in events for key, value in e.get("tags", {}).items()]
     for chunk in _chunks(metrics, MAX_METRICS):
@@ -68,11 +80,17 @@ def _send_files(client: MlflowClient, run_id: str, event: dict[str, Any]) -> Non
 
 
 def _send_dataset(client: MlflowClient, run_id: str, event: dict[str, Any]) -> None:
-    dataset = Dataset(event["name"], event["digest"], "local", event["source"], event["schema"], event["profile"])
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", event["context"])])])
+    dataset = Dataset(
+        event["name"], event["digest"], "local", event["source"], event["schema"], event["profile"]
+    )
+    client.log_inputs(
+        run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", event["context"])])]
+    )
 
 
-def _send(client: MlflowClient, journal: Journal, events: list[dict[str, Any]], allow_orphan: bool) -> None:
+def _send(
+    client: MlflowClient, journal: Journal, events: list[dict[str, Any]], allow_orphan: bool
+) -> None:
     """Send one group of events of one kind."""
     event, op = events[0], events[0]["op"]
     if op == "create":
@@ -80,7 +98,9 @@ def _send(client: MlflowClient, journal: Journal, events: list[dict[str, Any]], 
         return
     run_id = journal.run_id
     if run_id is None:
-        raise TrackingError(f"run {journal.key} was refused by MLflow; its records stay in {journal.file.name}")
+        raise TrackingError(
+            f"run {journal.key} was refused by MLflow; its records stay in {journal.file.name}"
+        )
     if op == "batch":
         _send_batch(client, run_id, events)
     elif op == "files":
@@ -96,10 +116,11 @@ def _send(client: MlflowClient, journal: Journal, events: list[dict[str, Any]], 
 
 
 def deliver(client: MlflowClient, journal: Journal, allow_orphan: bool = False) -> list[str]:
-    """Send everything that waits. Returns one line for each record that MLflow refused (it is then passed over).
+    """Send everything that waits. Returns one line for each record that MLflow refused (it is then
+    passed over).
 
-    Raises Unreachable where the store does not answer (what was sent is noted; call again later), and TrackingError
-    where MLflow refuses the run itself.
+    Raises Unreachable where the store does not answer (what was sent is noted; call again later),
+    and TrackingError where MLflow refuses the run itself.
     """
     refused: list[str] = []
     while events := journal.pending():
@@ -114,7 +135,8 @@ def deliver(client: MlflowClient, journal: Journal, allow_orphan: bool = False) 
                 raise Unreachable(describe(error)) from error
             if events[0]["op"] in ("create", "resume"):
                 raise TrackingError(
-                    f"MLflow refused the run ({describe(error)}). Fix: check tracking.uri, tracking.experiment and, "
+                    f"MLflow refused the run ({describe(error)}). Fix: check tracking.uri, "
+                    "tracking.experiment and, "
                     "for a resumed run, that it was not deleted"
                 ) from error
             if size > 1:  # one bad record must not take its neighbours with it

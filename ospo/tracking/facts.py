@@ -1,4 +1,6 @@
-"""Facts about code, packages and machine that every run carries as tags. No host or user name, no path."""
+"""Facts about code, packages and machine that every run carries as tags. No host or user name, no
+path.
+"""
 
 import os
 import platform
@@ -6,16 +8,33 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("ospo", "torch", "transformers", "trl", "peft", "polars", "spacy", "bm25s", "mlflow", "prefect", "dvc")
+PACKAGES = (
+    "ospo",
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "polars",
+    "spacy",
+    "bm25s",
+    "mlflow",
+    "prefect",
+    "dvc",
+)
 
 
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # an installed package or an unpacked archive has no repository: the tag then says so
+        # An installed package or an unpacked archive has no repository: the tag then says so.
+        return None
     return done.stdout.strip()
 
 
@@ -25,7 +44,9 @@ def git_commit(root: Path) -> str:
 
 
 def git_dirty(root: Path) -> str:
-    """``true`` where tracked files differ from the commit, ``false`` where not, ``unknown`` outside a repository."""
+    """``true`` where tracked files differ from the commit, ``false`` where not, ``unknown`` outside
+    a repository.
+    """
     status = _git(root, "status", "--porcelain", "--untracked-files=no")
     return "unknown" if status is None else str(bool(status)).lower()
 
@@ -44,7 +65,9 @@ def package_versions() -> dict[str, str]:
 def machine() -> dict[str, str]:
     """Processor count, platform, Python, and the GPU if torch is loaded and sees one."""
     facts = {
-        "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "cpus": str(
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        ),
         "platform": f"{platform.system()}-{platform.machine()}",
         "python": platform.python_version(),
     }

@@ -1,9 +1,11 @@
-"""An append-only file of tracking events: what is written here survives a tracking server that is away.
+"""An append-only file of tracking events: what is written here survives a tracking server that is
+away.
 
-One run has one journal, ``<directory>/.tracking/<key>.jsonl``, and beside it ``<key>.json``, its state: the MLflow run
-id once there is one, and how many events were delivered. Both are removed when the run has ended and every event was
-delivered. The file is locked while its run is alive, so that another process can tell a live run from a dead one: the
-lock goes with the process, however that ends.
+One run has one journal, ``<directory>/.tracking/<key>.jsonl``, and beside it ``<key>.json``, its
+state: the MLflow run id once there is one, and how many events were delivered. Both are removed
+when the run has ended and every event was delivered. The file is locked while its run is alive, so
+that another process can tell a live run from a dead one: the lock goes with the process, however
+that ends.
 """
 
 import errno
@@ -58,7 +60,9 @@ class Journal:
         self._stream.seek(0)
         content = self._stream.read()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):  # the process died in the middle of a line: that event was never acknowledged
+        if whole < len(
+            content
+        ):  # the process died in the middle of a line: that event was never acknowledged
             self._stream.truncate(whole)
         return [json.loads(line) for line in content[:whole].splitlines()]
 
@@ -76,9 +80,14 @@ class Journal:
                 self._complain(error)
 
     def _complain(self, error: OSError) -> None:
-        # A full disk must not end a training run: what is in memory is still sent, it only would not survive a kill.
+        # A full disk must not end a training run: what is in memory is still sent, it only would
+        # not survive a kill.
         if not self._complained:
-            LOGGER.error("%s cannot be written (%s); records are kept in memory only", self.file, error.strerror)
+            LOGGER.error(
+                "%s cannot be written (%s); records are kept in memory only",
+                self.file,
+                error.strerror,
+            )
         self._complained = True
 
     def pending(self) -> list[dict[str, Any]]:
@@ -93,8 +102,12 @@ class Journal:
     def __len__(self) -> int:
         return len(self._events)
 
-    def set_state(self, *, run_id: str | None = None, delivered: int | None = None, attempted: bool = False) -> None:
-        """Note progress: the MLflow run id, a count of delivered events, or that creating the run was attempted."""
+    def set_state(
+        self, *, run_id: str | None = None, delivered: int | None = None, attempted: bool = False
+    ) -> None:
+        """Note progress: the MLflow run id, a count of delivered events, or that creating the run
+        was attempted.
+        """
         self.run_id = run_id or self.run_id
         self.delivered = self.delivered if delivered is None else delivered
         self.attempted = self.attempted or attempted
@@ -123,6 +136,8 @@ class Journal:
 
 def journal_keys(directory: Path) -> Iterator[tuple[Path, str]]:
     """(directory, key) of every journal at or below ``directory``, oldest first."""
-    files = sorted(directory.rglob(f"{FOLDER}/*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    files = sorted(
+        directory.rglob(f"{FOLDER}/*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name)
+    )
     for file in files:
         yield file.parent.parent, file.stem

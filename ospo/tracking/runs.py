@@ -1,4 +1,6 @@
-"""A tracked run: its records go through a journal and a thread, so that training never waits for MLflow."""
+"""A tracked run: its records go through a journal and a thread, so that training never waits for
+MLflow.
+"""
 
 import hashlib
 import json
@@ -32,18 +34,24 @@ def now_ms() -> int:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mapping → dotted keys with string values: ``{"rl": {"steps": 3}}`` → ``{"rl.steps": "3"}``."""
+    """Nested mapping → dotted keys with string values: ``{"rl": {"steps": 3}}`` → ``{"rl.steps":
+    "3"}``.
+    """
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = (value if isinstance(value, str) else json.dumps(value, default=str))[:MAX_PARAM]
+            flat[f"{prefix}{key}"] = (
+                value if isinstance(value, str) else json.dumps(value, default=str)
+            )[:MAX_PARAM]
     return flat
 
 
 def dataset_digest(md5: str | Mapping[str, str]) -> str:
-    """One md5 for a data set: dvc.lock's own, or the md5 over (path, md5) of its outputs. At most 36 characters."""
+    """One md5 for a data set: dvc.lock's own, or the md5 over (path, md5) of its outputs. At most
+    36 characters.
+    """
     if isinstance(md5, str):
         return md5[:36]
     lines = "".join(f"{path} {value}\n" for path, value in sorted(md5.items()))
@@ -51,7 +59,9 @@ def dataset_digest(md5: str | Mapping[str, str]) -> str:
 
 
 class Run:
-    """One MLflow run. Every method returns at once: a thread sends, and keeps trying while the server is away."""
+    """One MLflow run. Every method returns at once: a thread sends, and keeps trying while the
+    server is away.
+    """
 
     def __init__(self, client: MlflowClient, journal: Journal, name: str, uri: str):
         self.name = name
@@ -65,16 +75,24 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The MLflow run id; ``pending:KEY`` while no server has answered. Both forms may be given back to run()."""
+        """The MLflow run id; ``pending:KEY`` while no server has answered. Both forms may be given
+        back to run().
+        """
         return self._journal.run_id or f"{PENDING}{self._journal.key}"
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step. Values are floats without unit unless the name says so; NaN is kept as NaN."""
+        """Metrics of one step. Values are floats without unit unless the name says so; NaN is kept
+        as NaN.
+        """
         now = now_ms()
-        self._put("batch", metrics=[[key, float(value), now, int(step)] for key, value in metrics.items()])
+        self._put(
+            "batch", metrics=[[key, float(value), now, int(step)] for key, value in metrics.items()]
+        )
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Parameters, flattened to dotted keys. MLflow refuses to change a parameter that is already set."""
+        """Parameters, flattened to dotted keys. MLflow refuses to change a parameter that is
+        already set.
+        """
         self._put("batch", params=flatten(params))
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
@@ -95,7 +113,8 @@ class Run:
         self._put_file(path, name)
 
     def log_table(self, name: str, rows: Any) -> None:
-        """A table as artifact ``name`` (ends in .json), shown as a table by MLflow's evaluation view.
+        """A table as artifact ``name`` (ends in .json), shown as a table by MLflow's evaluation
+        view.
 
         ``rows``: a polars DataFrame, or a list of dictionaries with the same keys.
         """
@@ -103,13 +122,18 @@ class Run:
             raise ValueError(f"table {name!r}: MLflow shows tables from .json artifacts only")
         records = rows.to_dicts() if hasattr(rows, "to_dicts") else list(rows)
         columns = list(records[0]) if records else []
-        self.log_dict(name, {"columns": columns, "data": [[_plain(row[c]) for c in columns] for row in records]})
+        self.log_dict(
+            name,
+            {"columns": columns, "data": [[_plain(row[c]) for c in columns] for row in records]},
+        )
         if {"path": name, "type": "table"} not in self._tables:
             self._tables.append({"path": name, "type": "table"})
         self.set_tags({"mlflow.loggedArtifacts": json.dumps(self._tables)})
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """A file, or everything in a directory, under ``artifact_path``. It must stay in place until the run ends."""
+        """A file, or everything in a directory, under ``artifact_path``. It must stay in place
+        until the run ends.
+        """
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"artifact {path} does not exist")
@@ -118,22 +142,36 @@ class Run:
     log_artifacts = log_artifact
 
     def log_dataset(
-        self, name: str, directory: str | Path, md5: str | Mapping[str, str], context: str = "training"
+        self,
+        name: str,
+        directory: str | Path,
+        md5: str | Mapping[str, str],
+        context: str = "training",
     ) -> None:
         """A prepared data set as input of the run, with the counts of its stats.json.
 
-        ``md5``: the one in dvc.lock, or path → md5 where it holds several outputs: the digest is then the md5 over
-        all of them, and each is a tag of its own.
+        ``md5``: the one in dvc.lock, or path → md5 where it holds several outputs: the digest is
+        then the md5 over all of them, and each is a tag of its own.
         """
         stats = Path(directory) / "stats.json"
         profile = stats.read_text(encoding="utf-8") if stats.exists() else "{}"
         source = json.dumps({"uri": f"dvc:{Path(directory).name}"})
         files = {"": md5} if isinstance(md5, str) else dict(md5)
         self._put(
-            "dataset", name=name, digest=dataset_digest(md5), source=source, schema="{}", profile=profile[:65_535],
+            "dataset",
+            name=name,
+            digest=dataset_digest(md5),
+            source=source,
+            schema="{}",
+            profile=profile[:65_535],
             context=context,
-        )  # fmt: skip
-        self.set_tags({f"data.{name}.{Path(file).name}.md5".replace("..", "."): value for file, value in files.items()})
+        )
+        self.set_tags(
+            {
+                f"data.{name}.{Path(file).name}.md5".replace("..", "."): value
+                for file, value in files.items()
+            }
+        )
 
     def flush(self) -> bool:
         """Send what waits, now. Returns whether everything arrived."""
@@ -145,7 +183,11 @@ class Run:
         self._wake.set()
 
     def _put_file(self, path: Path, name: str) -> None:
-        self._put("files", path=str(path.resolve()), artifact_path=str(Path(name).parent).removeprefix("."))
+        self._put(
+            "files",
+            path=str(path.resolve()),
+            artifact_path=str(Path(name).parent).removeprefix("."),
+        )
 
     def _deliver(self) -> bool:
         try:
@@ -154,20 +196,29 @@ class Run:
             if not self._away:
                 LOGGER.warning(
                     "MLflow at %s does not answer (%s); run %s goes on, its records wait in %s",
-                    without_password(self._uri), error, self.name, self._journal.folder,
-                )  # fmt: skip
+                    without_password(self._uri),
+                    error,
+                    self.name,
+                    self._journal.folder,
+                )
             self._away = True
             return False
         except OspoError as error:
             LOGGER.error("%s; records of run %s stay in %s", error, self.name, self._journal.folder)
             return False
         except Exception:  # training must not die of its bookkeeping; the journal keeps the records
-            LOGGER.exception("records of run %s could not be sent; they stay in %s", self.name, self._journal.folder)
+            LOGGER.exception(
+                "records of run %s could not be sent; they stay in %s",
+                self.name,
+                self._journal.folder,
+            )
             return False
         for line in refused:
             LOGGER.error("MLflow refused a record of run %s: %s", self.name, line)
         if self._away:
-            LOGGER.warning("MLflow answers again; everything that run %s recorded was sent", self.name)
+            LOGGER.warning(
+                "MLflow answers again; everything that run %s recorded was sent", self.name
+            )
         self._away = False
         return True
 
@@ -208,20 +259,26 @@ class Run:
                     if is_server(self._uri):
                         self._away = True
                         LOGGER.warning(
-                            "MLflow at %s does not answer; run %s starts without it, its records wait in %s",
-                            without_password(self._uri), self.name, self._journal.folder,
-                        )  # fmt: skip
+                            "MLflow at %s does not answer; run %s starts without it, its records "
+                            "wait in %s",
+                            without_password(self._uri),
+                            self.name,
+                            self._journal.folder,
+                        )
                         break
                     if time.monotonic() > deadline:
                         raise TrackingError(
-                            f"the MLflow store {without_password(self._uri)} cannot be written ({error}). "
+                            f"the MLflow store {without_password(self._uri)} cannot be written "
+                            f"({error}). "
                             "Fix: free the disk or the lock on it, or set another tracking.uri"
                         ) from error
                     time.sleep(0.5)
         self._thread.start()
 
     def end(self, status: str, patience: float) -> None:
-        """Finish with ``status``, waiting at most about ``patience`` seconds for MLflow. Used by run()."""
+        """Finish with ``status``, waiting at most about ``patience`` seconds for MLflow. Used by
+        run().
+        """
         self._put("end", status=status)
         self._stop.set()
         self._thread.join(timeout=patience)
@@ -231,12 +288,16 @@ class Run:
             finally:
                 self._sending.release()
             if not arrived:
-                LOGGER.warning("records of run %s were not all sent; `ospo sync` sends them later", self.name)
+                LOGGER.warning(
+                    "records of run %s were not all sent; `ospo sync` sends them later", self.name
+                )
         self._journal.close()
 
 
 def _plain(value: Any) -> Any:
-    """A value that JSON can hold: NaN and infinities become null, as MLflow's table view shows them."""
+    """A value that JSON can hold: NaN and infinities become null, as MLflow's table view shows
+    them.
+    """
     if isinstance(value, float) and value - value != 0:
         return None
     if isinstance(value, list | tuple):

@@ -34,13 +34,20 @@ LOGGER = logging.getLogger("ospo.tracking")
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived. Leaves like SystemExit(143), so that ``finally`` blocks run and the run is marked KILLED."""
+    """SIGTERM arrived. Leaves like SystemExit(143), so that ``finally`` blocks run and the run is
+    marked KILLED.
+    """
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into Terminated while inside, unless someone else (Prefect, a server) already handles it."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    """Turn SIGTERM into Terminated while inside, unless someone else (Prefect, a server) already
+    handles it.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
         yield
         return
 
@@ -57,19 +64,23 @@ def _terminable() -> Iterator[None]:
 def _status(error: BaseException) -> str:
     if isinstance(error, SystemExit) and error.code in (0, None):
         return "FINISHED"
-    # KeyboardInterrupt, SystemExit, a flow's cancellation: someone stopped the run. Anything else went wrong in it.
+    # KeyboardInterrupt, SystemExit, a flow's cancellation: someone stopped the run. Anything else
+    # went wrong in it.
     return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 
 def setup(config: Config, root: str | Path = ".") -> str:
     """Make the store and the experiment where they do not exist; returns the store's address.
 
-    The address comes from MLFLOW_TRACKING_URI or ``tracking.uri``; a relative sqlite file and its artifacts
-    (``mlartifacts/``) lie under ``root``. Raises TrackingError where the store does not answer.
+    The address comes from MLFLOW_TRACKING_URI or ``tracking.uri``; a relative sqlite file and its
+    artifacts (``mlartifacts/``) lie under ``root``. Raises TrackingError where the store does not
+    answer.
     """
     uri = tracking_uri(config, Path(root))
     try:
-        experiment_id(client_for(uri), config.tracking.experiment, artifact_location(uri, Path(root)))
+        experiment_id(
+            client_for(uri), config.tracking.experiment, artifact_location(uri, Path(root))
+        )
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"MLflow at {without_password(uri)} does not answer ({describe(error)}). "
@@ -79,7 +90,11 @@ def setup(config: Config, root: str | Path = ".") -> str:
 
 
 def _open(
-    client: MlflowClient, directory: Path, run_id: str | None, create: dict[str, Any], resume: dict[str, Any]
+    client: MlflowClient,
+    directory: Path,
+    run_id: str | None,
+    create: dict[str, Any],
+    resume: dict[str, Any],
 ) -> Journal:
     """The journal of a new run, or of the run to resume, with its first new event."""
     if run_id is None:
@@ -101,7 +116,9 @@ def _open(
         experiment = experiment_id(client, create["experiment"], create["artifact_location"])
         found = find_by_key(client, experiment, run_id.removeprefix(PENDING))
         if found is None:
-            raise TrackingError(f"run {run_id} is neither in MLflow nor in {directory}. Fix: start a new run")
+            raise TrackingError(
+                f"run {run_id} is neither in MLflow nor in {directory}. Fix: start a new run"
+            )
         run_id = found
     journal = Journal(directory, uuid.uuid4().hex)
     journal.set_state(run_id=run_id)
@@ -126,12 +143,14 @@ def run(
 ) -> Iterator[Run]:
     """A tracked run for the body of a ``with`` statement.
 
-    ``kind``: pipeline, sft, grpo, ospo, evaluate, … (tag ``ospo.kind``). ``directory``: the step's own folder, where
-    records wait while MLflow is away. ``parent_id`` and ``run_id`` (to resume) take what ``Run.id`` gave. ``params``:
-    the resolved configuration of this step only, nested or flat. ``data_md5``: data set → md5 from dvc.lock.
+    ``kind``: pipeline, sft, grpo, ospo, evaluate, … (tag ``ospo.kind``). ``directory``: the step's
+    own folder, where records wait while MLflow is away. ``parent_id`` and ``run_id`` (to resume)
+    take what ``Run.id`` gave. ``params``: the resolved configuration of this step only, nested or
+    flat. ``data_md5``: data set → md5 from dvc.lock.
 
-    The run ends FINISHED; FAILED on an exception; KILLED on Ctrl-C, SIGTERM or a cancelled flow. A server that does
-    not answer stops nothing. Raises TrackingError where MLflow refuses the run or the local database cannot be used.
+    The run ends FINISHED; FAILED on an exception; KILLED on Ctrl-C, SIGTERM or a cancelled flow. A
+    server that does not answer stops nothing. Raises TrackingError where MLflow refuses the run or
+    the local database cannot be used.
     """
     directory, root = Path(directory), Path(root)
     uri = tracking_uri(config, root)
@@ -173,11 +192,15 @@ def run(
         tracked.end("FINISHED", patience=60)
 
 
-def sync(config: Config, directory: str | Path, root: str | Path = ".", *, strict: bool = False) -> int:
-    """Send what dead runs below ``directory`` left behind, and mark as KILLED those that did not end themselves.
+def sync(
+    config: Config, directory: str | Path, root: str | Path = ".", *, strict: bool = False
+) -> int:
+    """Send what dead runs below ``directory`` left behind, and mark as KILLED those that did not
+    end themselves.
 
-    Live runs are left alone. Returns how many runs were completed in MLflow. Where the server still does not answer,
-    that is one warning, or with ``strict`` a TrackingError: what waits is not lost either way.
+    Live runs are left alone. Returns how many runs were completed in MLflow. Where the server still
+    does not answer, that is one warning, or with ``strict`` a TrackingError: what waits is not lost
+    either way.
     """
     client = client_for(tracking_uri(config, Path(root)))
     waiting: list[Journal] = []
@@ -191,7 +214,10 @@ def sync(config: Config, directory: str | Path, root: str | Path = ".", *, stric
             journal.append({"op": "end", "time": now_ms(), "status": "KILLED"})
     count, problem = len(waiting), ""
     try:
-        for allow_orphan in (False, True):  # a child waits for its parent; where that is lost, it goes without
+        for allow_orphan in (
+            False,
+            True,
+        ):  # a child waits for its parent; where that is lost, it goes without
             left = []
             for journal in waiting:
                 try:
@@ -201,7 +227,9 @@ def sync(config: Config, directory: str | Path, root: str | Path = ".", *, stric
                 except Unreachable as error:
                     problem = str(error)
                     left.append(journal)
-                except TrackingError as error:  # this run is refused for good; the others must not suffer
+                except (
+                    TrackingError
+                ) as error:  # this run is refused for good; the others must not suffer
                     LOGGER.error("%s (its records: %s)", error, journal.file)
                     journal.close()
             waiting = left
@@ -210,7 +238,8 @@ def sync(config: Config, directory: str | Path, root: str | Path = ".", *, stric
             journal.close()
     if waiting:
         line = (
-            f"records of {len(waiting)} run(s) below {directory} still wait for MLflow ({problem}). "
+            f"records of {len(waiting)} run(s) below {directory} still wait for MLflow "
+            f"({problem}). "
             "Fix: start the server (`make up`), then `ospo sync`"
         )
         if strict:

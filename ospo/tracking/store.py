@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Before mlflow is imported: no usage reports; and a server that is away must be noticed in seconds, not after the
-# four minutes of MLflow's own retries. The journal retries for as long as the run lives.
+# Before mlflow is imported: no usage reports; and a server that is away must be noticed in seconds,
+# not after the four minutes of MLflow's own retries. The journal retries for as long as the run
+# lives.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -22,7 +23,9 @@ from ospo.errors import OspoError
 
 ARTIFACTS = "mlartifacts"
 for _name in ("mlflow.store.db.utils", "mlflow.models.signature", "alembic"):
-    logging.getLogger(_name).setLevel(logging.WARNING)  # lines about tables, in the middle of a progress bar
+    logging.getLogger(_name).setLevel(
+        logging.WARNING
+    )  # lines about tables, in the middle of a progress bar
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 # Codes that say "not like this", as against "not now": sending the same again cannot succeed.
 _PERMANENT = {
@@ -47,14 +50,20 @@ class Unreachable(Exception):
 
 
 def tracking_uri(config: Config, root: Path) -> str:
-    """The store's address: MLFLOW_TRACKING_URI if set, else params.yaml's; relative sqlite files lie under ``root``."""
+    """The store's address: MLFLOW_TRACKING_URI if set, else params.yaml's; relative sqlite files
+    lie under ``root``.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or config.tracking.uri
     if match := re.fullmatch(r"sqlite:///([^/].*)", uri):
         return f"sqlite:///{root.resolve() / match.group(1)}"
-    if urlsplit(uri).scheme not in ("http", "https", "sqlite", "postgresql", "mysql", "mssql") and "+" not in uri:
+    if (
+        urlsplit(uri).scheme not in ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
+        and "+" not in uri
+    ):
         raise TrackingError(
             f"tracking.uri: {without_password(uri)!r} is no MLflow store. "
-            "Fix: use sqlite:///mlflow.db or the address of an MLflow server, such as http://127.0.0.1:5000"
+            "Fix: use sqlite:///mlflow.db or the address of an MLflow server, such as "
+            "http://127.0.0.1:5000"
         )
     return uri
 
@@ -72,12 +81,14 @@ def is_server(uri: str) -> bool:
 def artifact_location(uri: str, root: Path) -> str | None:
     """Where a new experiment keeps its files; None leaves it to the server.
 
-    That is a server on another machine, or one that was told where files go (MLFLOW_ARTIFACTS_DESTINATION). Otherwise
-    it is always the same folder, whether runs go to the database or through a server over it, so that both ways can
-    read every artifact.
+    That is a server on another machine, or one that was told where files go
+    (MLFLOW_ARTIFACTS_DESTINATION). Otherwise it is always the same folder, whether runs go to the
+    database or through a server over it, so that both ways can read every artifact.
     """
     parts = urlsplit(uri)
-    if is_server(uri) and (parts.hostname not in _LOCAL_HOSTS or os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")):
+    if is_server(uri) and (
+        parts.hostname not in _LOCAL_HOSTS or os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
+    ):
         return None
     if uri.startswith("sqlite:///"):
         return (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()
@@ -102,11 +113,17 @@ def client_for(uri: str) -> MlflowClient:
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     try:
-        return MlflowClient(tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri)
-    except Exception as error:  # SQLAlchemy and driver errors have no common base; all mean the same here
+        return MlflowClient(
+            tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri
+        )
+    except (
+        Exception
+    ) as error:  # SQLAlchemy and driver errors have no common base; all mean the same here
         raise TrackingError(
-            f"tracking.uri: the MLflow store {without_password(uri)} cannot be opened ({describe(error)}). "
-            "Fix: move a broken mlflow.db away, run `mlflow db upgrade URI` for an old one, or correct the address"
+            f"tracking.uri: the MLflow store {without_password(uri)} cannot be opened "
+            f"({describe(error)}). "
+            "Fix: move a broken mlflow.db away, run `mlflow db upgrade URI` for an old one, or "
+            "correct the address"
         ) from error
 
 
@@ -122,7 +139,8 @@ def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
             found = client.get_experiment_by_name(name)  # another process made it just now
     if found.lifecycle_stage == "deleted":
         raise TrackingError(
-            f"tracking.experiment: {name!r} was deleted in MLflow. Fix: `mlflow experiments restore "
+            f"tracking.experiment: {name!r} was deleted in MLflow. Fix: `mlflow experiments "
+            "restore "
             f"--experiment-id {found.experiment_id}`, or choose another name in params.yaml"
         )
     return str(found.experiment_id)

@@ -1,4 +1,6 @@
-"""What is seen while training runs: a metrics file that is always written, a progress bar, complete checkpoints."""
+"""What is seen while training runs: a metrics file that is always written, a progress bar, complete
+checkpoints.
+"""
 
 import json
 import logging
@@ -17,7 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from ospo.config import Model
 from ospo.errors import InputError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
-from ospo.models import save_policy
+from ospo.policy.weights import save_policy
 
 LOGGER = logging.getLogger("ospo.training")
 OnLog = Callable[[int, dict[str, float]], None]
@@ -64,7 +66,8 @@ def read_metrics(file: Path) -> list[dict[str, float]]:
 
 
 class MetricsLog(TrainerCallback):
-    """Appends one JSON line a step to ``out/metrics.jsonl`` and hands it to ``on_log``, each step once.
+    """Appends one JSON line a step to ``out/metrics.jsonl`` and hands it to ``on_log``, each step
+    once.
 
     A run that was killed after its last checkpoint repeats some steps; they are not logged again.
     """
@@ -72,9 +75,13 @@ class MetricsLog(TrainerCallback):
     def __init__(self, out: Path, on_log: OnLog):
         self.file, self.forward = out / "metrics.jsonl", on_log
         rows = read_metrics(self.file)
-        if self.file.is_file():  # drop a torn last line, so that the file stays readable as it grows
+        if (
+            self.file.is_file()
+        ):  # drop a torn last line, so that the file stays readable as it grows
             with atomic_file(self.file) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+                temporary.write_text(
+                    "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+                )
         self.last = max((int(row["step"]) for row in rows), default=0)
         self._started = time.perf_counter()
         self._seconds = 0.0
@@ -87,11 +94,22 @@ class MetricsLog(TrainerCallback):
         """Stop the step's clock: checkpoints and logging are not part of a step."""
         self._seconds = time.perf_counter() - self._started
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Write and forward one step's metrics."""
-        if not state.is_world_process_zero or not logs or "loss" not in logs or state.global_step <= self.last:
+        if (
+            not state.is_world_process_zero
+            or not logs
+            or "loss" not in logs
+            or state.global_step <= self.last
+        ):
             return
-        metrics = {_NAMES[key]: float(value) for key, value in logs.items() if key in _NAMES and value is not None}
+        metrics = {
+            _NAMES[key]: float(value)
+            for key, value in logs.items()
+            if key in _NAMES and value is not None
+        }
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
         phases = sum(value for key, value in metrics.items() if key.startswith("seconds/"))
         metrics["seconds/step"] = self._seconds
@@ -115,10 +133,16 @@ class ProgressBar(TrainerCallback):
             # Away from a terminal a line every few seconds is enough.
             interval = 0.1 if sys.stderr.isatty() else 10.0
             self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", mininterval=interval
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self.title,
+                unit="step",
+                mininterval=interval,
             )
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Move the bar to the logged step."""
         if self._bar is not None and logs and "loss" in logs:
             key = "reward" if logs.get("reward") is not None else "loss"
@@ -133,7 +157,9 @@ class ProgressBar(TrainerCallback):
 
 
 class SampleTable(TrainerCallback):
-    """Hands ``rows(step)``, some of the step's completions with the credit of each phrase, on every ``every`` steps."""
+    """Hands ``rows(step)``, some of the step's completions with the credit of each phrase, on every
+    ``every`` steps.
+    """
 
     def __init__(self, rows: Callable[[int], list[dict[str, Any]]], every: int, on_table: OnTable):
         self.rows, self.every, self.on_table = rows, every, on_table
@@ -141,15 +167,21 @@ class SampleTable(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Hand on the first step's table, and then every so many."""
         step = state.global_step
-        if state.is_world_process_zero and (step == 1 or step % self.every == 0) and (rows := self.rows(step)):
+        if (
+            state.is_world_process_zero
+            and (step == 1 or step % self.every == 0)
+            and (rows := self.rows(step))
+        ):
             self.on_table(step, rows)
 
 
 class CheckpointMarker(TrainerCallback):
-    """Marks a checkpoint as complete: the checksums of its files, written after everything else. ``before`` goes first.
+    """Marks a checkpoint as complete: the checksums of its files, written after everything else.
+    ``before`` goes first.
 
-    Every process has written its part by then. Only after that are older checkpoints removed, all but the last
-    ``keep``, by their step: the library would go by the files' times, and after a change of the clock remove the new.
+    Every process has written its part by then. Only after that are older checkpoints removed, all
+    but the last ``keep``, by their step: the library would go by the files' times, and after a
+    change of the clock remove the new.
     """
 
     def __init__(self, before: Callable[[], None] | None = None, keep: int = 2):
@@ -175,8 +207,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint in ``folder``; None where there is none.
 
-    Later ones that were half written or are damaged (their checksums differ) are removed, each with one line that says
-    so: training then goes on from the one before.
+    Later ones that were half written or are damaged (their checksums differ) are removed, each with
+    one line that says so: training then goes on from the one before.
     """
     found = _checkpoints(folder)
     while found:
@@ -186,7 +218,9 @@ def last_checkpoint(folder: Path) -> Path | None:
         except InputError as error:
             if (latest / MARKER).is_file():
                 before = f"{found[-1].name} is taken instead" if found else "training starts again"
-                LOGGER.warning("%s is damaged (%s); %s", latest, str(error).partition(" Fix: ")[0], before)
+                LOGGER.warning(
+                    "%s is damaged (%s); %s", latest, str(error).partition(" Fix: ")[0], before
+                )
             shutil.rmtree(latest)
         else:
             return latest
@@ -208,15 +242,18 @@ def start_metrics(out: Path, checkpoint: Path | None) -> None:
 
 
 def finish(trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable[str]) -> None:
-    """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main process.
+    """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main
+    process.
 
-    ``seen``: keys of the requests it was trained on (``ospo.data.seen``).
+    ``seen``: keys of the requests it was trained on (``ospo.policy.seen``).
     """
     if not trainer.is_world_process_zero():
         return
     network = trainer.accelerator.unwrap_model(trainer.model)
     network.eval()
-    if "ref" in getattr(network, "peft_config", {}):  # the trainer's copy of the adapter it started from
+    if "ref" in getattr(
+        network, "peft_config", {}
+    ):  # the trainer's copy of the adapter it started from
         network.delete_adapter("ref")
     save_policy(network, tokenizer, model, out / "model", trained_on=seen)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

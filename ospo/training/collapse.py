@@ -1,6 +1,8 @@
-"""Early stop on collapse: a policy whose reward falls away or whose entropy is gone does not come back.
+"""Early stop on collapse: a policy whose reward falls away or whose entropy is gone does not come
+back.
 
-The last good policy is kept beside the checkpoints while training runs and becomes the result if the run is stopped.
+The last good policy is kept beside the checkpoints while training runs and becomes the result if
+the run is stopped.
 """
 
 import shutil
@@ -12,7 +14,7 @@ from transformers import TrainerCallback
 
 from ospo.config import Model, Rl
 from ospo.files import atomic_directory, write_json
-from ospo.models import save_policy
+from ospo.policy.weights import save_policy
 from ospo.training.callbacks import LOGGER, read_metrics
 
 WINDOW = 10  # steps that a mean is taken over: one bad batch is no collapse
@@ -20,11 +22,12 @@ REPORT = "collapse.json"
 
 
 class CollapseStop(TrainerCallback):
-    """Stops training where the mean reward of the last 10 steps falls below ``collapse_reward`` times the best such
-    mean, or their mean entropy below ``collapse_entropy`` (nats a token). 0 switches either off.
+    """Stops training where the mean reward of the last 10 steps falls below ``collapse_reward``
+    times the best such mean, or their mean entropy below ``collapse_entropy`` (nats a token). 0
+    switches either off.
 
-    At each checkpoint the policy is kept in ``out/good`` if its mean reward is the best so far; before the first
-    there is the policy that training began with.
+    At each checkpoint the policy is kept in ``out/good`` if its mean reward is the best so far;
+    before the first there is the policy that training began with.
     """
 
     def __init__(self, rl: Rl, model: Model, start: Path, out: Path, seen: list[str]):
@@ -40,10 +43,16 @@ class CollapseStop(TrainerCallback):
         for row in read_metrics(self.out / "metrics.jsonl"):
             if row["step"] <= state.global_step:
                 self._see(row.get("reward"), row.get("entropy"))
-                if row["step"] % args.save_steps == 0 and len(self.rewards) == WINDOW and self._mean() > self.kept:
+                if (
+                    row["step"] % args.save_steps == 0
+                    and len(self.rewards) == WINDOW
+                    and self._mean() > self.kept
+                ):
                     self.kept, self.kept_step = self._mean(), int(row["step"])
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         """Look at one step's reward and entropy."""
         if not logs or "loss" not in logs:
             return
@@ -53,8 +62,11 @@ class CollapseStop(TrainerCallback):
         mean = self._mean()
         if self.rl.collapse_reward and self.best > 0 and mean < self.rl.collapse_reward * self.best:
             self.reason = f"mean reward of {WINDOW} steps fell to {mean:.3f} from {self.best:.3f}"
-        elif self.entropies and sum(self.entropies) / len(self.entropies) < self.rl.collapse_entropy:
-            self.reason = f"mean entropy of {WINDOW} steps fell to {sum(self.entropies) / len(self.entropies):.4f}"
+        elif (
+            self.entropies and sum(self.entropies) / len(self.entropies) < self.rl.collapse_entropy
+        ):
+            entropy = sum(self.entropies) / len(self.entropies)
+            self.reason = f"mean entropy of {WINDOW} steps fell to {entropy:.4f}"
         if self.reason:
             control.should_training_stop = True
             if state.is_world_process_zero:
@@ -64,8 +76,10 @@ class CollapseStop(TrainerCallback):
                 )
                 LOGGER.warning(
                     "training stopped at step %d: %s; the policy of step %d is kept",
-                    state.global_step, self.reason, self.kept_step,
-                )  # fmt: skip
+                    state.global_step,
+                    self.reason,
+                    self.kept_step,
+                )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep this checkpoint's policy if it is the best so far."""
@@ -74,15 +88,23 @@ class CollapseStop(TrainerCallback):
             if state.is_world_process_zero:
                 shutil.rmtree(self.out / "good", ignore_errors=True)
                 save_policy(
-                    kwargs["model"], kwargs["processing_class"], self.model, self.out / "good", trained_on=self.seen
+                    kwargs["model"],
+                    kwargs["processing_class"],
+                    self.model,
+                    self.out / "good",
+                    trained_on=self.seen,
                 )
 
     def settle(self) -> bool:
-        """After training: whether the run was stopped; then ``out/model`` is the last good policy."""
+        """After training: whether the run was stopped; then ``out/model`` is the last good
+        policy.
+        """
         good = self.out / "good"
         if self.reason:
             with atomic_directory(self.out / "model") as temporary:
-                shutil.copytree(good if good.is_dir() else self.start, temporary, dirs_exist_ok=True)
+                shutil.copytree(
+                    good if good.is_dir() else self.start, temporary, dirs_exist_ok=True
+                )
         shutil.rmtree(good, ignore_errors=True)
         return bool(self.reason)
 

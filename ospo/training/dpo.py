@@ -10,17 +10,20 @@ from trl import DPOConfig, DPOTrainer
 
 from ospo.config import Config, Dpo
 from ospo.data.dataset import PreparedData
-from ospo.data.seen import seen_after
-from ospo.models import load_policy, quiet
+from ospo.policy.seen import seen_after
+from ospo.policy.weights import load_policy, quiet
 from ospo.training.callbacks import OnLog
 from ospo.training.offline import Completion, enough_of, groups, sample_offline
 from ospo.training.ospo import Reward
 from ospo.training.trainer import run_trainer, update_arguments
 
 
-def preference_pairs(completions: list[Completion], settings: Dpo) -> list[tuple[Completion, Completion]]:
-    """(better, worse) of each group: its best and worst completion, where they differ by ``gap`` and the better one is
-    above ``floor`` (the paper: 0.05 and 0.1)."""
+def preference_pairs(
+    completions: list[Completion], settings: Dpo
+) -> list[tuple[Completion, Completion]]:
+    """(better, worse) of each group: its best and worst completion, where they differ by ``gap``
+    and the better one is above ``floor`` (the paper: 0.05 and 0.1).
+    """
     pairs = []
     for group in groups(completions):
         better = max(group, key=lambda completion: completion.reward)
@@ -31,7 +34,9 @@ def preference_pairs(completions: list[Completion], settings: Dpo) -> list[tuple
 
 
 class OwnIdsDPOTrainer(DPOTrainer):
-    """DPOTrainer on the completions' own token ids, in the order they come: nothing is tokenised again."""
+    """DPOTrainer on the completions' own token ids, in the order they come: nothing is tokenised
+    again.
+    """
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """The data set as it is: prompt_ids, chosen_ids, rejected_ids."""
@@ -63,7 +68,8 @@ def train_dpo(
     on_log: OnLog,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train from the policy in ``sft_model``, which is also the reference; ``out/model`` is complete or absent.
+    """Train from the policy in ``sft_model``, which is also the reference; ``out/model`` is
+    complete or absent.
 
     Goes on after a kill. Raises ConfigError where no two completions of a request differ enough.
     """
@@ -76,12 +82,15 @@ def train_dpo(
         dpo,
         config,
         key="dpo.gap",
-        lacking=f"no two completions of one request differ by {dpo.gap} with the better above {dpo.floor}",
+        lacking=f"no two completions of one request differ by {dpo.gap} with the better above "
+        f"{dpo.floor}",
         fix="lower gap and floor, or raise rl.temperature",
     )
     network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     # An adapter is switched off for the reference; full weights need a second copy.
-    reference = None if config.preset.model.lora_rank else load_policy(sft_model, config.preset.model)[0]
+    reference = (
+        None if config.preset.model.lora_rank else load_policy(sft_model, config.preset.model)[0]
+    )
     trainer = OwnIdsDPOTrainer(
         model=network,
         ref_model=reference,

@@ -1,7 +1,8 @@
 """Completions of the SFT policy, with their rewards: what rft and dpo learn from.
 
-As many as an online algorithm samples in the same budget (steps × prompts × generations), for the same prompts in the
-same order and under the same temperature; only that the policy that writes them stays what it was.
+As many as an online algorithm samples in the same budget (steps × prompts × generations), for the
+same prompts in the same order and under the same temperature; only that the policy that writes them
+stays what it was.
 """
 
 import math
@@ -17,11 +18,11 @@ from tqdm import tqdm
 
 from ospo.config import Config, Updates
 from ospo.data.dataset import PreparedData
-from ospo.data.prompts import extract_answer, fit_messages
 from ospo.errors import ConfigError, InputError
-from ospo.evaluation.rollouts import Decoding, generate
+from ospo.evaluation.completions import Decoding, generate
 from ospo.files import atomic_file
-from ospo.models import load_policy, quiet
+from ospo.policy.prompts import extract_answer, fit_messages
+from ospo.policy.weights import load_policy, quiet
 from ospo.training.ospo import Reward
 from ospo.training.rl import prompt_rows
 from ospo.training.sft import prompt_ids
@@ -49,17 +50,25 @@ class Completion:
     reward: float
 
 
-def sample_offline(config: Config, data: PreparedData, sft_model: Path, reward: Reward, out: Path) -> list[Completion]:
-    """Completions in groups of ``generations``, in order. Written part by part under ``out``; parts there are read.
+def sample_offline(
+    config: Config, data: PreparedData, sft_model: Path, reward: Reward, out: Path
+) -> list[Completion]:
+    """Completions in groups of ``generations``, in order. Written part by part under ``out``; parts
+    there are read.
 
     Raises InputError for a part that cannot be read.
     """
     rl = config.preset.rl
     rows = prompt_rows(data, rl.steps * rl.prompts_per_step, config.seed)
-    parts = [rows[start : start + rl.prompts_per_step] for start in range(0, len(rows), rl.prompts_per_step)]
+    parts = [
+        rows[start : start + rl.prompts_per_step]
+        for start in range(0, len(rows), rl.prompts_per_step)
+    ]
     writer: _Writer | None = None
     result: list[Completion] = []
-    for number, part in enumerate(tqdm(parts, desc=f"completions {data.name}", unit="batch", mininterval=5)):
+    for number, part in enumerate(
+        tqdm(parts, desc=f"completions {data.name}", unit="batch", mininterval=5)
+    ):
         file = out / f"part-{number:05d}.parquet"
         if not file.is_file():
             writer = writer or _Writer(config, data, sft_model, reward)
@@ -74,7 +83,9 @@ def _read(file: Path) -> Iterator[Completion]:
     try:
         frame = pl.read_parquet(file).select(list(_SCHEMA))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise InputError(file, "", f"is not a readable part ({error})", "delete it; it is made again") from None
+        raise InputError(
+            file, "", f"is not a readable part ({error})", "delete it; it is made again"
+        ) from None
     return (Completion(**row) for row in frame.iter_rows(named=True))
 
 
@@ -93,7 +104,9 @@ class _Writer:
         decoding = Decoding(rl.max_completion_tokens, rl.temperature, self.config.seed)
         prompts, keys = [], []
         for place, row in enumerate(rows.tolist()):
-            messages, _ = fit_messages(self.data.requests[row], self.tokenizer, rl.max_prompt_tokens)
+            messages, _ = fit_messages(
+                self.data.requests[row], self.tokenizer, rl.max_prompt_tokens
+            )
             prompts += [prompt_ids(self.tokenizer, messages)] * size
             keys += [f"{number}/{place}/{g}" for g in range(size)]
         completions = generate(self.model, self.tokenizer, prompts, keys, decoding)
@@ -122,8 +135,12 @@ def groups(completions: list[Completion]) -> Iterator[list[Completion]]:
             start = end
 
 
-def enough_of(items: list[T], updates: Updates, config: Config, key: str, lacking: str, fix: str) -> list[T]:
-    """``items`` in seeded shuffles, as many as all ``updates`` take. ConfigError on the preset's ``key`` where none."""
+def enough_of(
+    items: list[T], updates: Updates, config: Config, key: str, lacking: str, fix: str
+) -> list[T]:
+    """``items`` in seeded shuffles, as many as all ``updates`` take. ConfigError on the preset's
+    ``key`` where none.
+    """
     if not items:
         raise ConfigError("params.yaml", f"presets.{config.policy}.{key}", lacking, fix)
     return in_shuffles(items, updates.examples, config.seed)
@@ -132,5 +149,7 @@ def enough_of(items: list[T], updates: Updates, config: Config, key: str, lackin
 def in_shuffles(items: list[T], count: int, seed: int) -> list[T]:
     """``count`` items: seeded shuffles of all of them, end to end."""
     rng = np.random.default_rng([seed, 5])
-    order = np.concatenate([rng.permutation(len(items)) for _ in range(math.ceil(count / len(items)))])[:count]
+    order = np.concatenate(
+        [rng.permutation(len(items)) for _ in range(math.ceil(count / len(items)))]
+    )[:count]
     return [items[i] for i in order]

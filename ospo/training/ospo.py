@@ -1,7 +1,9 @@
-"""OSPO: GRPO whose sequence advantage is redistributed over tokens by the credit of the phrases they stand in.
+"""OSPO: GRPO whose sequence advantage is redistributed over tokens by the credit of the phrases
+they stand in.
 
-A small subclass of TRL's GRPOTrainer that overrides two methods. GRPO is the same trainer with redistribution "none".
-Loss, clipping, KL and loss types are the library's: its loss takes (B, T) advantages as well as (B,).
+A small subclass of TRL's GRPOTrainer that overrides two methods. GRPO is the same trainer with
+redistribution "none". Loss, clipping, KL and loss types are the library's: its loss takes (B, T)
+advantages as well as (B,).
 """
 
 import time
@@ -17,20 +19,21 @@ from trl.trainer.utils import nanstd
 
 from ospo.credit.advantages import EPSILON
 from ospo.credit.alignment import token_spans
-from ospo.credit.game import Credit, CreditEngine
-from ospo.data.prompts import extract_answer
-from ospo.training.advantages import Redistribution, Rollouts, credit_metrics, token_advantages
-from ospo.training.rollouts import RolloutTable
+from ospo.credit.engine import Credit, CreditEngine
+from ospo.credit.tokens import Redistribution, Rollouts, credit_metrics, token_advantages
+from ospo.policy.prompts import extract_answer
+from ospo.training.completions import RolloutTable
 from ospo.training.shared_prompts import SharedPromptsMixin
 
 Reward = Callable[[Sequence[str], Sequence[int]], np.ndarray]
 
 
 class SearchRewardFunction:
-    """The search reward as TRL's reward function: completion ids → nDCG of their answers, kept for the credit.
+    """The search reward as TRL's reward function: completion ids → nDCG of their answers, kept for
+    the credit.
 
-    The text is decoded from the completion's own ids, without special tokens, so that rewards, segments and token
-    spans speak of the same characters.
+    The text is decoded from the completion's own ids, without special tokens, so that rewards,
+    segments and token spans speak of the same characters.
     """
 
     __name__ = "ndcg"
@@ -60,7 +63,9 @@ class SearchRewardFunction:
 
 
 class KeepStep(TrainerCallback):
-    """Restores the trainer's count of forward passes on resume: TRL counts from 0 and would sample out of turn."""
+    """Restores the trainer's count of forward passes on resume: TRL counts from 0 and would sample
+    out of turn.
+    """
 
     def __init__(self, trainer: "OSPOTrainer"):
         self.trainer = trainer
@@ -73,8 +78,9 @@ class KeepStep(TrainerCallback):
 class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
     """GRPOTrainer with credit-weighted token advantages.
 
-    engine: credit of answers' segments; None for redistribution "none". table: takes every sampled completion. The one
-    reward function must be a SearchRewardFunction. Raises ValueError for settings that would lose token credit.
+    engine: credit of answers' segments; None for redistribution "none". table: takes every sampled
+    completion. The one reward function must be a SearchRewardFunction. Raises ValueError for
+    settings that would lose token credit.
     """
 
     def __init__(
@@ -86,18 +92,26 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         **arguments: Any,
     ):
         if (engine is None) != (redistribution.mode == "none"):
-            raise ValueError("a redistribution needs a credit engine, and an engine a redistribution other than none")
+            raise ValueError(
+                "a redistribution needs a credit engine, and an engine a redistribution other than "
+                "none"
+            )
         args = arguments["args"]
         if engine is not None and args.importance_sampling_level != "token":
             raise ValueError(
-                f"importance_sampling_level {args.importance_sampling_level!r} erases token credit: its ratio is one "
+                f"importance_sampling_level {args.importance_sampling_level!r} erases token "
+                "credit: its ratio is one "
                 "number a completion, so every token gets the mean advantage. Use 'token'"
             )
         if engine is not None and args.loss_type in ("luspo", "vespo"):
-            raise ValueError(f"loss_type {args.loss_type!r} weights whole sequences and erases token credit")
+            raise ValueError(
+                f"loss_type {args.loss_type!r} weights whole sequences and erases token credit"
+            )
         function = arguments["reward_funcs"]
         if not isinstance(function, SearchRewardFunction):
-            raise ValueError("reward_funcs must be one SearchRewardFunction: credit needs to know the game")
+            raise ValueError(
+                "reward_funcs must be one SearchRewardFunction: credit needs to know the game"
+            )
         self.reward_function = function
         self.engine, self.redistribution = engine, redistribution
         self.table = table
@@ -105,14 +119,18 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         super().__init__(**arguments)
         self.add_callback(KeepStep(self))
 
-    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any
+    ) -> Tensor:
         """TRL's rewards, (B × processes, 1); kept, because a group's std is needed again."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         self._gathered = rewards
         return rewards
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """TRL's rollouts, with (B, T) advantages in place of (B,) while training; evaluation is left as it is."""
+        """TRL's rollouts, with (B, T) advantages in place of (B,) while training; evaluation is
+        left as it is.
+        """
         if not self.model.training:  # type: ignore[union-attr]
             return super()._generate_and_score_completions(inputs)
         cache = self.reward_function.reward
@@ -122,12 +140,16 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         scored = time.perf_counter()
         rollouts = self.reward_function.last
         if rollouts is None or self._gathered is None:
-            raise RuntimeError("the reward function was not called: rewards did not come from these completions")
+            raise RuntimeError(
+                "the reward function was not called: rewards did not come from these completions"
+            )
         sequence_B = out["advantages"]
         credits: list[Credit] | None = None
         if self.engine is not None:
             std_B = self._group_std(len(rollouts.answers))
-            credits = self.engine.credit(rollouts.answers, rollouts.rows, rollouts.values, (std_B == 0).cpu().numpy())
+            credits = self.engine.credit(
+                rollouts.answers, rollouts.rows, rollouts.values, (std_B == 0).cpu().numpy()
+            )
             out["advantages"] = token_advantages(
                 self.redistribution,
                 sequence_B,
@@ -142,22 +164,32 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self._record(rollouts, sequence_B, credits, seconds)
         calls = getattr(cache, "hits", 0) - hits + getattr(cache, "misses", 0) - misses
         if calls:
-            self._metrics["train"]["cache_hit_rate"].append((getattr(cache, "hits", 0) - hits) / calls)
+            self._metrics["train"]["cache_hit_rate"].append(
+                (getattr(cache, "hits", 0) - hits) / calls
+            )
         return out
 
     def _group_std(self, local: int) -> Tensor:
-        """(B,) std of the rewards of each local completion's group, as TRL computes it; exactly 0 where all equal."""
+        """(B,) std of the rewards of each local completion's group, as TRL computes it; exactly 0
+        where all equal.
+        """
         group = self.num_generations
         assert self._gathered is not None
         assert group is not None
         groups_GK = self._gathered[:, 0].view(-1, group)
         std_G = nanstd(groups_GK, dim=1)
-        std_G = torch.where((groups_GK == groups_GK[:, :1]).all(dim=1), torch.zeros_like(std_G), std_G)
+        std_G = torch.where(
+            (groups_GK == groups_GK[:, :1]).all(dim=1), torch.zeros_like(std_G), std_G
+        )
         start = self.accelerator.process_index * local
         return std_G.repeat_interleave(group)[start : start + local]
 
     def _record(
-        self, rollouts: Rollouts, sequence_B: Tensor, credits: list[Credit] | None, seconds: dict[str, float]
+        self,
+        rollouts: Rollouts,
+        sequence_B: Tensor,
+        credits: list[Credit] | None,
+        seconds: dict[str, float],
     ) -> None:
         metrics = self._metrics["train"]
         for name, value in seconds.items():
@@ -165,7 +197,9 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         price = getattr(self.reward_function.reward, "price", None)
         priced_B = rollouts.values + price(rollouts.answers) if price else rollouts.values
         metrics["ndcg"].append(float(priced_B.mean()))
-        metrics["empty_answers"].append(float(np.mean([not answer.strip() for answer in rollouts.answers])))
+        metrics["empty_answers"].append(
+            float(np.mean([not answer.strip() for answer in rollouts.answers]))
+        )
         if credits is not None:
             for name, value in credit_metrics(rollouts, credits).items():
                 metrics[name].append(value)
@@ -178,7 +212,9 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
                 "completion": rollouts.texts[b],
                 "reward": float(rollouts.values[b]),
                 "advantage": float(sequence_B[b]),
-                "segments": credits[b].segmentation.units if credits and not credits[b].skipped else [],
+                "segments": credits[b].segmentation.units
+                if credits and not credits[b].skipped
+                else [],
                 "credit": credits[b].phi_N.tolist() if credits and not credits[b].skipped else [],
                 "empty_value": credits[b].empty_value if credits else None,
             }

@@ -1,6 +1,8 @@
-"""SFT by rejection sampling: the policy imitates its own completions whose reward is above a threshold.
+"""SFT by rejection sampling: the policy imitates its own completions whose reward is above a
+threshold.
 
-The paper's SFT baseline (arXiv 2601.08403); known as RFT (arXiv 2308.01825) and RAFT (arXiv 2304.06767).
+The paper's SFT baseline (arXiv 2601.08403); known as RFT (arXiv 2308.01825) and RAFT (arXiv
+2304.06767).
 """
 
 from collections.abc import Sequence
@@ -10,8 +12,8 @@ from transformers import TrainerCallback
 
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
-from ospo.data.seen import seen_after
-from ospo.models import load_policy
+from ospo.policy.seen import seen_after
+from ospo.policy.weights import load_policy
 from ospo.training.callbacks import OnLog
 from ospo.training.offline import Completion, enough_of, sample_offline
 from ospo.training.ospo import Reward
@@ -19,7 +21,9 @@ from ospo.training.sft import IGNORE, run_supervised
 
 
 def accepted(completions: list[Completion], threshold: float) -> list[Completion]:
-    """Completions with a reward above ``threshold``, each text once for a request: what is said often is not better."""
+    """Completions with a reward above ``threshold``, each text once for a request: what is said
+    often is not better.
+    """
     seen: set[tuple[int, str]] = set()
     kept = []
     for completion in completions:
@@ -39,7 +43,8 @@ def train_rft(
     on_log: OnLog,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train from the policy in ``sft_model``; ``out/model`` is complete at the end or absent. Goes on after a kill.
+    """Train from the policy in ``sft_model``; ``out/model`` is complete at the end or absent. Goes
+    on after a kill.
 
     Raises ConfigError where no completion is good enough.
     """
@@ -50,7 +55,9 @@ def train_rft(
             "labels": [IGNORE] * len(completion.prompt_ids) + list(completion.completion_ids),
         }
         for completion in enough_of(
-            accepted(sample_offline(config, data, sft_model, reward, out / "offline"), rft.threshold),
+            accepted(
+                sample_offline(config, data, sft_model, reward, out / "offline"), rft.threshold
+            ),
             rft,
             config,
             key="rft.threshold",
@@ -60,4 +67,6 @@ def train_rft(
     ]
     network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
     seen = seen_after(data, sft_model)
-    run_supervised(config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen, callbacks)
+    run_supervised(
+        config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen, callbacks
+    )

@@ -1,4 +1,6 @@
-"""Reinforcement learning from the search reward: one set-up for every algorithm, so that only the algorithm differs."""
+"""Reinforcement learning from the search reward: one set-up for every algorithm, so that only the
+algorithm differs.
+"""
 
 import json
 import math
@@ -14,12 +16,13 @@ from transformers import TrainerCallback
 
 from ospo.config import Algorithm, Config
 from ospo.data.dataset import PreparedData
-from ospo.data.prompts import fit_messages
-from ospo.data.seen import seen_after
-from ospo.engine import credit_engine
 from ospo.errors import ConfigError, InputError
 from ospo.files import write_json
-from ospo.models import load_policy, quiet
+from ospo.policy.prompts import fit_messages
+from ospo.policy.seen import seen_after
+from ospo.policy.weights import load_policy, quiet
+from ospo.reward.costs import ThriftyReward, known_words
+from ospo.reward.credit import credit_engine
 from ospo.training.algorithms import ONLINE, redistribution, with_segments
 from ospo.training.callbacks import (
     CheckpointMarker,
@@ -32,19 +35,18 @@ from ospo.training.callbacks import (
     start_metrics,
 )
 from ospo.training.collapse import CollapseStop
+from ospo.training.completions import RolloutTable
 from ospo.training.grpo_lambda import GRPOLambdaTrainer
 from ospo.training.ospo import OSPOTrainer, Reward, SearchRewardFunction
-from ospo.training.rollouts import RolloutTable
 from ospo.training.trainer import common_arguments
-from ospo.training.waste import ThriftyReward, known_words
 
 
 @dataclass(frozen=True)
 class Batch:
     """How one generation batch is cut up. All counts are completions.
 
-    generation: sampled together, over all processes. per_device: in one forward pass of one process. accumulation:
-    forward passes to one optimizer step.
+    generation: sampled together, over all processes. per_device: in one forward pass of one
+    process. accumulation: forward passes to one optimizer step.
     """
 
     generation: int
@@ -61,8 +63,9 @@ class Batch:
 def batch_shape(config: Config, processes: int) -> Batch:
     """Cut ``prompts_per_step × generations`` completions up; ConfigError where they do not divide.
 
-    With ``per_device_batch_size`` 0 a generation batch feeds exactly one optimizer step, split over the processes and
-    over ``gradient_accumulation`` forward passes: the step is the same however it is split.
+    With ``per_device_batch_size`` 0 a generation batch feeds exactly one optimizer step, split over
+    the processes and over ``gradient_accumulation`` forward passes: the step is the same however it
+    is split.
     """
     rl = config.preset.rl
     key = f"presets.{config.policy}.rl"
@@ -75,21 +78,27 @@ def batch_shape(config: Config, processes: int) -> Batch:
         raise ConfigError(
             "params.yaml",
             f"{key}.prompts_per_step",
-            f"{generation} completions do not divide into {processes} processes x {rl.gradient_accumulation} forward "
-            f"passes x {per_device or 'any'} completions with whole groups of {rl.generations} on each process",
+            f"{generation} completions do not divide into {processes} processes x "
+            f"{rl.gradient_accumulation} forward "
+            f"passes x {per_device or 'any'} completions with whole groups of {rl.generations} on "
+            "each process",
             "change prompts_per_step, gradient_accumulation or per_device_batch_size",
         )
     return Batch(generation, per_device, rl.gradient_accumulation, processes)
 
 
 def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes: int = 1) -> Any:
-    """The resolved GRPOConfig of ``config.preset.rl``: the only place where params become trainer arguments."""
+    """The resolved GRPOConfig of ``config.preset.rl``: the only place where params become trainer
+    arguments.
+    """
     from trl import GRPOConfig
 
     rl = config.preset.rl
     batch = batch_shape(config, processes)
     # A checkpoint between two generation batches would need the half-used batch kept with it.
-    period = max(1, batch.steps_per_generation // math.gcd(batch.steps_per_generation, batch.accumulation))
+    period = max(
+        1, batch.steps_per_generation // math.gcd(batch.steps_per_generation, batch.accumulation)
+    )
     scheduler = "constant_with_warmup" if rl.scheduler == "constant" and rl.warmup else rl.scheduler
     options: dict[str, Any] = {}
     if rl.use_vllm:
@@ -114,7 +123,8 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
         "scale_rewards": "none" if rl.loss_type == "dr_grpo" else "group",
         "importance_sampling_level": rl.importance_sampling_level,
         "num_iterations": 1,
-        # The library turns checkpointing on by default; it trades a third more compute for memory small models have.
+        # The library turns checkpointing on by default; it trades a third more compute for memory
+        # small models have.
         "activation_checkpointing": rl.gradient_checkpointing,
         "dataloader_num_workers": 0,
         "shuffle_dataset": False,  # prompt_rows fixes the order, also across a resume
@@ -124,7 +134,9 @@ def trainer_arguments(config: Config, algorithm: Algorithm, out: Path, processes
 
 
 def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> dict[str, Any]:
-    """What the trainer really got, JSON-able: its arguments without machine paths, and how credit is used."""
+    """What the trainer really got, JSON-able: its arguments without machine paths, and how credit
+    is used.
+    """
     values = json.loads(arguments.to_json_string())
     for key in ("output_dir", "logging_dir"):
         values.pop(key, None)
@@ -132,30 +144,51 @@ def resolved_arguments(arguments: Any, config: Config, algorithm: Algorithm) -> 
     if ONLINE[algorithm].credit:
         how = redistribution(config, algorithm)
         credit = with_segments(config, algorithm).credit.model_dump()
-        credit |= {"redistribution": how.mode, "alpha": how.alpha, "clip": how.clip, "discount": how.discount}
+        credit |= {
+            "redistribution": how.mode,
+            "alpha": how.alpha,
+            "clip": how.clip,
+            "discount": how.discount,
+        }
     costs = {name: getattr(config.preset.rl, name) for name in ("repeat_cost", "word_cost")}
-    return {"algorithm": algorithm, "credit": credit, "reward": config.reward.model_dump() | costs, "trainer": values}
+    return {
+        "algorithm": algorithm,
+        "credit": credit,
+        "reward": config.reward.model_dump() | costs,
+        "trainer": values,
+    }
 
 
 def prompt_rows(data: PreparedData, count: int, seed: int) -> np.ndarray:
-    """(count,) request rows of the training split in the order they are trained on: seeded shuffles, end to end."""
+    """(count,) request rows of the training split in the order they are trained on: seeded
+    shuffles, end to end.
+    """
     rows = data.rows("train")
     if not len(rows):
         raise InputError(
-            data.directory / "requests.parquet", "split", "holds no training request", "give the dataset more requests"
+            data.directory / "requests.parquet",
+            "split",
+            "holds no training request",
+            "give the dataset more requests",
         )
     rng = np.random.default_rng([seed, 3])
-    return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(count / len(rows)))])[:count]
+    return np.concatenate([rng.permutation(rows) for _ in range(math.ceil(count / len(rows)))])[
+        :count
+    ]
 
 
 def prompt_dataset(data: PreparedData, rows: np.ndarray, tokenizer: Any, max_tokens: int) -> Any:
-    """Dataset of ``prompt`` (conversation) and ``row`` (request row), histories cut to fit ``max_tokens``."""
+    """Dataset of ``prompt`` (conversation) and ``row`` (request row), histories cut to fit
+    ``max_tokens``.
+    """
     from datasets import Dataset
 
     known: dict[int, list[dict[str, str]]] = {}
     for row in np.unique(rows).tolist():
         known[row], _ = fit_messages(data.requests[row], tokenizer, max_tokens)
-    return Dataset.from_dict({"prompt": [known[row] for row in rows.tolist()], "row": rows.tolist()})
+    return Dataset.from_dict(
+        {"prompt": [known[row] for row in rows.tolist()], "row": rows.tolist()}
+    )
 
 
 def build_trainer(
@@ -168,7 +201,9 @@ def build_trainer(
     on_log: OnLog,
     on_table: OnTable | None = None,
 ) -> OSPOTrainer:
-    """A trainer ready to run ``algorithm`` from the policy in ``sft_model``; ``out/trainer_args.json`` is written."""
+    """A trainer ready to run ``algorithm`` from the policy in ``sft_model``;
+    ``out/trainer_args.json`` is written.
+    """
     from accelerate import PartialState
 
     quiet()
@@ -182,8 +217,12 @@ def build_trainer(
     credits, how = ONLINE[algorithm].credit, redistribution(config, algorithm)
     value: Reward = reward
     if rl.repeat_cost or rl.word_cost:
-        value = ThriftyReward(reward, rl.repeat_cost, rl.word_cost, known_words(data) if rl.word_cost else frozenset())
-    table = RolloutTable(out / "completions.parquet", [request.request_id for request in data.requests])
+        value = ThriftyReward(
+            reward, rl.repeat_cost, rl.word_cost, known_words(data) if rl.word_cost else frozenset()
+        )
+    table = RolloutTable(
+        out / "completions.parquet", [request.request_id for request in data.requests]
+    )
     trainer_class = GRPOLambdaTrainer if algorithm == "grpo_lambda" else OSPOTrainer
     trainer = trainer_class(
         model=network,
@@ -191,7 +230,9 @@ def build_trainer(
         reward_funcs=SearchRewardFunction(value, tokenizer),
         train_dataset=prompt_dataset(data, rows, tokenizer, rl.max_prompt_tokens),
         processing_class=tokenizer,
-        engine=credit_engine(with_segments(config, algorithm), value, added=how.mode == "to-go") if credits else None,
+        engine=credit_engine(with_segments(config, algorithm), value, added=how.mode == "to-go")
+        if credits
+        else None,
         redistribution=how,
         table=table,
     )
@@ -199,7 +240,10 @@ def build_trainer(
     callbacks = standard_callbacks(trainer, f"{algorithm} {data.name}", out, on_log)
     if on_table is not None:
         callbacks.append(SampleTable(table.sample, rl.table_every, on_table))
-    for callback in [*callbacks, CheckpointMarker(before=table.write if trainer.is_world_process_zero() else None)]:
+    for callback in [
+        *callbacks,
+        CheckpointMarker(before=table.write if trainer.is_world_process_zero() else None),
+    ]:
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         write_json(out / "trainer_args.json", resolved_arguments(arguments, config, algorithm))
@@ -217,13 +261,15 @@ def train_rl(
     on_table: OnTable | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train with ``algorithm`` from the policy in ``sft_model``; ``out/model`` is complete at the end or absent.
+    """Train with ``algorithm`` from the policy in ``sft_model``; ``out/model`` is complete at the
+    end or absent.
 
-    A run that was killed goes on from its last complete checkpoint: same prompts, same random numbers, same weights as
-    if it had not been killed. ``on_log(step, metrics)`` is called once a step; the same lines go to
-    ``out/metrics.jsonl``, every sampled completion to ``out/completions.parquet``. ``on_table(step, rows)`` gets some
-    of the completions every ``table_every`` steps; ``callbacks`` see the trainer's events. A run that collapses is
-    stopped (``out/collapse.json``) and leaves its last good policy.
+    A run that was killed goes on from its last complete checkpoint: same prompts, same random
+    numbers, same weights as if it had not been killed. ``on_log(step, metrics)`` is called once a
+    step; the same lines go to ``out/metrics.jsonl``, every sampled completion to
+    ``out/completions.parquet``. ``on_table(step, rows)`` gets some of the completions every
+    ``table_every`` steps; ``callbacks`` see the trainer's events. A run that collapses is stopped
+    (``out/collapse.json``) and leaves its last good policy.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")

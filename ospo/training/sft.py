@@ -1,4 +1,6 @@
-"""Supervised warm start: the policy learns to write well-formed search texts from a noisy teacher."""
+"""Supervised warm start: the policy learns to write well-formed search texts from a noisy
+teacher.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,10 +14,10 @@ from transformers import TrainerCallback
 
 from ospo.config import Config, Rft, Sft
 from ospo.data.dataset import PreparedData, Request
-from ospo.data.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
-from ospo.data.seen import seen_after
 from ospo.errors import InputError
-from ospo.models import create_policy, quiet
+from ospo.policy.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
+from ospo.policy.seen import seen_after
+from ospo.policy.weights import create_policy, quiet
 from ospo.training.callbacks import OnLog
 from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
@@ -27,16 +29,20 @@ _BUCKET = 8  # batches sorted by length together: less padding, and still random
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
     """Token ids of a conversation, ready for the policy's answer."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
 
 
 def sft_examples(
     config: Config, data: PreparedData, tokenizer: Any, teacher: Teacher, count: int
 ) -> list[dict[str, list[int]]]:
-    """``count`` examples in training order: ``input_ids`` (prompt, answer, end) and ``labels`` (the prompt ignored).
+    """``count`` examples in training order: ``input_ids`` (prompt, answer, end) and ``labels`` (the
+    prompt ignored).
 
-    Requests come in seeded shuffles of the training split, each pass with newly drawn teacher texts. A scratch policy
-    is shown requests without their history first: among few words it learns to copy, and short steps are cheap.
+    Requests come in seeded shuffles of the training split, each pass with newly drawn teacher
+    texts. A scratch policy is shown requests without their history first: among few words it learns
+    to copy, and short steps are cheap.
     """
     rl = config.preset.rl
     short = round(_SHORT * count) if config.preset.model.source == "scratch" else 0
@@ -47,20 +53,26 @@ def sft_examples(
         texts.append(f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}")
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     examples = []
-    for prompt, answer in zip(_prompts(requests, tokenizer, rl.max_prompt_tokens), answers, strict=True):
+    for prompt, answer in zip(
+        _prompts(requests, tokenizer, rl.max_prompt_tokens), answers, strict=True
+    ):
         answer = [*answer[: rl.max_completion_tokens - 1], tokenizer.eos_token_id]
         examples.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
     return _bucketed(examples, config.preset.sft.batch_size, config.seed)
 
 
 def _prompts(requests: list[Request], tokenizer: Any, limit: int) -> list[list[int]]:
-    """Token ids of the requests' prompts, each at most ``limit``: all at once, those too long again one by one."""
+    """Token ids of the requests' prompts, each at most ``limit``: all at once, those too long again
+    one by one.
+    """
     conversations = [prompt_messages(request) for request in requests]
     texts = tokenizer.apply_chat_template(conversations, add_generation_prompt=True, tokenize=False)
     prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
     for number, prompt in enumerate(prompts):
         if len(prompt) > limit:
-            prompts[number] = prompt_ids(tokenizer, fit_messages(requests[number], tokenizer, limit)[0])
+            prompts[number] = prompt_ids(
+                tokenizer, fit_messages(requests[number], tokenizer, limit)[0]
+            )
     return prompts
 
 
@@ -71,11 +83,15 @@ def _order(rows: np.ndarray, count: int, seed: int) -> Iterator[tuple[int, int]]
         yield from ((int(row), draw) for row in rng.permutation(rows)[:left])
 
 
-def _bucketed(examples: list[dict[str, list[int]]], batch: int, seed: int) -> list[dict[str, list[int]]]:
+def _bucketed(
+    examples: list[dict[str, list[int]]], batch: int, seed: int
+) -> list[dict[str, list[int]]]:
     rng = np.random.default_rng([seed, 2])
     ordered: list[dict[str, list[int]]] = []
     for start in range(0, len(examples), batch * _BUCKET):
-        part = sorted(examples[start : start + batch * _BUCKET], key=lambda example: len(example["input_ids"]))
+        part = sorted(
+            examples[start : start + batch * _BUCKET], key=lambda example: len(example["input_ids"])
+        )
         batches = [part[i : i + batch] for i in range(0, len(part), batch)]
         for i in rng.permutation(len(batches)):
             ordered += batches[i]
@@ -87,7 +103,9 @@ def collate(examples: list[dict[str, list[int]]], pad: int) -> dict[str, torch.T
     width = max(len(example["input_ids"]) for example in examples)
 
     def rows(key: str, filler: int) -> torch.Tensor:
-        return torch.tensor([example[key] + [filler] * (width - len(example[key])) for example in examples])
+        return torch.tensor(
+            [example[key] + [filler] * (width - len(example[key])) for example in examples]
+        )
 
     lengths_B1 = torch.tensor([[len(example["input_ids"])] for example in examples])
     return {
@@ -122,12 +140,16 @@ def run_supervised(
     seen: Iterable[str],
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train ``network`` on ``examples`` in their order; see :func:`ospo.training.trainer.run_trainer`."""
+    """Train ``network`` on ``examples`` in their order; see
+    :func:`ospo.training.trainer.run_trainer`.
+    """
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, set_seed
 
     class InOrder(Trainer):
-        """Takes the examples as they come: they are shuffled already, and sorted into batches of like length."""
+        """Takes the examples as they come: they are shuffled already, and sorted into batches of
+        like length.
+        """
 
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
             return SequentialSampler(examples)
@@ -145,17 +167,23 @@ def run_supervised(
 
 
 def train_sft(config: Config, data: PreparedData, out: Path, on_log: OnLog) -> None:
-    """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete at the end or absent.
+    """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete
+    at the end or absent.
 
     ``on_log(step, metrics)`` is called once a step; the same lines go to ``out/metrics.jsonl``.
     """
     if not len(data.rows("train")):
         raise InputError(
-            data.directory / "requests.parquet", "split", "holds no training request", "give the dataset more requests"
+            data.directory / "requests.parquet",
+            "split",
+            "holds no training request",
+            "give the dataset more requests",
         )
     sft = config.preset.sft
     quiet()
     teacher = Teacher(data, sft.teacher_noise, config.seed)
     network, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), config.seed)
     examples = sft_examples(config, data, tokenizer, teacher, sft.examples)
-    run_supervised(config, sft, network, tokenizer, examples, f"sft {data.name}", out, on_log, seen_after(data))
+    run_supervised(
+        config, sft, network, tokenizer, examples, f"sft {data.name}", out, on_log, seen_after(data)
+    )

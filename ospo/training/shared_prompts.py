@@ -1,14 +1,17 @@
-"""The completions of a prompt share its computation: exact, and most of a step's time where prompts are long.
+"""The completions of a prompt share its computation: exact, and most of a step's time where prompts
+are long.
 
-A generation batch holds each prompt once a completion (8 times, say). Its keys and values are the same each time, so
+A generation batch holds each prompt once a completion (8 times, say). Its keys and values are the
+same each time, so
 
 - sampling computes the prompt once and copies the cache (:func:`shared_prefill`);
-- the loss computes one row a prompt: its tokens, then its completions one after another, each of which sees the prompt
-  and itself only (:class:`SharedPromptsMixin`). Each completion begins with a copy of the prompt's last token, whose
-  output predicts the completion's first. Nothing is padded but the rows' ends.
+- the loss computes one row a prompt: its tokens, then its completions one after another, each of
+  which sees the prompt and itself only (:class:`SharedPromptsMixin`). Each completion begins with a
+  copy of the prompt's last token, whose output predicts the completion's first. Nothing is padded
+  but the rows' ends.
 
-With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in place of 32 × 190 (padded) = 6,080. Values
-and gradients are those of the plain computation up to rounding.
+With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in place of 32 × 190
+(padded) = 6,080. Values and gradients are those of the plain computation up to rounding.
 """
 
 from collections.abc import Iterator
@@ -27,9 +30,9 @@ IGNORE = -100
 class Packed:
     """G rows of W tokens that hold B completions.
 
-    owner_GW: −1 padding, 0 prompt, k ≥ 1 the row's k-th completion. labels_GW: the completions' tokens, IGNORE
-    elsewhere. rows_M, columns_M: where each of the M completion tokens stands; completions_M, places_M: whose it is,
-    and its place there.
+    owner_GW: −1 padding, 0 prompt, k ≥ 1 the row's k-th completion. labels_GW: the completions'
+    tokens, IGNORE elsewhere. rows_M, columns_M: where each of the M completion tokens stands;
+    completions_M, places_M: whose it is, and its place there.
     """
 
     ids_GW: Tensor
@@ -42,7 +45,8 @@ class Packed:
     places_M: Tensor
 
     def allowed(self) -> Tensor:
-        """(G, 1, W, W), true where a query may see a key: earlier, in the prompt or in its own completion.
+        """(G, 1, W, W), true where a query may see a key: earlier, in the prompt or in its own
+        completion.
 
         A padding token sees itself, because a row of a softmax must see something.
         """
@@ -63,9 +67,11 @@ class Packed:
 
 
 def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
-    """Rows of the distinct prompts with their completions, the last ``keep`` tokens of each row; None: none are shared.
+    """Rows of the distinct prompts with their completions, the last ``keep`` tokens of each row;
+    None: none are shared.
 
-    Prompts are padded on the left, completions on the right, ``mask_BS`` 0 there. A prompt has a token at least.
+    Prompts are padded on the left, completions on the right, ``mask_BS`` 0 there. A prompt has a
+    token at least.
     """
     prompts = ids_BS[:, :-keep].masked_fill(mask_BS[:, :-keep] == 0, -1)
     distinct, group_B = torch.unique(prompts, dim=0, return_inverse=True)
@@ -74,12 +80,19 @@ def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
     starts = [[token for token in prompt if token >= 0] for prompt in distinct.tolist()]
     # A row's tokens, their positions, owners and labels.
     rows: list[tuple[list[int], list[int], list[int], list[int]]] = [
-        (start[:-1], list(range(len(start) - 1)), [0] * (len(start) - 1), [IGNORE] * (len(start) - 1))
+        (
+            start[:-1],
+            list(range(len(start) - 1)),
+            [0] * (len(start) - 1),
+            [IGNORE] * (len(start) - 1),
+        )
         for start in starts
     ]
     cells: list[tuple[int, int, int, int]] = []
     lengths = mask_BS[:, -keep:].sum(1).tolist()
-    for b, (g, length, tokens) in enumerate(zip(group_B.tolist(), lengths, ids_BS[:, -keep:].tolist(), strict=True)):
+    for b, (g, length, tokens) in enumerate(
+        zip(group_B.tolist(), lengths, ids_BS[:, -keep:].tolist(), strict=True)
+    ):
         ids, positions, owners, labels = rows[g]
         first, completion = len(starts[g]) - 1, tokens[:length]
         cells += [(g, len(ids) + 1 + t, b, t) for t in range(length)]
@@ -89,7 +102,9 @@ def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
         labels += [IGNORE, *completion]
     width = max(len(ids) for ids, *_ in rows)
     tables = [
-        torch.tensor([row[i] + [filler] * (width - len(row[i])) for row in rows], device=ids_BS.device)
+        torch.tensor(
+            [row[i] + [filler] * (width - len(row[i])) for row in rows], device=ids_BS.device
+        )
         for i, filler in enumerate((0, 0, -1, IGNORE))
     ]
     where = torch.tensor(cells, dtype=torch.long, device=ids_BS.device).view(-1, 4).unbind(1)
@@ -97,27 +112,47 @@ def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
 
 
 def _sees_everything(network: Any) -> bool:
-    """Whether the network is one whose attention takes the mask it is given: full attention, plain or fused kernel."""
+    """Whether the network is one whose attention takes the mask it is given: full attention, plain
+    or fused kernel.
+    """
     text = network.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    return text._attn_implementation in ("eager", "sdpa") and kinds == {"full_attention"} and window is None
+    window = (
+        getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    )
+    return (
+        text._attn_implementation in ("eager", "sdpa")
+        and kinds == {"full_attention"}
+        and window is None
+    )
 
 
 class SharedPromptsMixin:
-    """For TRL's GRPOTrainer: prompts are computed once a group, in sampling and in the loss, where that is possible.
+    """For TRL's GRPOTrainer: prompts are computed once a group, in sampling and in the loss, where
+    that is possible.
 
-    It is not where sequences are more than tokens (images), where the network's attention is not full, under vLLM, and,
-    for sampling, where the weights are sharded; then TRL's own way is taken, as it is where ``share_prompts`` is false.
+    It is not where sequences are more than tokens (images), where the network's attention is not
+    full, under vLLM, and, for sampling, where the weights are sharded; then TRL's own way is taken,
+    as it is where ``share_prompts`` is false.
     """
 
     share_prompts = True
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, logits_to_keep: int, *args: Any, **options: Any
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **options: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Log-probabilities and entropies (B, T) of the completions, as TRL's."""
-        plain = {"compute_entropy", "batch_size", *(name for name, value in options.items() if value is None)}
+        plain = {
+            "compute_entropy",
+            "batch_size",
+            *(name for name, value in options.items() if value is None),
+        }
         network = self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
         more = [name for name, value in options.items() if name not in plain and value is not False]
         packed = None
@@ -130,7 +165,9 @@ class SharedPromptsMixin:
         mask = packed.allowed()
         if network.config.get_text_config()._attn_implementation == "eager":  # it adds its mask
             dtype = network.get_input_embeddings().weight.dtype
-            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+            mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(dtype).min
+            )
         with self.accelerator.autocast():  # type: ignore[attr-defined]
             outputs = model(
                 input_ids=packed.ids_GW,
@@ -140,13 +177,16 @@ class SharedPromptsMixin:
                 fused_lm_head=True,
             )
         shape = len(input_ids), logits_to_keep
-        entropies = packed.unpack(outputs.entropy, *shape) if options.get("compute_entropy") else None
+        entropies = (
+            packed.unpack(outputs.entropy, *shape) if options.get("compute_entropy") else None
+        )
         return packed.unpack(outputs.log_probs, *shape), entropies, None
 
     def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
         """TRL's sampling, with the prompts' caches computed once each."""
         network = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)  # type: ignore[attr-defined]
+        kind = self.accelerator.distributed_type  # type: ignore[attr-defined]
+        sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if not self.share_prompts or self.use_vllm or sharded or not _sees_everything(network):  # type: ignore[attr-defined]
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
         with shared_prefill(network):
@@ -155,9 +195,11 @@ class SharedPromptsMixin:
 
 @contextmanager
 def shared_prefill(network: Any) -> Iterator[None]:
-    """While it is open, ``network.generate(input_ids, attention_mask, …)`` computes repeated prompts once.
+    """While it is open, ``network.generate(input_ids, attention_mask, …)`` computes repeated
+    prompts once.
 
-    The draws are the same as without it: sampling begins at the prompts' last token, all sequences together.
+    The draws are the same as without it: sampling begins at the prompts' last token, all sequences
+    together.
     """
     original = network.generate
 

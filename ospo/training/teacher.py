@@ -1,8 +1,9 @@
 """Noisy teacher texts: what the policy imitates before reinforcement learning.
 
-A teacher text is the request's words and a few attributes of a relevant item, some of them lost and some replaced by
-another item's. A policy that imitates it writes well-formed, varied and imperfect search texts: something is left to
-find, and there is variety to find it in. Only requests of the training split are ever read.
+A teacher text is the request's words and a few attributes of a relevant item, some of them lost and
+some replaced by another item's. A policy that imitates it writes well-formed, varied and imperfect
+search texts: something is left to find, and there is variety to find it in. Only requests of the
+training split are ever read.
 """
 
 import re
@@ -13,31 +14,43 @@ from dataclasses import replace
 import numpy as np
 
 from ospo.data.dataset import PreparedData, Request
-from ospo.data.prompts import clean, prompt_messages
+from ospo.policy.prompts import clean, prompt_messages
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MAX_ATTRIBUTES = 4  # in one text
 _LOST = 2 / 3  # of the noise: attributes left out; the rest are another item's
 _CATALOGUE = 0.15  # share of examples that ask for an item of the catalogue
 _TEXT_WORDS = 60  # of an item's text that are looked at
-_RARE, _COMMON = 3, 0.2  # an attribute is worn by at least 3 items and at most a fifth of the catalogue
-# Words that join, not describe. The upper bound on frequency finds most; a small catalogue lets these through.
+_RARE, _COMMON = (
+    3,
+    0.2,
+)  # an attribute is worn by at least 3 items and at most a fifth of the catalogue
+# Words that join, not describe. The upper bound on frequency finds most; a small catalogue lets
+# these through.
 _JOINING = frozenset(
-    "and are but can for from has her his its not our out own she that the their them these they this those was were "
-    "will with you your into over under when while which all any both each more most other some such only same than "
+    "and are but can for from has her his its not our out own she that the their them these they "
+    "this those was were "
+    "will with you your into over under when while which all any both each more most other some "
+    "such only same than "
     "too very also one two made make makes use used using perfect great".split()
 )
 
 
 class Teacher:
-    """Writes teacher texts for training requests, each a pure function of (seed, request row, draw)."""
+    """Writes teacher texts for training requests, each a pure function of (seed, request row,
+    draw).
+    """
 
     def __init__(self, data: PreparedData, noise: float, seed: int):
-        """``noise`` in [0, 1]: the share of attributes that are lost (two thirds) or another item's (one third)."""
+        """``noise`` in [0, 1]: the share of attributes that are lost (two thirds) or another item's
+        (one third).
+        """
         self.data, self.noise, self.seed = data, noise, seed
         self.rows = data.rows("train")
         self._names = data.catalogue.select("category", "colour")
-        self._kinds = {item: clean(kind) for item, kind in data.catalogue.select("item_id", "category").rows()}
+        self._kinds = {
+            item: clean(kind) for item, kind in data.catalogue.select("item_id", "category").rows()
+        }
         self._attributes, self._shared = _item_attributes(data)
         self._relevant = {int(row): _best_items(data, int(row)) for row in self.rows}
 
@@ -58,11 +71,11 @@ class Teacher:
     def example(self, row: int, draw: int) -> tuple[Request, str]:
         """A request to imitate and its search text, made from the training request in ``row``.
 
-        A few hundred requests are soon learned by heart, and what is known by heart is not copied, nor inferred, and
-        earns rewards in training that do not come back on held-out requests. So a shopper's targets are left to the
-        reward: the example asks for one of the other purchases in the words of the request, with the rest as history
-        in any order. Some draws ask for an item of the catalogue by its colour and type. Requests without purchases
-        are shown as they are.
+        A few hundred requests are soon learned by heart, and what is known by heart is not copied,
+        nor inferred, and earns rewards in training that do not come back on held-out requests. So a
+        shopper's targets are left to the reward: the example asks for one of the other purchases in
+        the words of the request, with the rest as history in any order. Some draws ask for an item
+        of the catalogue by its colour and type. Requests without purchases are shown as they are.
 
         Raises KeyError for a request outside the training split.
         """
@@ -75,18 +88,26 @@ class Teacher:
             named = self._named(item)
             query = " ".join(named[i] for i in rng.permutation(len(named)))
             if query:
-                return replace(request, query=query, history=()), self._write(query, self._attributes[item], rng)
+                return replace(request, query=query, history=()), self._write(
+                    query, self._attributes[item], rng
+                )
         history = [request.history[i] for i in rng.permutation(len(request.history))]
         if len(history) > 1 and clean(history[0].type):
             bought, history = history[0], history[1:]
             query = self._asking_for(request, clean(bought.type))
             words = (word for word in clean(bought.name).split() if word in self._shared)
-            attributes = tuple(dict.fromkeys([field for field in (clean(bought.colour),) if field] + list(words)))
-            return replace(request, query=query, history=tuple(history)), self._write(query, attributes, rng)
+            attributes = tuple(
+                dict.fromkeys([field for field in (clean(bought.colour),) if field] + list(words))
+            )
+            return replace(request, query=query, history=tuple(history)), self._write(
+                query, attributes, rng
+            )
         return replace(request, history=tuple(history)), self.text(row, draw)
 
     def _asking_for(self, request: Request, kind: str) -> str:
-        """The request's words with ``kind`` in place of the target's; ``kind`` alone where the target is not named."""
+        """The request's words with ``kind`` in place of the target's; ``kind`` alone where the
+        target is not named.
+        """
         query, target = clean(request.query), self._kinds.get(request.target_id, "")
         return query.replace(target, kind) if target and target in query else kind
 
@@ -114,7 +135,9 @@ class Teacher:
         return (", " if rng.random() < 0.8 else " ").join(part for part in parts if part)
 
     def tokenizer_texts(self, draws: int = 4) -> Iterator[str]:
-        """Prompts and teacher texts of the training split: what a scratch policy's tokenizer is trained on."""
+        """Prompts and teacher texts of the training split: what a scratch policy's tokenizer is
+        trained on.
+        """
         for row in self.rows.tolist():
             yield prompt_messages(self.data.requests[row], instruct=False)[0]["content"]
             for draw in range(draws):
@@ -134,9 +157,9 @@ def _fresh(attributes: tuple[str, ...], seen: set[str]) -> list[str]:
 def _item_attributes(data: PreparedData) -> tuple[list[tuple[str, ...]], frozenset[str]]:
     """Attribute phrases of every catalogue row, and the words that count as attributes.
 
-    An item's are its colour, type and brand, then words that several items share. How many items use a word tells
-    attributes from names (too rare) and from filler (too common), in any language; words of the item's department
-    tell nothing that its type does not.
+    An item's are its colour, type and brand, then words that several items share. How many items
+    use a word tells attributes from names (too rare) and from filler (too common), in any language;
+    words of the item's department tell nothing that its type does not.
     """
     columns = ["text", "group", "colour", "category", "brand"]
     words: list[list[str]] = []
@@ -144,13 +167,22 @@ def _item_attributes(data: PreparedData) -> tuple[list[tuple[str, ...]], frozens
     for text, group, *rest in data.catalogue.select(columns).iter_rows():
         start = clean(" ".join(text.split()[:_TEXT_WORDS]))
         department = set(clean(group).split())
-        words.append([word for word in dict.fromkeys(_WORD.findall(start)) if word not in department])
+        words.append(
+            [word for word in dict.fromkeys(_WORD.findall(start)) if word not in department]
+        )
         fields.append([" ".join(clean(field).lower().split()[:3]) for field in rest])
     count = Counter(word for item in words for word in item)
     most = max(_RARE, _COMMON * len(words))
-    shared = frozenset(word for word, n in count.items() if _RARE <= n <= most and word not in _JOINING)
+    shared = frozenset(
+        word for word, n in count.items() if _RARE <= n <= most and word not in _JOINING
+    )
     attributes = [
-        tuple(dict.fromkeys([field for field in item_fields if field] + [word for word in item if word in shared]))
+        tuple(
+            dict.fromkeys(
+                [field for field in item_fields if field]
+                + [word for word in item if word in shared]
+            )
+        )
         for item, item_fields in zip(words, fields, strict=True)
     ]
     return attributes, shared

@@ -22,10 +22,11 @@ def train(
     on_table: OnTable | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train with ``algorithm`` from the policy in ``sft_model``; see :func:`ospo.training.rl.train_rl`.
+    """Train with ``algorithm`` from the policy in ``sft_model``; see
+    :func:`ospo.training.rl.train_rl`.
 
-    ``out/model`` is complete at the end or absent, and a run that was killed goes on where it was, for all of them.
-    ``callbacks`` see the trainer's events.
+    ``out/model`` is complete at the end or absent, and a run that was killed goes on where it was,
+    for all of them. ``callbacks`` see the trainer's events.
     """
     if algorithm == "rft":
         from ospo.training.rft import train_rft

@@ -1,4 +1,6 @@
-"""What trainers share: their arguments, and, for those that learn from written examples, a run with resume."""
+"""What trainers share: their arguments, and, for those that learn from written examples, a run with
+resume.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from ospo.config import Config, Updates
-from ospo.models import autocast_bfloat16
+from ospo.policy.weights import autocast_bfloat16
 from ospo.training.callbacks import (
     CheckpointMarker,
     OnLog,
@@ -39,7 +41,9 @@ def common_arguments(config: Config, out: Path) -> dict[str, Any]:
 
 
 def update_arguments(config: Config, updates: Updates, out: Path) -> dict[str, Any]:
-    """The common arguments and those of ``updates``, for trainers that learn from written examples."""
+    """The common arguments and those of ``updates``, for trainers that learn from written
+    examples.
+    """
     return common_arguments(config, out) | {
         "max_steps": updates.steps,
         "per_device_train_batch_size": updates.batch_size,
@@ -60,13 +64,18 @@ def run_trainer(
 ) -> None:
     """Train to the end and write ``out/model``, which is complete or absent.
 
-    A run that was killed goes on from its last whole checkpoint, with the same weights at the end. ``on_log(step,
-    metrics)`` is called once a step; ``seen``: keys of the requests trained on; ``callbacks`` see the trainer's events.
+    A run that was killed goes on from its last whole checkpoint, with the same weights at the end.
+    ``on_log(step, metrics)`` is called once a step; ``seen``: keys of the requests trained on;
+    ``callbacks`` see the trainer's events.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(out / "checkpoints")
     start_metrics(out, checkpoint)
-    for callback in [*standard_callbacks(trainer, title, out, on_log), CheckpointMarker(), *callbacks]:
+    for callback in [
+        *standard_callbacks(trainer, title, out, on_log),
+        CheckpointMarker(),
+        *callbacks,
+    ]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finish(trainer, tokenizer, config.preset.model, out, seen)

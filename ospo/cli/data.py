@@ -1,0 +1,87 @@
+"""``ospo data …``: look at data, and fetch the official files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption
+from ospo.config import load_config
+
+app = typer.Typer(help="Check, describe and fetch data.", no_args_is_help=True)
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="a folder of raw files, prepared data or vectors")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Say what a folder holds, what preparing it would keep and drop, and what is wrong; exit code
+    1 for problems.
+    """
+    from ospo.reports.data_check import check_folder
+
+    found = check_folder(folder, load_config(params))
+    typer.echo(f"{folder}: {found.kind}")
+    for line in found.lines:
+        typer.echo(f"  {line}")
+    for problem in found.problems:
+        typer.echo(f"problem: {problem}", err=True)
+    raise typer.Exit(int(bool(found.problems)))
+
+
+@app.command()
+def describe(
+    dataset: DatasetArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="default: reports/data-DATASET.html")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="also write each chart as a CSV file here, for dvc plots")
+    ] = None,
+) -> None:
+    """Print a short profile of prepared data and write it as a page with charts."""
+    from ospo.data.dataset import load_prepared
+    from ospo.reports.data_profile import describe as describe_data
+    from ospo.reports.data_profile import write_page, write_plots
+
+    profile = describe_data(load_prepared(data or Path("data/prepared") / dataset))
+    page = html or Path("reports") / f"data-{dataset}.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_page(profile, page)
+    if plots:
+        write_plots(profile, plots)
+    typer.echo("\n".join(f"{name}: {value}" for name, value in profile.figures.items()))
+    typer.echo(f"wrote {page}")
+
+
+@app.command()
+def fetch(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder for the raw files")],
+    mirror: Annotated[
+        str | None, typer.Option(help="another base address with the same file names")
+    ] = None,
+) -> None:
+    """Download the official raw files, going on where a download stopped. H&M wants KAGGLE_USERNAME
+    and KAGGLE_KEY.
+    """
+    from tqdm import tqdm
+
+    from ospo.data.fetch import fetch as fetch_data
+
+    bars: dict[str, tqdm] = {}
+
+    def progress(file: str, done: int, total: int | None) -> None:
+        bar = bars.setdefault(file, tqdm(total=total, desc=file, unit="B", unit_scale=True))
+        bar.update(done - bar.n)
+
+    try:
+        paths = fetch_data(dataset, out, mirror=mirror, progress=progress)
+    finally:
+        for bar in bars.values():
+            bar.close()
+    for path in paths:
+        typer.echo(f"have {path}")
+    typer.echo(f"Next: ospo config set data.{dataset}.raw={out}")

@@ -1,0 +1,285 @@
+"""Every policy under every retriever on held-out requests: one table from which all figures are
+derived.
+
+Answers are written once a policy and stream through the retrievers in chunks, so memory does not
+grow with the number of requests beyond the prepared data itself. The split decides what a figure is
+for: ``test`` makes the tables, ``validation`` (training retriever only) chooses the policy to
+register, so that neither test requests nor unseen retrievers have a say in the choice.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from ospo.config import Config
+from ospo.data.dataset import PreparedData
+from ospo.errors import InputError
+from ospo.evaluation import leaks
+from ospo.evaluation.answers import Answers, Job, choose_requests, plan, write_answers
+from ospo.evaluation.completions import CACHE
+from ospo.evaluation.examples import write_examples
+from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.policies import Policy, open_policy
+from ospo.evaluation.provenance import lineage
+from ospo.evaluation.scoring import Chunk, score_chunk
+from ospo.evaluation.slices import slice_table
+from ospo.files import atomic_file, write_json
+from ospo.retrieval import build_retriever, families
+from ospo.retrieval.base import Retriever
+
+__all__ = ["Source", "evaluate"]
+
+RAW = "raw"
+# Requests scored at once: (chunk x policies) texts and their pools are all that is in memory.
+CHUNK = 2048
+Source = str | Path | None
+
+_TABLE = pa.schema(
+    [
+        ("policy", pa.string()),
+        ("seed", pa.int32()),
+        ("retriever", pa.string()),
+        ("split", pa.string()),
+        ("scope", pa.string()),
+        ("decoding", pa.string()),
+        ("sample", pa.int32()),
+        ("request_id", pa.string()),
+        ("query", pa.string()),
+        ("answer", pa.string()),
+        *((name, pa.float64()) for name in MEASURES),
+    ]
+)
+
+
+@dataclass
+class _Means:
+    """Running sums of nDCG@10: (split, policy, retriever) → sum and count, greedy answers within
+    pools, all seeds.
+    """
+
+    sums: dict[tuple[str, str, str], float] = field(default_factory=dict)
+    counts: dict[tuple[str, str, str], int] = field(default_factory=dict)
+
+    def add(self, key: tuple[str, str, str], values: np.ndarray) -> None:
+        self.sums[key] = self.sums.get(key, 0.0) + float(values.sum())
+        self.counts[key] = self.counts.get(key, 0) + len(values)
+
+    def table(self, split: str) -> dict[str, dict[str, float]]:
+        out: dict[str, dict[str, float]] = {}
+        for (part, policy, retriever), total in self.sums.items():
+            if part == split:
+                out.setdefault(policy, {})[retriever] = total / self.counts[part, policy, retriever]
+        return out
+
+
+@dataclass
+class _Scoring:
+    """Scores answers and writes the table. A chunk's distinct texts are found once and go to every
+    retriever.
+    """
+
+    config: Config
+    data: PreparedData
+    answers: Answers
+    writer: pq.ParquetWriter
+    means: _Means
+    seconds: dict[str, float]
+
+    def passes(self, split: str, name: str) -> list[str]:
+        """The scopes in which a retriever scores a split."""
+        if split == "validation":
+            return ["pool"] if name == self.config.retrievers.training else []
+        return ["pool", "catalogue"] if self.config.evaluation.catalogue else ["pool"]
+
+    def run(self, names: list[str], retrievers: dict[str, Retriever], bar: Any) -> None:
+        """Score all answers under ``names``."""
+        for split in ("validation", "test"):
+            wanted = [(name, scope) for name in names for scope in self.passes(split, name)]
+            if not wanted:
+                continue
+            for part, jobs, tables in self.answers.chunks(split):
+                everything = Chunk.of(part, [table["answer"].to_pylist() for table in tables])
+                # The whole catalogue is searched for greedy answers only.
+                greedy = [j for j, job in enumerate(jobs) if job.decoding_name == "greedy"]
+                taken = {"pool": list(range(len(jobs))), "catalogue": greedy}
+                chunks = {
+                    scope: everything.only(taken[scope]) for scope in {scope for _, scope in wanted}
+                }
+                for name, scope in wanted:
+                    begun = time.perf_counter()
+                    values = score_chunk(retrievers[name], self.data, chunks[scope], scope)
+                    self.seconds[f"score {name}"] += time.perf_counter() - begun
+                    some = taken[scope]
+                    self._write(
+                        name, scope, [jobs[j] for j in some], [tables[j] for j in some], values
+                    )
+                    bar.update(len(some) * len(part))
+
+    def _write(
+        self,
+        name: str,
+        scope: str,
+        jobs: list[Job],
+        tables: list[pa.Table],
+        values: dict[str, np.ndarray],
+    ) -> None:
+        joined = pa.concat_tables(tables)
+        n = len(joined)
+        columns = {
+            column: joined[column] for column in joined.column_names if column in _TABLE.names
+        }
+        columns |= {"retriever": pa.repeat(name, n), "scope": pa.repeat(scope, n)}
+        columns |= {measure_name: pa.array(value.ravel()) for measure_name, value in values.items()}
+        self.writer.write_table(
+            pa.table([columns[column.name] for column in _TABLE], schema=_TABLE)
+        )
+        if scope == "pool":
+            for job, value_R in zip(jobs, values["ndcg@10"], strict=True):
+                if job.decoding_name == "greedy":
+                    self.means.add((job.split, job.policy, name), value_R)
+
+
+def _runs(
+    policies: Mapping[str, Source | Sequence[Source] | Mapping[int, Source]], seed: int
+) -> dict[tuple[str, int], Path | None]:
+    """(name, training seed) → where that policy is. Raises InputError for a name without any."""
+    runs: dict[tuple[str, int], Path | None] = {(RAW, seed): None}
+    for name, given in policies.items():
+        if given is None or isinstance(given, str | Path):
+            seeds: dict[int, Source] = {seed: given}
+        else:
+            seeds = dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
+        if not seeds:
+            raise InputError(
+                "policies",
+                name,
+                "names no policy",
+                "give at least one directory or file of answers",
+            )
+        runs |= {
+            (name, s): Path(source) if source is not None else None for s, source in seeds.items()
+        }
+    return runs
+
+
+def evaluate(
+    config: Config,
+    data: PreparedData,
+    policies: Mapping[str, Source | Sequence[Source] | Mapping[int, Source]],
+    out: Path,
+    *,
+    cache: Path | None = CACHE,
+    chunk: int = CHUNK,
+    note: str = "",
+    commands: Sequence[str] = (),
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluate ``policies`` and write everything under ``out``.
+
+    ``policies``: name → policy directory, file of answers (``policies.AnswerFile``) or None, the
+    raw query. A policy trained under several seeds is a list of them (seeds 0, 1, …) or a mapping
+    seed → directory. ``note``: a sentence that a reader of the report must know; ``commands``: what
+    makes this evaluation again, for the report.
+
+    - ``answers.parquet``: one row a policy × seed × request × sample: answer, tokens, whether it
+      ended by itself.
+    - ``evaluation.parquet``: one row a policy × seed × retriever × request × sample, all
+      ``MEASURES``, ``scope`` pool or catalogue.
+    - ``summary.json`` (also returned): mean nDCG@10 of greedy answers within pools, ``{"test":
+      {policy: {retriever: value}}, "validation": the same for the training retriever only}``.
+    - ``examples.json``: requests that improved and worsened most, with per-phrase credit.
+    - ``slices.parquet``: properties of each test request, and the shopper it comes from.
+    - ``details.json``: counts (empty, unfinished answers), requests, policy hashes, leak checks,
+      seconds.
+
+    Raises InputError for an empty split or a directory without a policy, LeakError, OspoError for a
+    retriever that breaks its contract.
+    """
+    runs = _runs(policies, config.seed)
+    started = time.perf_counter()
+    limit = config.evaluation.max_requests
+    rows = {split: choose_requests(data, split, limit) for split in ("validation", "test")}
+    checked, logs = _check_leaks(data, rows, runs)
+    opened = {key: open_policy(model, config, cache) for key, model in runs.items()}
+    jobs = plan(config, opened)
+    out.mkdir(parents=True, exist_ok=True)
+    counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk)
+    seconds = {"rewrite": time.perf_counter() - started}
+
+    answers = Answers(out / "answers.parquet", jobs, rows, chunk)
+    means = _Means()
+    names = list(dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]))
+    training: Retriever | None = None
+    with (
+        atomic_file(out / "evaluation.parquet") as temporary,
+        pq.ParquetWriter(temporary, _TABLE) as writer,
+    ):
+        scoring = _Scoring(config, data, answers, writer, means, seconds)
+        for family in families(names):
+            shared: dict[str, Retriever] = {}
+            for name in family:
+                begun = time.perf_counter()
+                build_retriever(name, config, data, shared)
+                seconds[f"score {name}"] = time.perf_counter() - begun
+            with tqdm(desc=f"score {', '.join(family)}", unit="text") as bar:
+                scoring.run(family, shared, bar)
+            training = shared.get(config.retrievers.training, training)
+    assert training is not None
+    with atomic_file(out / "slices.parquet") as temporary:
+        slice_table(data, rows["test"]).write_parquet(temporary)
+    write_examples(config, data, training, out)
+    summary = {split: means.table(split) for split in rows}
+    write_json(
+        out / "details.json",
+        {
+            "dataset": data.name,
+            "note": note,
+            "commands": list(commands),
+            "training_retriever": config.retrievers.training,
+            "unseen_retrievers": [name for name in names if name != config.retrievers.training],
+            "policies": _described(runs, opened),
+            "requests": {split: len(chosen) for split, chosen in rows.items()},
+            "answers": counts,
+            "leak_checks": {"compared": checked, "training_requests": logs},
+            "seconds": {name: round(value, 2) for name, value in seconds.items()},
+            "lineage": lineage(config, data),
+        },
+    )
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _check_leaks(
+    data: PreparedData, rows: Mapping[str, np.ndarray], runs: Mapping[tuple[str, int], Path | None]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """How many keys of the split, and how many requests of each policy's training logs, were
+    compared.
+    """
+    checked = leaks.check_split(data)
+    evaluated = np.concatenate(list(rows.values()))
+    logs: dict[str, int] = {}
+    for (name, _), model in runs.items():
+        if model is not None:
+            logs[name] = logs.get(name, 0) + leaks.check_policy(data, evaluated, name, model)
+    return checked, logs
+
+
+def _described(
+    runs: Mapping[tuple[str, int], Path | None], opened: Mapping[tuple[str, int], Policy]
+) -> dict[str, dict[str, Any]]:
+    """Name → its runs (seed, model, content hash); ``model`` and ``hash`` are those of the
+    first.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    for (name, seed), model in runs.items():
+        run = {"seed": seed, "model": str(model or ""), "hash": opened[name, seed].hash}
+        out.setdefault(name, {"model": run["model"], "hash": run["hash"], "runs": []})[
+            "runs"
+        ].append(run)
+    return out

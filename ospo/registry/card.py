@@ -1,0 +1,60 @@
+"""The description of a registered version, for people."""
+
+from collections.abc import Mapping
+
+from ospo.config import Config
+from ospo.serving.requests import MAX_NEW_TOKENS
+
+
+def model_card(
+    dataset: str,
+    policy: str,
+    config: Config,
+    summary: Mapping[str, Mapping[str, float]],
+    facts: Mapping[str, str],
+) -> str:
+    """Markdown about a version: its figures, its data and code, what goes in and comes out, its
+    limits.
+
+    ``summary``: {policy: {retriever: nDCG@10}} on the test split. ``facts``: data_md5, git_commit,
+    git_dirty.
+    """
+    training = config.retrievers.training
+    retrievers = sorted(summary[policy], key=lambda name: (name != training, name))
+    rows = [name for name in ("raw", "sft", policy) if name in summary]
+    table = [f"| nDCG@10 | {' | '.join(retrievers)} |", "|---" * (len(retrievers) + 1) + "|"]
+    labels = {"raw": "raw query", "sft": "SFT", policy: f"**{policy.upper()} (this)**"}
+    table += [
+        f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |"
+        for row in rows
+    ]
+    worse = [
+        name
+        for name in retrievers
+        if "raw" in summary and summary[policy][name] < summary["raw"][name]
+    ]
+    return "\n".join(
+        [
+            f"Rewrites a shopper's request into a search text ({dataset}). Policy "
+            f"`{config.policy}`, trained with "
+            f"{policy.upper()} against {training}; the other retrievers were never seen in "
+            "training.",
+            "",
+            "Held-out requests (test split), candidate pools:",
+            "",
+            *table,
+            "",
+            *([f"**Worse than the raw query under {', '.join(worse)}.**", ""] if worse else []),
+            f"Data md5 `{facts['data_md5']}`, commit `{facts['git_commit']}` (dirty: "
+            f"{facts['git_dirty']}).",
+            "",
+            "Input: query strings, or JSON objects as strings with `query` and `history` "
+            '(`[{"name", "type", "colour"}]`, oldest first). Output: one search text each. Greedy '
+            "by default; "
+            f"params `max_new_tokens` (1 to {MAX_NEW_TOKENS}), `temperature` (0 to 2), `seed`.",
+            "",
+            "Limits: English requests of the kind it was trained on. What it adds is a guess from "
+            "the request and the "
+            "history, and may be wrong for this shopper; it knows no product's stock or price.",
+        ]
+    )

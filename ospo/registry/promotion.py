@@ -1,0 +1,162 @@
+"""May a challenger become the champion? Decided on the same held-out requests for both, by a rule
+fixed beforehand.
+
+1. On the training retriever the challenger must be better: paired randomisation test over requests
+   (over shoppers where they are known), two-sided p < ``max_p``, and a positive mean difference of
+   nDCG@10.
+2. Under the unseen retriever where it does worst it may lose at most ``tolerance`` of nDCG@10 on
+   average: a gain that only the training retriever sees is a gain at its expense.
+
+There is one primary test, so no correction for many; the second is a limit on the damage, not a
+test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from ospo import registry
+from ospo.config import Config
+from ospo.errors import InputError
+from ospo.evaluation.analysis import Comparison, load_values, read_table
+from ospo.evaluation.statistics import (
+    bootstrap_means,
+    holm,
+    percentile_interval,
+    randomisation_test,
+)
+from ospo.files import read_json
+
+MAX_P, TOLERANCE = 0.05, 0.01
+RAW = "raw"  # evaluation's name for the query as it is
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Decision:
+    """For or against a promotion, in a sentence, with the figures it rests on."""
+
+    promoted: bool
+    reason: str
+    figures: dict[str, Any]
+
+
+def decide(
+    comparisons: Sequence[Comparison],
+    training: str,
+    *,
+    max_p: float = MAX_P,
+    tolerance: float = TOLERANCE,
+) -> Decision:
+    """Apply the rule to challenger - champion under each retriever. ``training``: the training
+    retriever's name.
+
+    Raises ValueError where the training retriever was not compared.
+    """
+    by_name = {item.retriever: item for item in comparisons}
+    if training not in by_name:
+        raise ValueError(f"the training retriever {training!r} was not compared")
+    figures: dict[str, Any] = {
+        name: {
+            "difference": round(item.difference.value, 6),
+            "low": round(item.difference.low, 6),
+            "high": round(item.difference.high, 6),
+            "p": round(item.p, 6),
+        }
+        for name, item in by_name.items()
+    }
+    first = by_name[training]
+    gain = first.difference.value
+    said = f"{gain:+.4f} nDCG@10 on {training} (p = {first.p:.4f})"
+    if gain <= 0:
+        return Decision(False, f"not better: {said}", figures)
+    if not first.p < max_p:
+        return Decision(False, f"not clearly better: {said}, p < {max_p:g} is needed", figures)
+    unseen = [item for name, item in by_name.items() if name != training]
+    if not unseen:
+        return Decision(True, f"better: {said}; no unseen retriever was compared", figures)
+    worst = min(unseen, key=lambda item: item.difference.value)
+    lost = f"worst unseen retriever {worst.retriever} {worst.difference.value:+.4f}"
+    if worst.difference.value < -tolerance:
+        return Decision(
+            False, f"better on {training} only: {said}, but {lost} (limit {-tolerance:+g})", figures
+        )
+    return Decision(True, f"better: {said}; {lost}", figures)
+
+
+def compare(
+    evaluation: Path, challenger: str, champion: str, seed: int
+) -> tuple[list[Comparison], int]:
+    """challenger - champion under each retriever of an evaluation, paired by request, and the
+    number of requests.
+
+    Requests of one shopper are resampled together. Raises InputError for missing or unreadable
+    files.
+    """
+    wide, _, retrievers = load_values([evaluation])
+    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"))
+    groups = wide.select("request_id").join(
+        slices, on="request_id", how="left", maintain_order="left"
+    )["group"]
+    groups_R = groups.to_numpy() if groups.n_unique() < len(groups) else None
+    differences_RC = np.stack(
+        [
+            (wide[f"0|{challenger}|{name}"] - wide[f"0|{champion}|{name}"]).to_numpy()
+            for name in retrievers
+        ],
+        axis=1,
+    )
+    draws_BC = bootstrap_means(differences_RC, RESAMPLES, seed, groups_R)
+    p_C = randomisation_test(differences_RC, RESAMPLES, seed, groups_R)
+    means_C = differences_RC.mean(axis=0)
+    adjusted_C = holm(p_C)
+    return [
+        Comparison(
+            challenger, champion, name, percentile_interval(means_C[c], draws_BC[:, c]),
+            float(p_C[c]), float(adjusted_C[c]),
+        )
+        for c, name in enumerate(retrievers)
+    ], len(wide)  # fmt: skip
+
+
+def consider(
+    config: Config,
+    dataset: str,
+    evaluation: str | Path,
+    *,
+    challenger: str,
+    champion: str = "champion",
+    version: int | None = None,
+    root: str | Path = ".",
+) -> Decision:
+    """Decide on the challenger (or ``version``) from an evaluation of both, note it there, and
+    promote if allowed.
+
+    ``evaluation``: the directory that ``ospo.evaluation.evaluate`` wrote with both policies, under
+    the names ``challenger`` and ``champion``; where there is no champion yet, ``raw``, the raw
+    query, stands for it. Raises InputError where it misses one of them, RegistryError where nothing
+    is registered.
+    """
+    details = read_json(Path(evaluation) / "details.json")
+    for name in (challenger, champion):
+        if name not in details["policies"]:
+            raise InputError(
+                Path(evaluation) / "details.json",
+                "policies",
+                f"{name} was not evaluated",
+                "evaluate both",
+            )
+    comparisons, requests = compare(Path(evaluation), challenger, champion, config.seed)
+    decision = decide(comparisons, details["training_retriever"])
+    against = RAW if champion == RAW else registry.champion(config, dataset, root).version
+    record = {"promoted": decision.promoted, "reason": decision.reason, "figures": decision.figures,
+              "requests": requests, "against": against}  # fmt: skip
+    if decision.promoted:
+        registry.promote(config, dataset, version, decision=record, root=root)
+    else:
+        registry.note(config, dataset, version, decision=record, root=root)
+    return decision

@@ -1,0 +1,185 @@
+"""``ospo data check``: what a folder holds, what preparation would do with it, and what is
+wrong.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+
+from ospo.config import Config
+from ospo.data.dataset import load_prepared
+from ospo.data.esci import prepare_esci
+from ospo.data.hm import prepare_hm
+from ospo.data.schemas import (
+    ESCI_EXAMPLES,
+    ESCI_EXAMPLES_NEEDED,
+    ESCI_EXAMPLES_SCHEMA,
+    ESCI_PRODUCTS,
+    ESCI_PRODUCTS_NEEDED,
+    ESCI_PRODUCTS_SCHEMA,
+    HM_ARTICLES,
+    HM_ARTICLES_COLUMNS,
+    HM_ARTICLES_NEEDED,
+    HM_CUSTOMERS,
+    HM_CUSTOMERS_COLUMNS,
+    HM_CUSTOMERS_NEEDED,
+    HM_TRANSACTIONS,
+    HM_TRANSACTIONS_COLUMNS,
+    HM_TRANSACTIONS_NEEDED,
+    PREPARED,
+    SPLITS,
+    collect,
+    scan_csv,
+    scan_parquet,
+)
+from ospo.data.stats import REASONS, Stats
+from ospo.errors import InputError
+
+# File → official columns, columns that are needed.
+_RAW = {
+    "esci": {
+        ESCI_EXAMPLES: (list(ESCI_EXAMPLES_SCHEMA), ESCI_EXAMPLES_NEEDED),
+        ESCI_PRODUCTS: (list(ESCI_PRODUCTS_SCHEMA), ESCI_PRODUCTS_NEEDED),
+    },
+    "hm": {
+        HM_ARTICLES: (HM_ARTICLES_COLUMNS, HM_ARTICLES_NEEDED),
+        HM_TRANSACTIONS: (HM_TRANSACTIONS_COLUMNS, HM_TRANSACTIONS_NEEDED),
+        HM_CUSTOMERS: (HM_CUSTOMERS_COLUMNS, HM_CUSTOMERS_NEEDED),
+    },
+}
+_PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
+
+
+@dataclass
+class Check:
+    """What a folder holds. kind: "raw esci", "raw hm", "prepared", "vectors" or "unknown";
+    problems: one line each.
+    """
+
+    kind: str
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def check_folder(folder: str | Path, config: Config) -> Check:
+    """Look at a folder of raw or prepared files, without writing anything.
+
+    Raw files are prepared in memory with ``config``; what that would read, keep and drop stands in
+    ``lines``. Raises InputError where ``folder`` is no folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(folder, "", "folder not found", "name a folder of raw or prepared files")
+    for dataset, files in _RAW.items():
+        if any((folder / name).exists() for name in files):
+            return _check_raw(folder, dataset, config)
+    if any((folder / f"{name}.parquet").exists() for name in PREPARED):
+        return _check_prepared(folder)
+    if stored := sorted(folder.glob("*.safetensors")):
+        return _check_vectors(stored)
+    check = Check("unknown")
+    expected = [", ".join(files) for files in _RAW.values()]
+    tables = ", ".join(f"{name}.parquet" for name in PREPARED)
+    check.problems.append(
+        f"{folder}: holds neither ESCI ({expected[0]}) nor H&M ({expected[1]}) nor prepared data "
+        f"({tables})"
+    )
+    return check
+
+
+def _check_raw(folder: Path, dataset: str, config: Config) -> Check:
+    check = Check(f"raw {dataset}")
+    for name, (official, needed) in _RAW[dataset].items():
+        _check_file(folder / name, official, needed, check)
+    if check.problems:
+        return check
+    stats = Stats()
+    try:
+        prepared = _PREPARE[dataset](folder, config, stats)
+    except InputError as error:
+        check.problems.append(str(error))
+    else:
+        check.lines.append(
+            f"would give {len(prepared.request_ids):,} requests over {len(prepared.catalogue):,} "
+            "items"
+        )
+    check.lines += [f"read {count:,} {name}" for name, count in stats.read.items()]
+    check.lines += [
+        f"left out {count:,}: {REASONS[reason]}" for reason, count in stats.dropped.items() if count
+    ]
+    if stats.used.get("holdout_days", 0) > stats.used.get("holdout_days_asked", 0):
+        days, asked = stats.used["holdout_days"], stats.used["holdout_days_asked"]
+        check.lines.append(
+            f"the last {days} days are held out: {asked} leave too few validation or test requests"
+        )
+    return check
+
+
+def _check_file(file: Path, official: list[str], needed: list[str], check: Check) -> None:
+    if not file.is_file():
+        check.problems.append(
+            str(InputError(file, "", "file not found", f"put the official {file.name} there"))
+        )
+        return
+    try:
+        if file.suffix == ".parquet":
+            schema = ESCI_EXAMPLES_SCHEMA if file.name == ESCI_EXAMPLES else ESCI_PRODUCTS_SCHEMA
+            frame = scan_parquet(file, needed, schema)
+            columns = pl.scan_parquet(file).collect_schema().names()
+        else:
+            frame = scan_csv(file, needed)
+            columns = pl.scan_csv(file, infer_schema=False).collect_schema().names()
+        rows = int(collect(file, frame.select(pl.len())).item())
+    except InputError as error:
+        check.problems.append(str(error))
+        return
+    check.lines.append(
+        f"{file.name}: {file.stat().st_size:,} bytes, {rows:,} rows, {len(columns)} columns"
+    )
+    if missing := [name for name in official if name not in columns]:
+        check.lines.append(
+            f"{file.name}: official columns that are missing but not needed: {', '.join(missing)}"
+        )
+    if extra := [name for name in columns if name not in official]:
+        check.lines.append(
+            f"{file.name}: columns that are not official and not read: {', '.join(extra)[:300]}"
+        )
+
+
+def _check_vectors(files: list[Path]) -> Check:
+    from ospo.retrieval.vectors import load_vectors, stored_fingerprint, stored_ids
+
+    check = Check("vectors")
+    for file in files:
+        try:
+            vectors = load_vectors(file, stored_fingerprint(file), len(stored_ids(file)))
+        except InputError as error:
+            check.problems.append(str(error))
+        else:
+            assert vectors is not None
+            check.lines.append(
+                f"{file.name}: {len(vectors):,} items' vectors of {vectors.shape[1]} dimensions"
+            )
+    return check
+
+
+def _check_prepared(folder: Path) -> Check:
+    check = Check("prepared")
+    try:
+        data = load_prepared(folder)
+    except InputError as error:
+        check.problems.append(str(error))
+        return check
+    places = (data.pools_RP >= 0).sum(axis=1)
+    check.lines += [
+        f"{len(data.item_ids):,} items",
+        f"{len(data.requests):,} requests: "
+        + ", ".join(f"{len(data.rows(split)):,} {split}" for split in SPLITS),
+        f"pools of {places.min()} to {places.max()} items, "
+        f"{(data.gains_RP > 0).sum(axis=1).mean():.1f} relevant",
+    ]
+    check.problems += [
+        f"{folder}: no {split} request" for split in SPLITS if not len(data.rows(split))
+    ]
+    return check

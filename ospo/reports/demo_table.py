@@ -1,0 +1,73 @@
+"""The table that ``make demo`` ends with, and the same figures as JSON."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+
+from ospo.evaluation.selection import Summary, label, ordered
+from ospo.files import write_json
+
+
+def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
+    """One dataset's table: a row a policy, a column a retriever, the training one first, the best
+    of each bold.
+    """
+    figures = summary["test"]
+    retrievers = list(
+        dict.fromkeys([training, *(name for row in figures.values() for name in row)])
+    )
+    table = Table(title=f"{escape(dataset)}: nDCG@10 on held-out requests", title_justify="left")
+    table.add_column("policy")
+    for name in retrievers:
+        seen = "training" if name == training else "unseen"
+        table.add_column(f"{escape(name)}\n({seen})", justify="right")
+    best = {name: max(row[name] for row in figures.values() if name in row) for name in retrievers}
+    for policy in ordered(figures):
+        cells = []
+        for name in retrievers:
+            value = figures[policy].get(name)
+            text = "–" if value is None else f"{value:.4f}"
+            cells.append(f"[bold]{text}[/bold]" if value == best[name] else text)
+        table.add_row(escape(label(policy)), *cells)
+    return table
+
+
+def demo_table(summaries: Mapping[str, Summary], training: str) -> Group:
+    """The tables of all datasets, for ``rich``'s console. ``summaries`` is {dataset: summary.json's
+    value}.
+    """
+    return Group(
+        *(dataset_table(dataset, summary, training) for dataset, summary in summaries.items())
+    )
+
+
+def write_demo_report(
+    path: str | Path,
+    summaries: Mapping[str, Summary],
+    *,
+    registered: Mapping[str, Any],
+    seconds: float,
+    commit: str,
+) -> dict[str, Any]:
+    """Write ``{dataset: {policy: {retriever: ndcg_at_10}}}`` with ``registered``, ``seconds`` and
+    ``commit``.
+
+    Returns what was written. Raises ValueError for a dataset whose name is one of those keys.
+    """
+    facts = {"registered": dict(registered), "seconds": round(seconds, 1), "commit": commit}
+    if clash := facts.keys() & summaries.keys():
+        raise ValueError(f"a dataset is called {clash.pop()!r}, which is a key of the report")
+    figures = {
+        dataset: {
+            policy: {retriever: round(value, 6) for retriever, value in row.items()}
+            for policy, row in summary["test"].items()
+        }
+        for dataset, summary in summaries.items()
+    }
+    value = {**figures, **facts}
+    write_json(path, value)
+    return value

@@ -1,0 +1,351 @@
+"""One self-contained HTML file about one dataset's evaluation, made of evaluation directories
+alone.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from ospo.errors import InputError
+from ospo.evaluation.analysis import Analysis, analyse
+from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.selection import label, ordered
+from ospo.evaluation.slices import SLICES
+from ospo.files import atomic_file, read_json
+from ospo.reports.charts import Dot, Line, dot_chart, line_chart, smooth
+from ospo.reports.wording import (
+    ALPHA,
+    find,
+    headline,
+    interval_text,
+    marks,
+    p_text,
+    percent,
+    shown,
+    signed,
+)
+
+REPORTS = Path("reports")
+
+
+def read_log(file: Path) -> list[dict[str, float]]:
+    """Lines of a training run's ``metrics.jsonl``; a last line torn by a kill is left out.
+    InputError for any other.
+    """
+    if not file.is_file():
+        return []
+    rows = []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                file, f"line {number}", "is not a line of metrics", "remove it"
+            ) from None
+        rows.append(row)
+    return rows
+
+
+def _cards(analysis: Analysis) -> list[dict[str, str]]:
+    training, *unseen = analysis.retrievers
+    best = analysis.best
+    gain = find(analysis, best, "raw", training)
+    cards = [
+        {
+            "name": f"nDCG@10, {label(best)}",
+            "value": f"{analysis.means[best][training].value:.3f}",
+            "note": f"raw query {analysis.means['raw'][training].value:.3f}",
+        }
+    ]
+    if gain:
+        note = f"95 % interval {interval_text(gain.difference)}"
+        cards.append(
+            {
+                "name": "Gain over the raw query",
+                "value": signed(gain.difference.value),
+                "note": note,
+            }
+        )
+        for entry in analysis.robustness[best]:
+            if entry.retriever in unseen:
+                kept = (
+                    f"{percent(entry.kept.value)} of the gain"
+                    if entry.kept
+                    else "no gain to keep a share of"
+                )
+                cards.append(
+                    {
+                        "name": f"Under {entry.retriever}, unseen",
+                        "value": signed(entry.gain.value),
+                        "note": kept,
+                    }
+                )
+    return cards
+
+
+def _curves(
+    details: Mapping[str, Any], directory: Path
+) -> tuple[Markup | None, list[dict[str, Any]]]:
+    """Learning curves of the policies that kept a log beside their model: chart and a table of a
+    few points.
+
+    Of several seeds the mean is drawn, over the steps that all of them logged.
+    """
+    lines, table = [], []
+    order = [name for name in ordered(details["policies"]) if details["policies"][name]["model"]]
+    for name in order:
+        logs = [
+            _log_points(log) for log in _logs(details["policies"][name], directory.parent / name)
+        ]
+        steps = sorted(set.intersection(*(set(log) for log in logs))) if logs else []
+        if len(steps) > 1:
+            y = [sum(log[step] for log in logs) / len(logs) for step in steps]
+            smoothed = smooth(y, max(1, len(y) // 10))
+            lines.append(Line(label(name), steps, smoothed, y, order.index(name)))
+            picks = sorted({round(i * (len(steps) - 1) / 4) for i in range(5)})
+            table.append(
+                {"policy": label(name), "points": [(steps[i], f"{smoothed[i]:.3f}") for i in picks]}
+            )
+    if not lines:
+        return None, []
+    description = "; ".join(
+        f"{line.name} from {line.y[0]:.3f} at step {line.x[0]} to {line.y[-1]:.3f} at step "
+        f"{line.x[-1]}"
+        for line in lines
+    )
+    chart = line_chart(
+        "Mean reward of sampled answers during training",
+        description,
+        lines,
+        "step",
+        "nDCG (training)",
+    )
+    return chart, table
+
+
+def _logs(policy: Mapping[str, Any], run: Path) -> list[list[dict[str, float]]]:
+    """Training logs of a policy's seeds: beside each model, or in the run of that name beside the
+    evaluation.
+    """
+    models = [Path(entry["model"]) for entry in policy.get("runs", [policy])]
+    if len(models) == 1 and run.is_dir():
+        return [read_log(run / "metrics.jsonl")]
+    return [read_log(model.parent / "metrics.jsonl") for model in models]
+
+
+def _log_points(log: list[dict[str, float]]) -> dict[int, float]:
+    return {int(row["step"]): row["ndcg"] for row in log if _finite(row.get("ndcg"))}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _robustness_chart(analysis: Analysis) -> Markup | None:
+    learned = [policy for policy in analysis.policies if policy != "raw"]
+    if not learned:
+        return None
+    rows, spoken = [], []
+    for e, retriever in enumerate(analysis.retrievers):
+        gains = [analysis.robustness[policy][e].gain for policy in learned]
+        seen = "training" if e == 0 else "unseen"
+        rows.append(
+            (f"{retriever} ({seen})", [Dot(g.value, g.low, g.high, s) for s, g in enumerate(gains)])
+        )
+        each = ", ".join(
+            f"{label(p)} {signed(g.value)}" for p, g in zip(learned, gains, strict=True)
+        )
+        spoken.append(f"{retriever}: {each}")
+    return dot_chart(
+        "Gain over the raw query under each retriever",
+        "; ".join(spoken),
+        rows,
+        [label(policy) for policy in learned],
+        "nDCG@10 minus the raw query's, 95 % intervals",
+    )
+
+
+def _slice_tables(analysis: Analysis) -> list[dict[str, Any]]:
+    tables = []
+    for name, title in SLICES.items():
+        found = [entry for entry in analysis.slices if entry.slice == name]
+        if not found:
+            continue
+        rows = [
+            (shown(entry.value, 40), [Dot(entry.gain.value, entry.gain.low, entry.gain.high)])
+            for entry in found
+        ]
+        spoken = "; ".join(f"{text}: {signed(dots[0].value)}" for text, dots in rows)
+        chart = dot_chart(
+            f"{title}: gain of {label(analysis.best)}", spoken, rows, ["gain"], "gain in nDCG@10"
+        )
+        tables.append({"title": title, "chart": chart, "rows": found})
+    return tables
+
+
+def credit_class(value: float) -> str:
+    """The colour class of a phrase: ``h1``–``h3`` helped, ``b1``–``b3`` hurt, ``n`` hardly either.
+
+    The steps are in nDCG and the same for all examples, so that a strong colour means the same
+    everywhere.
+    """
+    if abs(value) < 0.02:
+        return "n"
+    size = 1 + (abs(value) >= 0.1) + (abs(value) >= 0.3)
+    return f"{'h' if value > 0 else 'b'}{size}"
+
+
+def _examples(directory: Path, policy: str) -> dict[str, list[dict[str, Any]]]:
+    file = directory / "examples.json"
+    kept = [
+        example
+        for example in (read_json(file) if file.is_file() else [])
+        if example["policy"] == policy
+    ]
+    for example in kept:
+        for phrase in example["phrases"]:
+            phrase["class"] = credit_class(phrase["credit"])
+    return {
+        kind: [example for example in kept if example["kind"] == kind]
+        for kind in ("improved", "worse")
+    }
+
+
+def _measure_rows(analysis: Analysis) -> list[dict[str, Any]]:
+    """Every measure's mean, scope by scope and retriever by retriever."""
+    names = {
+        "pool": "within candidate pools, greedy answers",
+        "catalogue": "over the whole catalogue, greedy answers",
+        "sampled": "within candidate pools, sampled answers",
+    }
+    tables = []
+    for scope, title in names.items():
+        if scope in analysis.measures:
+            found = analysis.measures[scope]
+            cells = [
+                (retriever, policy)
+                for retriever in analysis.retrievers
+                for policy in ordered(found)
+            ]
+            # Recall beyond the pool's size is 1 for everyone: a column that says nothing.
+            told = [
+                name for name in MEASURES if any(found[policy][r][name] < 1 for r, policy in cells)
+            ]
+            rows = [(r, policy, [found[policy][r][name] for name in told]) for r, policy in cells]
+            tables.append({"title": title, "measures": told, "rows": rows})
+    return tables
+
+
+def _commands(details: Mapping[str, Any]) -> list[str]:
+    """What makes the evaluation again: as recorded, or with the policies named where they lie."""
+    if details.get("commands"):
+        return list(details["commands"])
+    dataset = shown(details["dataset"], 60)
+    named = [
+        f"--policy '{shown(name, 60)}={shown(run['model'], 200)}'"
+        for name, policy in details["policies"].items()
+        for run in policy.get("runs", [policy])
+        if run["model"]
+    ]
+    out = "--out evaluation"
+    return [
+        f"ospo evaluate --data data/prepared/{dataset} {' '.join([*named, out])}",
+        f"ospo report --evaluation evaluation --out {dataset}.html",
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict):
+        return [
+            pair
+            for key in sorted(value)
+            for pair in _flat(value[key], f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [(prefix, shown(value, 200))]
+
+
+def write_report(
+    evaluations: Sequence[str | Path] | str | Path,
+    out: str | Path,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    facts: Mapping[str, str] | None = None,
+) -> Analysis:
+    """Write the report of one dataset's evaluation (several directories: the same evaluation under
+    several seeds).
+
+    facts: lines for the lineage table that an evaluation cannot know, such as the MLflow run or the
+    registered model. Returns the analysis that the page shows. Raises InputError for a missing or
+    empty evaluation.
+    """
+    listed = [evaluations] if isinstance(evaluations, str | Path) else list(evaluations)
+    directories = [Path(directory) for directory in listed]
+    for directory in directories:
+        if not (directory / "details.json").is_file():
+            raise InputError(
+                directory, "", "holds no evaluation (no details.json)", "run the evaluation first"
+            )
+    analysis = analyse(directories, resamples=resamples, seed=seed)
+    details = read_json(directories[0] / "details.json")
+    lineage = details["lineage"]
+    curves, curve_table = _curves(details, directories[0])
+    environment = Environment(
+        loader=PackageLoader("ospo.reports", "templates"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "shown": shown,
+        "signed": signed,
+        "interval": interval_text,
+        "p": p_text,
+        "label": label,
+        "percent": percent,
+    }
+    page = environment.get_template("report.html.j2").render(
+        analysis=analysis,
+        details=details,
+        headline=headline(analysis),
+        cards=_cards(analysis),
+        marks={
+            p: {r: marks(analysis, p, r) for r in analysis.retrievers} for p in analysis.policies
+        },
+        curves=curves,
+        curve_table=curve_table,
+        robustness_chart=_robustness_chart(analysis),
+        slices=_slice_tables(analysis),
+        examples=_examples(directories[0], analysis.best),
+        measure_tables=_measure_rows(analysis),
+        counts={policy: details["answers"][policy] for policy in analysis.policies},
+        facts=dict(facts or {}),
+        data_files=lineage["data"],
+        preparation=_flat(lineage["stats"]),
+        params=_flat(lineage["params"]),
+        packages=_flat(lineage["packages"]) + _flat(lineage["machine"]),
+        commands=_commands(details),
+        alpha=ALPHA,
+    )
+    with atomic_file(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return analysis
+
+
+def publish_report(evaluation: Path, name: str) -> Path:
+    """Copy the page that an evaluation step wrote beside its tables to ``reports/NAME.html``;
+    returns where it is.
+    """
+    page = REPORTS / f"{name}.html"
+    with atomic_file(page) as temporary:
+        shutil.copyfile(evaluation / "report.html", temporary)
+    return page

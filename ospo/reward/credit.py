@@ -1,0 +1,34 @@
+"""The credit engine of ``params.yaml``: one room for training, evaluation and explanations, which
+must agree.
+"""
+
+from ospo.config import Config
+from ospo.credit import CreditEngine
+from ospo.credit.engine import Value
+
+
+def credit_engine(
+    config: Config,
+    reward: Value,
+    *,
+    estimator: str | None = None,
+    budget: int | None = None,
+    added: bool = False,
+) -> CreditEngine:
+    """The credit engine of ``config.credit``, over the very function that gives the terminal
+    reward.
+
+    ``estimator`` and ``budget`` overrule the configured ones, for callers that may spend more on a
+    text than training. ``added``: also what each segment added to those before it.
+    """
+    settings = config.credit
+    return CreditEngine(
+        reward,
+        segments=settings.segments,
+        unions=settings.unions,
+        estimator=estimator or settings.estimator,
+        window=settings.window,
+        budget=budget or settings.budget,
+        seed=config.seed,
+        added=added,
+    )

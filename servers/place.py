@@ -1,0 +1,108 @@
+"""Where the servers of one folder live: ports, files, what their clients have in their
+environment.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ospo.errors import OspoError
+from ospo.files import read_json
+from servers.processes import Marked, is_alive
+
+HOST = "127.0.0.1"
+POOL = "ospo"
+# Prefect's global concurrency limit: training and evaluation on this machine at a time.
+LIMIT = "ospo-training"
+
+
+class ServerError(OspoError):
+    """A server does not start, stop or answer; one line with the fix."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the servers of one folder live. ``runs``: flow runs that may train at a time."""
+
+    root: Path
+    mlflow_port: int = 5000
+    prefect_port: int = 4200
+    runs: int = 1
+
+    @property
+    def state(self) -> Path:
+        """Folder of process notes and logs."""
+        return self.root / ".run"
+
+    @property
+    def mlflow(self) -> str:
+        """Address of the MLflow server."""
+        return f"http://{HOST}:{self.mlflow_port}"
+
+    @property
+    def prefect(self) -> str:
+        """Address of the Prefect server; its API is below /api."""
+        return f"http://{HOST}:{self.prefect_port}"
+
+    def file(self, name: str) -> Path:
+        """Note about one server."""
+        return self.state / f"{name}.json"
+
+    def log(self, name: str) -> Path:
+        """Log of one server."""
+        return self.state / f"{name}.log"
+
+    def environment(self) -> dict[str, str]:
+        """What clients of these servers have in their environment: commands run here, and the
+        worker's flow runs.
+        """
+        home = os.environ.get("PREFECT_HOME") or str(self.root / ".prefect")
+        path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        mine = {
+            "PATH": os.pathsep.join(path),
+            "PREFECT_HOME": home,
+            "PREFECT_API_URL": f"{self.prefect}/api",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            # A server that restarts is waited for: about two minutes, in growing steps.
+            "PREFECT_CLIENT_MAX_RETRIES": "8",
+            "MLFLOW_TRACKING_URI": self.mlflow,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1"),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        return {**os.environ, **mine}
+
+
+def leader(place: Place, name: str) -> Marked | None:
+    """The process that `up` started under ``name``, where it is still that very process."""
+    file = place.file(name)
+    note = read_json(file) if file.exists() else None
+    if note is None or not is_alive(note["pid"], note["started"]):
+        return None
+    return Marked(note["pid"], note["address"])
+
+
+def place_here(root: Path) -> Place:
+    """The place of a folder: ports and runs from the environment, else those in use, else the usual
+    ones.
+    """
+    if not (root / "prefect.yaml").is_file():
+        raise ServerError(f"{root}: no prefect.yaml here. Fix: run it in the repository's root")
+    usual = Place(root)
+
+    def number(key: str, default: int, low: int, high: int) -> int:
+        text = os.environ.get(key) or str(default)
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise ServerError(
+                f"{key}: {text!r} is not accepted. Fix: a number from {low} to {high}"
+            )
+        return int(text)
+
+    def port(name: str, default: int) -> int:
+        found = leader(usual, name)
+        used = int(found.address.rpartition(":")[2]) if found else default
+        return number(f"{name.upper()}_PORT", used, 1024, 65535)
+
+    return Place(root, port("mlflow", 5000), port("prefect", 4200), number("RUNS", 1, 1, 64))

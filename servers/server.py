@@ -1,0 +1,226 @@
+"""One server: its command, whether it does its work, how it starts and ends."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from ospo.files import write_json
+from servers.place import HOST, LIMIT, POOL, Place, ServerError, leader
+from servers.processes import MARK, NAME, identity, marked
+
+START_SECONDS = 240.0
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+ANSWER_SECONDS = 20.0
+STOP_SECONDS = 20.0
+
+
+def backend(root: Path) -> str:
+    """The database that the MLflow server serves: ``tracking.uri`` of params.yaml."""
+    from ospo.config import load_config
+    from ospo.tracking.store import is_server, without_password
+
+    uri = load_config(root / "params.yaml").tracking.uri
+    if is_server(uri):
+        raise ServerError(
+            f"tracking.uri is a server already ({without_password(uri)}). "
+            "Fix: name the database that `make up` is to serve, such as sqlite:///mlflow.db"
+        )
+    relative = uri.removeprefix("sqlite:///")
+    return (
+        f"sqlite:///{root / relative}"
+        if uri.startswith("sqlite:///") and not relative.startswith("/")
+        else uri
+    )
+
+
+def commands(place: Place) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Name → (command, environment) of each server, in the order in which they start."""
+    scripts = Path(sys.executable).parent
+    environment = place.environment()
+    server = {
+        key: value
+        for key, value in environment.items()
+        if key not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+    }
+    mlflow = [
+        str(scripts / "mlflow"),
+        "server",
+        "--workers",
+        "1",
+        "--host",
+        HOST,
+        "--port",
+        str(place.mlflow_port),
+    ]
+    artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(place.root / "mlartifacts")
+    # By the environment: a command line, which may hold a database's password, is for all to see.
+    store = {
+        "MLFLOW_BACKEND_STORE_URI": backend(place.root),
+        "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+    }
+    prefect = [
+        str(scripts / "prefect"),
+        "server",
+        "start",
+        "--host",
+        HOST,
+        "--port",
+        str(place.prefect_port),
+    ]
+    worker = [
+        str(scripts / "prefect"),
+        "worker",
+        "start",
+        "--pool",
+        POOL,
+        "--type",
+        "process",
+        "--name",
+        "ospo-worker",
+    ]
+    return {
+        "mlflow": (mlflow, {**server, **store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}),
+        "prefect": (
+            prefect,
+            {
+                **server,
+                "PREFECT_UI_API_URL": f"{place.prefect}/api",
+                # In memory, its default, a restart forgets who holds a limit's slot, and the slot
+                # is lost for good.
+                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
+            },
+        ),
+        "worker": (
+            worker,
+            {**environment, "OSPO_LIMIT": LIMIT, "PREFECT_WORKER_QUERY_SECONDS": "5"},
+        ),
+    }
+
+
+def answers(url: str) -> bool:
+    """Whether ``url`` is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 (addresses of this module only)
+            return bool(response.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def health(place: Place, name: str) -> bool:
+    """Whether a server does its work."""
+    if name == "mlflow":
+        return answers(f"{place.mlflow}/health")
+    if name == "prefect":
+        return answers(f"{place.prefect}/api/ready")
+    since = place.file(name).stat().st_mtime if place.file(name).exists() else 0.0
+    return any(beat >= since for beat in _heartbeats(place))
+
+
+def _heartbeats(place: Place) -> list[float]:
+    """When the pool's workers last called, in seconds since the epoch."""
+    address = f"{place.prefect}/api/work_pools/{POOL}/workers/filter"
+    request = urllib.request.Request(address, b"{}", {"Content-Type": "application/json"})  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 (addresses of this module only)
+            workers = json.load(response)
+    except (OSError, ValueError):
+        return []
+    beats = [
+        worker["last_heartbeat_time"] for worker in workers if worker.get("last_heartbeat_time")
+    ]
+    return [datetime.fromisoformat(beat).timestamp() for beat in beats]
+
+
+def holder(port: int) -> str | None:
+    """Who listens on ``port`` of this machine, in words; None where nobody does."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            pass
+        else:
+            return None
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        pass  # another user's process: its name is not ours to see
+    return "another process"
+
+
+def launch(place: Place, name: str) -> "subprocess.Popen[bytes]":
+    """Start one server and note it; ``wait`` says when it does its work."""
+    command, environment = commands(place)[name]
+    environment |= {MARK: str(place.state), NAME: name}
+    place.state.mkdir(parents=True, exist_ok=True)
+    with place.log(name).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=place.root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    address = {"mlflow": place.mlflow, "prefect": place.prefect}.get(name, f"pool {POOL}")
+    write_json(
+        place.file(name), {"pid": process.pid, "started": identity(process.pid), "address": address}
+    )
+    return process
+
+
+def wait(place: Place, name: str, process: "subprocess.Popen[bytes] | None") -> None:
+    """Until a server does its work. ServerError where it ends, or, started long ago (None), does
+    not answer soon.
+    """
+    deadline = time.monotonic() + (START_SECONDS if process is not None else ANSWER_SECONDS)
+    while not health(place, name):
+        if process is not None and process.poll() is not None:
+            said = last_line(place.log(name).read_text(encoding="utf-8", errors="replace"))
+            raise ServerError(
+                f"the {name} server ended at once: {said}. Fix: read {place.log(name)}"
+            )
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the {name} server runs but does not answer. Fix: `make down`, then `make up`; it "
+                "logs to "
+                f"{place.log(name)}"
+            )
+        time.sleep(0.5)
+
+
+def last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def stop(place: Place, name: str) -> int:
+    """End a server and everything it started; returns how many processes that were."""
+    found = leader(place, name)
+    processes = marked(place.state, name)
+    if found is not None and found.pid not in [process.pid for process in processes]:
+        processes.append(psutil.Process(found.pid))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            try:
+                process.send_signal(number)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(processes, timeout=STOP_SECONDS)
+        processes = marked(place.state, name)
+        if not processes:
+            break
+    place.file(name).unlink(missing_ok=True)
+    return len(processes)

@@ -1,0 +1,184 @@
+"""The main job's steps on real parts, small: they run, skip what has not changed, and go on where
+they stopped.
+"""
+
+import ast
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import ROOT, micro_config
+
+from ospo import registry, steps, tracking
+from ospo.errors import OspoError
+from ospo.files import read_json
+from ospo.policy.weights import load_policy
+from ospo.steps.fresh import run_fresh
+from ospo.steps.inputs import EVALUATION_SOURCES, TRAINING_SOURCES
+
+
+def whole_job(settings):
+    lineage = steps.Lineage(prefect_run_id="test")
+    results = [steps.run_sft(settings, "hm", lineage)]
+    results += [
+        steps.run_rl(settings, "hm", algorithm, lineage) for algorithm in settings.algorithms
+    ]
+    results.append(steps.run_evaluation(settings, "hm", lineage))
+    return {result.name: result for result in results}, steps.run_registration(settings, "hm")
+
+
+@pytest.mark.timeout(
+    600
+)  # three evaluations and a registration: a minute, on a busy machine several
+def test_the_whole_job_runs_registers_and_skips(workspace):
+    settings = micro_config()
+    results, registered = whole_job(settings)
+    assert not any(result.skipped for result in results.values())
+    summary = read_json("runs/hm/evaluation/summary.json")
+    assert set(summary["test"]) == {"raw", "sft", "grpo", "ospo"}
+    assert all(set(row) == {"static", "bm25"} for row in summary["test"].values())
+    # Trained for three steps, it is no better than the raw query: a candidate, and nobody's
+    # champion.
+    assert registered["aliases"] == ["challenger"]
+    assert "not" in registered["decision"]
+    [version] = registry.models(settings)
+    assert json.loads(version.tags["decision"])["against"] == "raw"
+    with pytest.raises(registry.RegistryError, match="ospo promote --dataset hm"):
+        registry.rewrite(settings, "hm", ["a dress"])
+    registry.promote(settings, "hm")
+
+    client = mlflow.MlflowClient(tracking.tracking_uri(settings, workspace))
+    for result in results.values():
+        run = client.get_run(result.run_id)
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["ospo.dataset"] == "hm"
+    ospo_run = client.get_run(results["ospo"].run_id)
+    files = {item.path for item in client.list_artifacts(ospo_run.info.run_id)}
+    assert {"policy", "config.json", "completions.parquet", "trainer_args.json", "tables"} <= files
+    table = json.loads(
+        Path(client.download_artifacts(ospo_run.info.run_id, "tables/completions.json")).read_text()
+    )
+    assert {"request_id", "completion", "reward", "credit"} <= set(table["columns"])
+    load_policy(
+        Path(client.download_artifacts(ospo_run.info.run_id, "policy"))
+    )  # whole: its checksums are looked at
+    shown = Path(
+        client.download_artifacts(results["evaluation"].run_id, "tables/ndcg_at_10.json")
+    ).read_text()
+    assert [row[0] for row in json.loads(shown)["data"]] == ["raw", "sft", "grpo", "ospo"]
+    assert ospo_run.data.params["credit.redistribution"] == settings.credit.redistribution
+    assert "credit.redistribution" not in client.get_run(results["grpo"].run_id).data.params
+    assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
+
+    found = run_fresh(settings, "hm")
+    assert set(found["figures"]) == {"raw", "champion"}
+    assert (
+        json.loads(registry.champion(settings, "hm").tags["fresh"])["figures"] == found["figures"]
+    )
+    recorded = client.get_run(found["run_id"]).data.metrics
+    assert recorded["champion/bm25/ndcg_at_10"] == pytest.approx(
+        found["figures"]["champion"]["bm25"]
+    )
+    assert {"evaluation.parquet", "report.html", "summary.json"} <= {
+        item.path for item in client.list_artifacts(found["run_id"])
+    }
+
+    again, same = whole_job(settings)
+    assert all(result.skipped for result in again.values())
+    assert (same["version"], same["aliases"]) == (registered["version"], ["champion"])
+    assert {r.run_id for r in again.values()} == {r.run_id for r in results.values()}
+
+    # Credit is an input of OSPO's step alone: GRPO and SFT stay as they are.
+    changed, _ = whole_job(micro_config("credit.budget=8"))
+    assert {name for name, result in changed.items() if not result.skipped} == {
+        "ospo",
+        "evaluation",
+    }
+
+
+def test_an_interrupted_step_goes_on_in_the_same_run(workspace, monkeypatch):
+    settings = micro_config("presets.nano.rl.steps=4")
+    steps.run_sft(settings, "hm")
+    logged: list[int] = []
+    write = tracking.Run.log_metrics
+
+    def interrupt(self, step, metrics):
+        write(self, step, metrics)
+        logged.append(step)
+        if len(logged) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, "log_metrics", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            steps.run_rl(settings, "hm", "grpo")
+    state = read_json("runs/hm/grpo/step.json")
+    assert not state["finished"]
+    client = mlflow.MlflowClient(tracking.tracking_uri(settings, workspace))
+    assert client.get_run(state["run_id"]).info.status == "KILLED"
+
+    result = steps.run_rl(settings, "hm", "grpo")
+    assert result.run_id == state["run_id"]
+    assert client.get_run(result.run_id).info.status == "FINISHED"
+    history = [metric.step for metric in client.get_metric_history(result.run_id, "reward")]
+    assert sorted(history) == sorted(set(history)), "a step was logged twice"
+    assert max(history) == 4
+
+
+def test_evaluation_without_policies_says_what_to_run(workspace):
+    with pytest.raises(OspoError, match="ospo sft --dataset hm"):
+        steps.run_evaluation(micro_config(), "hm")
+
+
+def test_registration_without_an_evaluation_says_what_to_run(workspace):
+    with pytest.raises(OspoError, match="`ospo evaluate --dataset hm`"):
+        steps.run_registration(micro_config(), "hm")
+
+
+def imported(module: Path) -> set[Path]:
+    """Files of the package that a file imports, at its top or within its functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    places = [ROOT.joinpath(*name.split(".")) for name in names if name.startswith("ospo.")]
+    return {
+        f
+        for place in places
+        for f in (place.with_suffix(".py"), place / "__init__.py")
+        if f.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("start", "sources"),
+    [("training/train.py", TRAINING_SOURCES), ("evaluation/evaluate.py", EVALUATION_SOURCES)],
+)
+def test_a_fingerprint_covers_all_code_that_the_step_runs(start, sources):
+    found, todo = set(), {ROOT / "ospo" / start}
+    while todo:
+        found |= todo
+        todo = {file for module in todo for file in imported(module)} - found
+    # What reads parameters and files changes no result: parameters and data are in the fingerprint
+    # themselves.
+    elsewhere = ("config/", "errors.py", "files.py", "tracking/")
+    names = {file.relative_to(ROOT / "ospo").as_posix() for file in found}
+    assert len(names) > 30
+    assert {name for name in names if not name.startswith((*sources, *elsewhere))} == set()
+
+
+def test_a_second_run_on_the_same_dataset_is_refused(workspace):
+    with (
+        steps.dataset_lock("hm"),
+        pytest.raises(OspoError, match="another run"),
+        steps.dataset_lock("hm"),
+    ):
+        pass
+
+
+def test_missing_data_names_the_command(workspace):
+    with pytest.raises(OspoError, match="dvc repro vectors@esci"):
+        steps.run_sft(micro_config(), "esci")

@@ -1,0 +1,145 @@
+"""The promotion rule on cases with known answers, and the whole way from evaluation files to the
+alias.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from registry_shop import Shop
+
+from ospo import registry
+from ospo.errors import InputError
+from ospo.evaluation.analysis import Comparison
+from ospo.evaluation.measures import MEASURES
+from ospo.evaluation.statistics import Interval
+from ospo.registry import promotion
+from ospo.registry.promotion import decide
+
+
+def compared(retriever: str, value: float, p: float) -> Comparison:
+    return Comparison(
+        "ospo", "champion", retriever, Interval(value, value - 0.01, value + 0.01), p, p
+    )
+
+
+@pytest.mark.parametrize(
+    ("gain", "p", "unseen", "promoted", "says"),
+    [
+        (0.02, 0.001, {"bm25": 0.01, "static": -0.009}, True, "better: +0.0200"),
+        (0.02, 0.001, {"bm25": 0.01, "static": -0.011}, False, "better on minilm only"),
+        (0.02, 0.05, {"bm25": 0.01}, False, "not clearly better"),
+        (0.0, 0.001, {"bm25": 0.5}, False, "not better"),
+        (-0.02, 0.001, {"bm25": 0.5}, False, "not better"),
+        (0.02, 0.049, {}, True, "no unseen"),
+    ],
+)
+def test_the_rule(
+    gain: float, p: float, unseen: dict[str, float], promoted: bool, says: str
+) -> None:
+    comparisons = [compared(name, value, 0.5) for name, value in unseen.items()] + [
+        compared("minilm", gain, p)
+    ]
+    decision = decide(comparisons, "minilm")
+    assert (decision.promoted, says in decision.reason) == (promoted, True), decision.reason
+    assert decision.figures["minilm"]["p"] == p
+
+
+def test_without_the_training_retriever_there_is_no_decision() -> None:
+    with pytest.raises(ValueError, match="minilm"):
+        decide([compared("bm25", 1.0, 0.0)], "minilm")
+
+
+def write_evaluation(
+    folder: Path, gains: dict[str, float], requests: int = 120, against: str = "champion"
+) -> Path:
+    """An evaluation of two policies whose values differ by a gain a retriever plus noise."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    ids = [f"r{number:03}" for number in range(requests)]
+    frames = []
+    for retriever, gain in gains.items():
+        base = random.uniform(0.2, 0.6, requests)
+        for policy, values in (
+            (against, base),
+            ("ospo", base + gain + random.normal(0, 0.02, requests)),
+        ):
+            columns = {
+                "policy": policy,
+                "retriever": retriever,
+                "split": "test",
+                "scope": "pool",
+                "decoding": "greedy",
+                "sample": 0,
+                "request_id": ids,
+                "query": "q",
+                "answer": "a",
+            }
+            frames.append(pl.DataFrame(columns | dict.fromkeys(MEASURES, values)))
+    pl.concat(frames).write_parquet(folder / "evaluation.parquet")
+    slices = pl.DataFrame({"request_id": ids, "group": ids})
+    slices.write_parquet(folder / "slices.parquet")
+    details = {"training_retriever": "minilm", "policies": {against: {}, "ospo": {}}}
+    (folder / "details.json").write_text(json.dumps(details))
+    return folder
+
+
+@pytest.fixture
+def two_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shop = Shop(tmp_path)
+    shop.register(seed=1)
+    shop.register(seed=2)
+    return shop
+
+
+def test_a_worse_challenger_stays_and_a_better_one_moves_the_alias(
+    two_versions: Shop, tmp_path: Path
+) -> None:
+    config = two_versions.config
+    worse = write_evaluation(tmp_path / "worse", {"minilm": 0.03, "bm25": -0.05})
+    assert not promotion.consider(config, "esci", worse, challenger="ospo").promoted
+    assert registry.champion(config, "esci").version == 1
+    refused = registry.models(config)[0]
+    assert refused.aliases == ("challenger",)
+    assert json.loads(refused.tags["decision"])["figures"]["bm25"]["difference"] == pytest.approx(
+        -0.05, abs=0.01
+    )
+    assert "**Not champion** since" in refused.description
+    better = write_evaluation(tmp_path / "better", {"minilm": 0.03, "bm25": 0.0})
+    assert promotion.consider(config, "esci", better, challenger="ospo").promoted
+    champion = registry.champion(config, "esci")
+    decision = json.loads(champion.tags["decision"])
+    assert (champion.version, decision["against"], decision["requests"]) == (2, 1, 120)
+    assert decision["figures"]["minilm"]["p"] < 0.05
+
+
+def test_the_first_version_must_be_better_than_the_raw_query(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shop = Shop(tmp_path)
+    shop.register(seed=1, champion_if_first=False)
+    worse = write_evaluation(tmp_path / "worse", {"minilm": -0.1, "bm25": 0.0}, against="raw")
+    assert not promotion.consider(
+        shop.config, "esci", worse, challenger="ospo", champion="raw"
+    ).promoted
+    with pytest.raises(registry.RegistryError, match="not better than the raw query"):
+        registry.champion(shop.config, "esci")
+    better = write_evaluation(tmp_path / "better", {"minilm": 0.03, "bm25": 0.0}, against="raw")
+    assert promotion.consider(
+        shop.config, "esci", better, challenger="ospo", champion="raw"
+    ).promoted
+    assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["against"] == "raw"
+
+
+def test_an_evaluation_without_the_champion_is_one_clear_line(
+    two_versions: Shop, tmp_path: Path
+) -> None:
+    evaluation = write_evaluation(tmp_path / "e", {"minilm": 0.03})
+    with pytest.raises(InputError, match="former was not evaluated"):
+        promotion.consider(
+            two_versions.config, "esci", evaluation, challenger="ospo", champion="former"
+        )
