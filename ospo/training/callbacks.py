@@ -20,10 +20,9 @@ from ospo.config import Model
 from ospo.errors import InputError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
 from ospo.policy.weights import save_policy
+from ospo.training.run import OnLog, OnTable
 
 LOGGER = logging.getLogger("ospo.training")
-OnLog = Callable[[int, dict[str, float]], None]
-OnTable = Callable[[int, list[dict[str, Any]]], None]
 MARKER = MANIFEST  # written into a checkpoint after everything else
 
 # The trainer library's names for what we log, and ours. What is not listed is not logged.

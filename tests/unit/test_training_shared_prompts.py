@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 from ospo.data.dataset import PreparedData
 from ospo.training.ospo import OSPOTrainer
 from ospo.training.rl import build_trainer
+from ospo.training.run import TrainingRun
 from ospo.training.shared_prompts import IGNORE, pack, shared_prefill
 
 
@@ -21,9 +22,7 @@ def trainer(esci_tiny: PreparedData, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("shared")
     policy = make_policy(small_config(), esci_tiny, folder / "model")
     config = small_config()
-    return build_trainer(
-        config, esci_tiny, "grpo", policy, LetterReward(), folder, lambda step, metrics: None
-    )
+    return build_trainer(TrainingRun(config, esci_tiny, folder, policy, LetterReward()), "grpo")
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,9 +166,7 @@ def test_the_key_turns_it_off(
 ) -> None:
     policy = make_policy(small_config(), esci_tiny, tmp_path / "model")
     config = small_config("presets.nano.rl.share_prompts=false")
-    plain = build_trainer(
-        config, esci_tiny, "grpo", policy, LetterReward(), tmp_path, lambda step, metrics: None
-    )
+    plain = build_trainer(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), "grpo")
     assert (plain.share_prompts, trainer.share_prompts) == (False, True)
     shapes = []
     network: Any = plain.model

@@ -15,6 +15,7 @@ from training_shop import LetterReward, make_policy, small_config, weights
 from ospo.data.dataset import PreparedData
 from ospo.training.collapse import WINDOW, CollapseStop
 from ospo.training.rl import train_rl
+from ospo.training.run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,12 @@ class FallingReward(LetterReward):
 def run(data: PreparedData, policy: Path, out: Path, reward: Any, *overrides: str) -> list[int]:
     steps: list[int] = []
     config = small_config("presets.nano.rl.steps=40", "presets.nano.rl.repeat_cost=0", *overrides)
-    train_rl(config, data, "grpo", policy, reward, out, lambda step, metrics: steps.append(step))
+    train_rl(
+        TrainingRun(
+            config, data, out, policy, reward, on_log=lambda step, metrics: steps.append(step)
+        ),
+        "grpo",
+    )
     return steps
 
 
@@ -106,10 +112,7 @@ def test_tables_of_completions_come_with_each_phrases_credit(
 ) -> None:
     tables: list[tuple[int, list[dict[str, Any]]]] = []
     config = small_config("presets.nano.rl.table_every=2")
-    train_rl(
-        config, esci_tiny, "ospo", policy, LetterReward(), tmp_path,
-        lambda step, metrics: None, lambda step, rows: tables.append((step, rows)),
-    )  # fmt: skip
+    train_rl(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward(), on_table=lambda step, rows: tables.append((step, rows))), "ospo")  # fmt: skip
     assert [step for step, _ in tables] == [1, 2, 4]
     for step, rows in tables:
         assert len(rows) == 8
