@@ -32,6 +32,7 @@ def common_arguments(config: Config, out: Path) -> dict[str, Any]:
         "save_steps": config.preset.rl.checkpoint_every,
         "save_total_limit": None,  # CheckpointMarker removes old ones
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show an average in place of NaN
         "report_to": "none",
         "disable_tqdm": True,  # our own progress bar
         "seed": config.seed,
