@@ -193,24 +193,17 @@ class CreditEngine:
             for union in segmentation.unions
             if (group := tuple(number[i] for i in union if i in number))
         )
-        budget = max(
-            2, self.budget - (len(players) < len(segmentation))
-        )  # the whole text counts too
-        if (
-            self.estimator.name == "auto"
-            and self.value.coalitions is not None
-            and len(players) <= MAX_FREE_PLAYERS
-        ):
-            budget = 1 << len(
-                players
-            )  # coalitions scored from their parts cost next to nothing: all of them, exactly
+        # With repeats the whole text is one coalition more.
+        budget = max(2, self.budget - (len(players) < len(segmentation)))
+        free = self.value.coalitions is not None and len(players) <= MAX_FREE_PLAYERS
+        if self.estimator.name == "auto" and free:
+            # Coalitions scored from their parts cost next to nothing: all of them, exactly.
+            budget = 1 << len(players)
         played = self.estimator.plan(len(players), unions, budget, rng)
         n = len(segmentation)
         games = np.zeros((len(played), n), dtype=bool)
         games[:, players] = played
-        whole_text = np.ones(
-            (int(len(players) < n), n), dtype=bool
-        )  # with repeats it is no coalition of the players
+        whole_text = np.ones((int(len(players) < n), n), dtype=bool)
         grown = np.tri(max(n - 1, 0), n, dtype=bool)[: n if self.added else 0]
         return _Job(
             segmentation,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from peft import PeftModel
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -275,9 +276,8 @@ def finish(trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable
         return
     network = trainer.accelerator.unwrap_model(trainer.model)
     network.eval()
-    if "ref" in getattr(
-        network, "peft_config", {}
-    ):  # the trainer's copy of the adapter it started from
+    # The trainer's copy of the adapter it started from.
+    if isinstance(network, PeftModel) and "ref" in network.peft_config:
         network.delete_adapter("ref")
     save_policy(network, tokenizer, model, out / "model", trained_on=seen)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
