@@ -104,7 +104,7 @@ class BM25Retriever(LinearRetriever):
         rows_P = np.maximum(rows_P, 0)
         lengths = pointers[rows_P + 1] - pointers[rows_P]
         at = _slices(pointers[rows_P], lengths)
-        # Global term id → its place among the terms asked for; put back to -1 afterwards.
+        # Global term id → its place among the terms asked for; reset to -1 afterwards.
         self._local[terms_V] = np.arange(len(terms_V))
         place = self._local[terms[at]]
         self._local[terms_V] = -1

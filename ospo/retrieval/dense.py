@@ -30,9 +30,9 @@ class EmbeddingRetriever:
     """Base of retrievers by cosine: sub-classes give ``encode`` and ``fingerprint``.
 
     Vectors of texts are kept in a bounded least-recently-used memo of ``memo_texts``: a text that
-    comes under two requests, or again in a later training step, is encoded once. Stored vectors are
-    mapped from their file, and may be those of pool items alone: others are encoded when they are
-    asked for. ``search`` is exact in catalogues of up to ``flat_up_to`` items, and goes through an
+    occurs under two requests, or again in a later training step, is encoded once. Stored vectors
+    are mapped from their file, which may hold those of pool items only: others are encoded when
+    they are needed. ``search`` is exact in catalogues of up to ``flat_up_to`` items, and goes through an
     HNSW graph beyond.
     """
 
@@ -47,7 +47,7 @@ class EmbeddingRetriever:
         self._memo: OrderedDict[str, np.ndarray] = OrderedDict()
         self._vectors_ID = np.zeros((0, 0), dtype=np.float32)
         self._place_I: np.ndarray | None = (
-            None  # row of each item in _vectors_ID, -1: not there; None: its own
+            None  # row of each item in _vectors_ID, -1: not stored; None: the same row
         )
         self._item_texts: Sequence[str] = []
         self._graph: HnswIndex | None = None
@@ -213,8 +213,8 @@ class EmbeddingRetriever:
         """Best rows (B, K) and cosines (B, K) of the whole catalogue; see ``Retriever``.
 
         Exact, and the cosines those of ``score``. Beyond ``flat_up_to`` items neighbours come from
-        an HNSW graph, which misses some (docs/retrievers.md tells how many); blank texts, near to
-        nothing, are ranked by row there too.
+        an HNSW graph, which misses some (docs/experiments.md has the recall); blank texts, whose
+        vector is zero, are ranked by row there too.
         """
         if not self.items:
             raise ValueError(f"retriever {self.name}: search before index")

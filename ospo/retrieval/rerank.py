@@ -1,5 +1,5 @@
-"""A cross-encoder as re-ranker: it reads text and item together, too slow for all items but the
-first stage's best.
+"""A cross-encoder as re-ranker: it reads text and item together, which is too slow for more than a
+first stage's best items.
 """
 
 from collections.abc import Sequence
@@ -56,9 +56,7 @@ class RerankRetriever:
             for row in rows
         ]
         scores = self._model.predict(pairs, show_progress_bar=False) if pairs else np.zeros(0)
-        return check_scores(self.name, np.asarray(scores).reshape(-1), (len(pairs),)).reshape(
-            rows_BK.shape
-        )
+        return check_scores(self.name, np.asarray(scores).reshape(rows_BK.shape), rows_BK)
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
         """Scores (B, P) float32; see ``Retriever``."""

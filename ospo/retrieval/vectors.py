@@ -1,8 +1,8 @@
 """Item vectors on disk: one safetensors file with the item ids and a fingerprint of what made them.
 
-Writing goes chunk by chunk into a part file, so that a run that was killed goes on where it
-stopped; reading maps the file into memory, so that a catalogue of millions of items takes no more
-of it than the rows in use. Same input, same bytes, however often the writing was interrupted.
+Writing goes chunk by chunk into a part file, so that a killed run resumes where it stopped;
+reading maps the file into memory, so that a catalogue of millions of items needs no more
+memory than the rows in use. Same input, same bytes, however often the writing was interrupted.
 """
 
 import hashlib
@@ -86,13 +86,13 @@ def write_resumably(
     part: str | Path | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the vectors of ``item_ids``, going on where an earlier call stopped; returns how many
+    """Write the vectors of ``item_ids``, resuming where an earlier call stopped; returns how many
     were encoded.
 
     encode: (begin, end) → vectors (end - begin, D) float32 of those items. part: where an
     unfinished file waits (default: a hidden one beside ``path``). progress: called with the number
-    of rows that are there. A finished file of the same fingerprint stays as it is. Raises
-    InputError where the disk is full or forbidden.
+    of rows written so far. A finished file of the same fingerprint stays as it is. Raises
+    InputError where the disk is full or may not be written.
     """
     path = Path(path)
     part = Path(part) if part else path.with_name(f".{path.name}.part")
@@ -138,7 +138,7 @@ def _write_part(
             stream.flush()
             os.fsync(
                 stream.fileno()
-            )  # after a power cut, too, the rows that the size tells are there
+            )  # after a power cut, too, the file holds as many rows as its size says
             done += len(vectors)
             progress(done)
         stream.write(ids)
@@ -173,8 +173,8 @@ def _head_fits(path: Path, item_ids: Sequence[str], fingerprint: str) -> bool:
 
 
 def _metadata(path: Path) -> dict:
-    """What the file says of itself, once safetensors has checked its form; "" as fingerprint where
-    it is not ours.
+    """The file's own metadata, once safetensors has checked its form; fingerprint "" where another
+    program wrote it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -189,7 +189,7 @@ def _metadata(path: Path) -> dict:
 
 
 def stored_fingerprint(path: str | Path) -> str:
-    """The fingerprint in a vectors file. Raises InputError where it is none."""
+    """The fingerprint in a vectors file. Raises InputError where it is no vectors file."""
     return str(_metadata(Path(path))["fingerprint"])
 
 
@@ -242,8 +242,8 @@ def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray |
 
 
 def _all_finite(vectors: np.memmap) -> bool:
-    """Whether all entries are finite; pages that were looked at are given back, so that memory does
-    not fill.
+    """Whether all entries are finite; pages that were read are released, so that memory does
+    not fill up.
     """
     for begin in range(0, len(vectors), _CHECKED_ROWS):
         if not np.isfinite(vectors[begin : begin + _CHECKED_ROWS]).all():

@@ -15,7 +15,7 @@ from ospo.config import Config, load_config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
 from ospo.retrieval import build_retriever, families, load_retriever, vectors_file
-from ospo.retrieval.base import Retriever, pool_runs, top_rows
+from ospo.retrieval.base import Retriever, RetrieverError, pool_runs, top_rows
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
 from ospo.retrieval.hybrid import HybridRetriever, reciprocal_ranks
@@ -365,7 +365,7 @@ def test_retriever_of_your_own(
     assert rows[0, 0] == 5
     assert scores[0, 0] == len(set(title.lower().split()))
     broken = build_retriever("my_shop_retriever:Broken", tiny_config, esci_tiny)
-    with pytest.raises(ValueError, match="my_shop_retriever:Broken: returned NaN"):
+    with pytest.raises(RetrieverError, match="my_shop_retriever:Broken': returned NaN for text 0"):
         broken.score(["x"], esci_tiny.pools_RP[:1])
 
 
