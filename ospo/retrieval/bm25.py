@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ospo.retrieval.base import RetrieverError
 from ospo.retrieval.linear import LinearRetriever, on_grid
 
 # bm25s' own defaults: words of two characters or more, Lucene's variant, k1 = 1.5, b = 0.75.
@@ -57,7 +58,9 @@ class BM25Retriever(LinearRetriever):
         self._memo = {}
         self.items = len(item_ids)
         if not vocabulary:
-            raise ValueError(f"retriever {self.name}: no item text holds a word to index")
+            raise RetrieverError(
+                self.name, "no item text holds a word to index", "look at the catalogue's texts"
+            )
         self.model = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         # A copy: bm25s adds an empty word of its own.
         self.model.index(

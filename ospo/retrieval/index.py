@@ -88,10 +88,10 @@ def _full_ranking(
 class HnswIndex:
     """An HNSW graph over unit vectors (I, D) under inner product.
 
-    The graph holds them in 8 bits per dimension, a quarter of their size; the candidates it finds are
-    scored by the vectors themselves, which may be mapped from a file. ``neighbours`` (M) and
-    ``build_effort`` (efConstruction) are HNSW's own. ``progress`` is called with the number of items added so far.
-    Built by several threads, graphs differ in detail.
+    The graph holds them in 8 bits per dimension, a quarter of their size; the candidates it finds
+    are scored by the vectors themselves, which may be mapped from a file. ``neighbours`` (M) and
+    ``build_effort`` (efConstruction) are HNSW's own. ``progress`` is called with the number of
+    items added so far. Built by several threads, graphs differ in detail.
     """
 
     def __init__(

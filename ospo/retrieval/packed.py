@@ -178,7 +178,10 @@ class PackedBert:
         return x_TD
 
     def encode(
-        self, ids_B: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+        self,
+        ids_B: Sequence[Sequence[int]],
+        progress: Callable[[int], None] | None = None,
+        same_passes: bool = False,
     ) -> np.ndarray:
         """Unit vectors (B, D) float32 of token id sequences, each of at least one id; ``progress``
         is called with counts.
@@ -187,15 +190,13 @@ class PackedBert:
         lengths = [len(ids_B[i]) for i in order]
         on_cpu = self.device.type == "cpu"
         workers = min(torch.get_num_threads(), MAX_WORKERS) if on_cpu else 1
-        limit = (
-            GPU_CHUNK
-            if not on_cpu
-            else max(4 * MIN_TOKENS, min(CPU_CHUNK, -(-sum(lengths) // workers)))
-        )
+        limit = CPU_CHUNK if on_cpu else GPU_CHUNK
+        if on_cpu and not same_passes:  # small calls: a share for each worker
+            limit = max(4 * MIN_TOKENS, min(CPU_CHUNK, -(-sum(lengths) // workers)))
         # Longest texts first: what a worker takes last is then short, and they end together.
         chunks = [order[a:b] for a, b in reversed(split_chunks(lengths, limit))]
         batches = ([ids_B[i] for i in chunk] for chunk in chunks)
-        run = _workers(workers).map if workers > 1 and len(chunks) > 1 else map
+        run = _workers(workers).map if workers > 1 and (len(chunks) > 1 or same_passes) else map
         vectors_BD = np.empty((len(ids_B), self.width), dtype=np.float32)
         for chunk, vectors in zip(chunks, run(self._encode_chunk, batches), strict=True):
             vectors_BD[chunk] = vectors

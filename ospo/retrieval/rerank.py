@@ -9,6 +9,7 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.retrieval.base import Retriever, check_rows, check_scores
+from ospo.retrieval.sentence import refuse_pickles
 
 DEPTH = 100
 
@@ -28,8 +29,14 @@ class RerankRetriever:
         from sentence_transformers import CrossEncoder
 
         self.name, self.first, self.depth, self.ready, self.items = name, first, depth, ready, 0
+        refuse_pickles(Path(source), name)
         try:
-            self._model = CrossEncoder(source, num_labels=1, trust_remote_code=False)
+            self._model = CrossEncoder(
+                source,
+                num_labels=1,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(

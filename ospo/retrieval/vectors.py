@@ -17,7 +17,9 @@ import numpy as np
 from ospo.errors import InputError
 from ospo.files import atomic_file
 
-CHUNK = 4096  # items encoded between two writes: what a kill can cost
+# Items per batch, encoded together and written together; a kill costs at most one. Batches are
+# counted from the first item, so that a resumed file is made of the same batches.
+CHUNK = 4096
 _AGAIN = "delete it; `dvc repro` writes it anew"
 _CHECKED_ROWS = 1 << 13
 
@@ -123,10 +125,13 @@ def _write_part(
     begin = done = 0
     if dimensions := _part_dimensions(part, items, len(ids), fingerprint):
         head = len(_header(items, dimensions, len(ids), fingerprint))
-        begin = done = min((part.stat().st_size - head) // (4 * dimensions), items)
+        begin = min((part.stat().st_size - head) // (4 * dimensions), items)
+        if begin < items:  # a batch that was cut short is encoded again as a whole
+            begin -= begin % CHUNK
+        done = begin
     with part.open("r+b" if dimensions else "wb") as stream:
         if dimensions:
-            stream.truncate(head + done * 4 * dimensions)  # a row or ids that a kill cut short
+            stream.truncate(head + done * 4 * dimensions)  # a batch or ids that a kill cut short
             stream.seek(0, os.SEEK_END)
         progress(done)
         while done < items or not dimensions:

@@ -24,8 +24,8 @@ SMALL = 8_000_000  # vector entries (64 MB in float64)
 
 
 class WordVectorRetriever(LinearRetriever):
-    """Base of static embeddings and LSA, which give ``word_vectors``. A word is a run of letters and
-    digits.
+    """Base of static embeddings and LSA, which give ``word_vectors``. A word is a run of letters
+    and digits.
     """
 
     dimensions = 0

@@ -103,9 +103,9 @@ def test_score_refuses_what_does_not_fit(built: dict[str, Retriever]) -> None:
             retriever.score(["x", "y"], np.array([[1]]))
     with pytest.raises(ValueError, match="bm25: score before index"):
         BM25Retriever().score(["x"], np.array([[0]]))
-    with pytest.raises(ValueError, match="bm25: no item text holds a word"):
+    with pytest.raises(RetrieverError, match="'bm25': no item text holds a word"):
         BM25Retriever().index(["a"], ["!"])
-    with pytest.raises(ValueError, match="lsa: no item text holds a word"):
+    with pytest.raises(RetrieverError, match="'lsa': no item text holds a word"):
         LSARetriever().index(["a"], ["!"])
 
 
