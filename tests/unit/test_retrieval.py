@@ -199,18 +199,24 @@ def test_minilm_equals_transformers() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_minilm_does_not_depend_on_the_batch(dtype: str, esci_tiny: PreparedData) -> None:
+    """Bit for bit; in bfloat16 with AMX, whose products depend on their shape, within 0.002."""
     model = _minilm(dtype)
+    amx = dtype == "bfloat16" and torch.cpu.get_capabilities().get("amx_bf16", False)
+
+    def same(ours: np.ndarray, theirs: np.ndarray) -> bool:
+        return np.abs(ours - theirs).max() <= (0.002 if amx else 0)
+
     words = " ".join(esci_tiny.item_texts[:50]).split()
     texts = [" ".join(words[at : at + 1 + at % 13]) for at in range(0, 700, 2)] + TEXTS
     whole = model.encode(texts)
     shuffled = np.random.default_rng(0).permutation(len(texts))
-    assert (model.encode([texts[i] for i in shuffled]) == whole[shuffled]).all()
+    assert same(model.encode([texts[i] for i in shuffled]), whole[shuffled])
     few = shuffled[:40]
-    assert (np.concatenate([model.encode([texts[i]]) for i in few]) == whole[few]).all()
+    assert same(np.concatenate([model.encode([texts[i]]) for i in few]), whole[few])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert (model.encode(texts) == whole).all()
+        assert same(model.encode(texts), whole)
     finally:
         torch.set_num_threads(threads)
 
