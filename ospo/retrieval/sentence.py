@@ -93,7 +93,7 @@ class SentenceRetriever(EmbeddingRetriever):
         prompts = self._model.prompts
         names = ("query",) if task == "query" else DOCUMENT_PROMPTS
         name = next((name for name in names if name in prompts), self._model.default_prompt_name)
-        return prompts.get(name, "") if name else ""
+        return (prompts.get(name) or "") if name else ""
 
     @property
     def dtype(self) -> str:
