@@ -211,6 +211,22 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load_retriever(f"rerank:{folder}", _float32())
 
 
+def test_code_in_a_models_folder_is_not_run(tmp_path: Path) -> None:
+    folder = _static(tmp_path / "static")
+    mark = tmp_path / "ran"
+    (folder / "evil.py").write_text(
+        "from pathlib import Path\n"
+        f"Path({str(mark)!r}).write_text('ran')\n"
+        "from sentence_transformers.sentence_transformer.modules import StaticEmbedding as Evil\n"
+    )
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["type"] = "evil.Evil"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(InputError, match="fails to load"):
+        load_retriever(f"path:{folder}", _float32())
+    assert not mark.exists()
+
+
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"modules\.json.*file not found"):
         load_retriever(f"path:{tmp_path}", _float32())

@@ -24,7 +24,7 @@ from ospo.errors import InputError
 from ospo.retrieval import build_retriever, load_retriever, write_vectors
 from ospo.retrieval import vectors as stored
 from ospo.retrieval.dense import EmbeddingRetriever
-from ospo.retrieval.index import HnswIndex, flat_search
+from ospo.retrieval.index import HnswIndex, flat_search, rescore
 from ospo.retrieval.vectors import (
     load_vectors,
     save_vectors,
@@ -382,6 +382,43 @@ def test_vectors_of_retrievers_no_longer_named_go(
     ]
 
 
+def test_a_finished_file_of_other_items_is_written_anew(tmp_path: Path) -> None:
+    toy = Toy()
+    for ids in (["a", "b"], ["a", "c"], ["a"]):
+        assert write_resumably(
+            tmp_path / "v", ids, lambda a, b, ids=ids: toy.item_vectors(ids[a:b]), "m"
+        ) == len(ids)
+        assert stored_ids(tmp_path / "v") == ids
+
+
+def test_digests_tell_catalogues_apart() -> None:
+    digests = {
+        texts_digest(["a", "b"], ["x", "y"]),
+        texts_digest(["a", "c"], ["x", "y"]),
+        texts_digest(["a", "b"], ["x", "z"]),
+        texts_digest(["a", "b"], ["xy", ""]),
+        texts_digest(["b", "a"], ["x", "y"]),
+        texts_digest(["a"], ["b", "x", "y"]) + "other split",
+    }
+    assert len(digests) == 6
+    toy = Toy()
+    mark = toy.catalogue_fingerprint(["a"], ["x"])
+    toy.fingerprint = lambda: "another model"  # type: ignore[method-assign]
+    assert toy.catalogue_fingerprint(["a"], ["x"]) != mark
+    assert toy.catalogue_fingerprint(["a"], ["z"]) != toy.catalogue_fingerprint(["a"], ["x"])
+
+
+def test_composed_retrievers_store_the_vectors_of_minilm(
+    esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path
+) -> None:
+    retrievers = tiny_config.retrievers.model_copy(
+        update={"training": "bm25", "unseen": ["hybrid", "minilm"]}
+    )
+    config = tiny_config.model_copy(update={"retrievers": retrievers})
+    files = write_vectors(config, esci_tiny.directory, tmp_path)
+    assert [file.name for file in files] == ["minilm.safetensors"]
+
+
 # --- pool items alone
 
 
@@ -560,6 +597,54 @@ def test_config_reaches_the_retriever(tiny_config: Config) -> None:
         ).flat_up_to
         == 7
     )  # type: ignore[attr-defined]
+
+
+def test_what_a_graph_misses_is_searched_flat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the graph finds fewer than asked for (row -1), the text is searched exactly."""
+    monkeypatch.chdir(tmp_path)
+    ids, texts = _toy_shop(300)
+    exact, toy = Toy(), Toy()
+    exact.index(ids, texts)
+    toy.flat_up_to = 299
+    toy.index(ids, texts)
+    search = HnswIndex.search
+
+    def short(self, vectors_BD, top_k, effort=0):
+        rows, scores = search(self, vectors_BD, top_k, effort)
+        rows[1, -1], scores[1, -1] = -1, -np.inf
+        return rows, scores
+
+    monkeypatch.setattr(HnswIndex, "search", short)
+    asked = ["text 7", "text 8", ""]
+    for ours, theirs in zip(toy.search(asked, 10), exact.search(asked, 10), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_a_graph_of_other_vectors_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shift in (0, 1000):
+        texts = [f"text {n + shift}" for n in range(600)]
+        exact, toy = Toy(), Toy()
+        toy.flat_up_to = 599
+        for one in (exact, toy):
+            one.index([str(n) for n in range(600)], texts)
+        asked = [texts[7], texts[300]]
+        assert (toy.search(asked, 10)[0] == exact.search(asked, 10)[0]).all()
+    vectors = _clustered(200, np.random.default_rng(0))
+    HnswIndex(vectors).save(tmp_path / "g")
+    assert HnswIndex.load(tmp_path / "g", vectors) is not None
+    assert HnswIndex.load(tmp_path / "g", vectors[:-1]) is None
+    assert HnswIndex.load(tmp_path / "g", vectors[:, :-1]) is None
+
+
+def test_candidates_are_scored_exactly_and_padding_last() -> None:
+    vectors = np.array([[1.0, 0.5], [0.25, 2]], dtype=np.float32)
+    scores = rescore(vectors, np.array([[2.0, 4.0]], dtype=np.float32), np.array([[1, -1, 0]]))
+    assert scores.tolist() == [[8.5, -np.inf, 4.0]]
 
 
 _READER = """
