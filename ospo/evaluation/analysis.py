@@ -108,7 +108,7 @@ def load_values(
     retrievers: list[str] = []
     for number, directory in enumerate(directories):
         file = read_table(directory, "evaluation.parquet")
-        table = pl.scan_parquet(file)
+        table = pl.scan_parquet(file, glob=False)
         if "seed" not in table.collect_schema():  # evaluations made before there were seeds
             table = table.with_columns(seed=pl.lit(0, pl.Int32))
         frame = (
@@ -353,7 +353,7 @@ def _measure_means(
             .otherwise(pl.col("scope"))
         )
         frames.append(
-            pl.scan_parquet(directory / "evaluation.parquet")
+            pl.scan_parquet(directory / "evaluation.parquet", glob=False)
             .filter(pl.col("split") == "test")
             .group_by(scope.alias("scope"), "policy", "retriever")
             .agg(pl.col(MEASURES).mean())
@@ -368,7 +368,7 @@ def _measure_means(
 
 
 def _slice_rows(directory: Path, wide: pl.DataFrame) -> pl.DataFrame:
-    frame = pl.read_parquet(read_table(directory, "slices.parquet"))
+    frame = pl.read_parquet(read_table(directory, "slices.parquet"), glob=False)
     joined = wide.select("request_id").join(
         frame, on="request_id", how="left", maintain_order="left"
     )

@@ -199,7 +199,7 @@ class Rewriter:
         known: dict[str, Rollout] = {}
         for file in sorted(folder.glob("*.parquet")):
             try:
-                frame = pl.read_parquet(file, columns=list(_SCHEMA))
+                frame = pl.read_parquet(file, columns=list(_SCHEMA), glob=False)
             except (pl.exceptions.PolarsError, OSError) as error:
                 raise InputError(
                     file, "", f"unreadable cache file ({error})", "delete it; it is made again"

@@ -98,7 +98,7 @@ def compare(
     files.
     """
     wide, _, retrievers = load_values([evaluation])
-    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"))
+    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"), glob=False)
     groups = wide.select("request_id").join(
         slices, on="request_id", how="left", maintain_order="left"
     )["group"]

@@ -18,7 +18,7 @@ _PACKAGE = Path(__file__).parents[1]
 # (tests/test_steps.py looks).
 _SHARED_SOURCES = ("credit", "data/dataset.py", "data/schemas.py", "policy", "retrieval", "reward")
 TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/completions.py")
-EVALUATION_SOURCES = (*_SHARED_SOURCES, "evaluation")
+EVALUATION_SOURCES = (*_SHARED_SOURCES, "data/query_key.py", "evaluation")
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
 
 

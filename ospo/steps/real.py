@@ -107,7 +107,7 @@ def _evaluate(
         update={"evaluation": config.evaluation.model_copy(update={"catalogue": False})}
     )
     prepared = directory / "prepared" / f"{dataset}-{NAME}"
-    prepare(dataset, raw, prepared, config)
+    prepare(dataset, raw, prepared, config, evaluation_only=True)
     vectors = directory / "vectors" / prepared.name
     vectors.mkdir(parents=True, exist_ok=True)
     write_vectors(config, prepared, vectors)  # kept: other policies meet the same items

@@ -104,7 +104,7 @@ def run_rl(
             # The last completions as a table that MLflow shows; all of them are in the file.
             run.log_table(
                 "tables/completions.json",
-                pl.read_parquet(directory / "completions.parquet").tail(SHOWN),
+                pl.read_parquet(directory / "completions.parquet", glob=False).tail(SHOWN),
             )
         _log_policy(run, config, directory)
 

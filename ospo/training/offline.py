@@ -75,7 +75,7 @@ def sample_offline(run: TrainingRun) -> list[Completion]:
 
 def _read(file: Path) -> Iterator[Completion]:
     try:
-        frame = pl.read_parquet(file).select(list(_SCHEMA))
+        frame = pl.read_parquet(file, glob=False).select(list(_SCHEMA))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             file, "", f"is not a readable part ({error})", "delete it; it is made again"
