@@ -4,6 +4,7 @@ commands and files exist, and figures of significance are the library's.
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        env={**__import__("os").environ, "NO_MKDOCS_2_WARNING": "1"},
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -304,7 +305,6 @@ def test_experiments_are_dated_and_listed_newest_first() -> None:
         if begun[1] == "superseded":
             assert "superseded" in status
             assert re.search(r"superseded (?:for [\w ]+ )?by \[", text), "by what"
-            assert file not in page.partition("## All pages")[0] or "80" in status + file
 
 
 def over_seeds(file: str, a: str = "ospo", b: str = "grpo") -> tuple[float, float]:
