@@ -178,7 +178,7 @@ def test_the_example_of_a_retriever_ranks(here: Path) -> None:
     data = load_prepared("data/prepared/esci")
     retriever = build_retriever("overlap:WordOverlap", load_config(), data)
     [scores_P] = retriever.score([data.item_texts[3]], [[3, 4, 5]])
-    assert scores_P[0] == max(scores_P) > 0
+    assert scores_P[0] > max(scores_P[1:])
 
 
 def test_a_path_means_the_same_in_every_command(here: Path) -> None:
