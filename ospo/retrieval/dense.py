@@ -11,6 +11,7 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.files import sha256_file, sha256_json
+from ospo.paths import INDEX_CACHE
 from ospo.retrieval.base import check_rows, one_blas_thread, pool_runs
 from ospo.retrieval.index import HnswIndex, flat_search
 from ospo.retrieval.linear import on_grid
@@ -20,9 +21,6 @@ from ospo.retrieval.vectors import load_vectors, stored_ids, texts_digest
 # exact in float64, so that a score does not depend on the order in which a matrix product adds
 # (which changes with its shape).
 GRID_BITS = 20
-INDEX_CACHE = Path(
-    ".cache/index"
-)  # HNSW graphs: no DVC output, as graphs built by several threads differ
 Progress = Callable[[int, int], None]  # texts done, texts in all
 
 

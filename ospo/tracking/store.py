@@ -20,8 +20,8 @@ from mlflow.exceptions import MlflowException
 
 from ospo.config import Config
 from ospo.errors import OspoError
+from ospo.paths import ARTIFACTS
 
-ARTIFACTS = "mlartifacts"
 for _name in ("mlflow.store.db.utils", "mlflow.models.signature", "alembic"):
     logging.getLogger(_name).setLevel(
         logging.WARNING

@@ -68,10 +68,12 @@ def test_a_run_records_everything(config: Config, client: MlflowClient, tmp_path
             "sft-esci",
             kind="sft",
             directory=tmp_path / "s",
-            parent_id=parent.id,
-            params={"sft": {"steps": 3, "learning_rate": 1e-3}, "seed": 0},
-            tags={"ospo.dataset": "esci", "empty": ""},
-            prefect_flow_run_id="flow-1",
+            details=tracking.RunDetails(
+                parent_id=parent.id,
+                params={"sft": {"steps": 3, "learning_rate": 1e-3}, "seed": 0},
+                tags={"ospo.dataset": "esci", "empty": ""},
+                prefect_flow_run_id="flow-1",
+            ),
         ) as run,
     ):
         for step in range(1500):
@@ -365,13 +367,21 @@ def test_nothing_is_lost_while_the_server_is_away(
     """
     began = time.monotonic()
     with tracking.run(
-        config, "early", kind="pipeline", directory=tmp_path / "early", params={"a": 1}
+        config,
+        "early",
+        kind="pipeline",
+        directory=tmp_path / "early",
+        details=tracking.RunDetails(params={"a": 1}),
     ) as early:
         assert time.monotonic() - began < 60, "a server that is away must not hold training up"
         assert early.id.startswith("pending:")
         early.log_metrics(1, {"loss": 1.0})
         with tracking.run(
-            config, "child", kind="sft", directory=tmp_path / "child", parent_id=early.id
+            config,
+            "child",
+            kind="sft",
+            directory=tmp_path / "child",
+            details=tracking.RunDetails(parent_id=early.id),
         ) as child:
             child.log_dict("config.json", {"a": 1})
         assert tracking.sync(config, tmp_path / "child") == 0

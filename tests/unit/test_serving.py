@@ -244,7 +244,7 @@ def test_manifest_finds(tmp_path: Path, how: str) -> None:
 
 @pytest.fixture(scope="module")
 def rewriter(shop: Shop) -> Rewriter:
-    _, directory = registry.usable_champion(shop.config, "esci")
+    _, directory = registry.whole_champion(shop.config, "esci")
     return Rewriter.load(directory, max_prompt_tokens=128, max_new_tokens=12)
 
 
@@ -439,11 +439,9 @@ def test_a_directory_without_a_policy_is_refused(own_shop: Shop, tmp_path: Path)
         registry.register(
             own_shop.config,
             "esci",
-            policy="ospo",
-            model_dir=tmp_path,
-            run_id="0",
-            summary=SUMMARY,
-            data_md5="0",
+            registry.Candidate(
+                algorithm="ospo", model_dir=tmp_path, run_id="0", summary=SUMMARY, data_md5="0"
+            ),
         )
     with pytest.raises(OspoError):
         Rewriter.load(tmp_path)
