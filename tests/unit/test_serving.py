@@ -162,7 +162,7 @@ def test_first_version_is_champion_then_challenger_promote_rollback(own_shop: Sh
 def test_a_version_says_what_it_is(shop: Shop) -> None:
     version = registry.champion(shop.config, "esci")
     assert version.tags["algorithm"] == "ospo"
-    assert version.tags["policy"] == "nano"
+    assert version.tags["preset"] == "nano"
     assert version.tags["data_md5"] == "0" * 32
     assert float(version.tags["ndcg_at_10.bm25"]) == 0.32
     assert len(version.tags["git_commit"]) == 40
