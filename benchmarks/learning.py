@@ -86,6 +86,7 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
     from ospo.evaluation.completions import rewrite
     from ospo.retrieval import build_retriever
     from ospo.reward.search import SearchReward
+    from ospo.training.run import TrainingRun
     from ospo.training.sft import train_sft
     from ospo.training.train import train
 
@@ -120,7 +121,7 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
 
     if spec == "sft":
         if not (sft / "model").is_dir():
-            train_sft(config, data, sft, lambda step, metrics: None)
+            train_sft(TrainingRun(config, data, sft))
         table, answers = scores(sft / "model")
         both = np.stack([scores(None)[0], table])
         save_result(
@@ -142,18 +143,17 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
         build_retriever(names[0], config, data), data, config.reward.k, config.reward.cache_texts
     )
     run = out / "run"
-    train(
+    every = max(1, rl.steps // QUARTERS)
+    learning = TrainingRun(
         config,
         data,
-        algorithm,  # type: ignore[arg-type]
+        run,
         sft / "model",
         reward,
-        run,
-        lambda step, metrics: logged.append({"step": step} | metrics),
-        callbacks=[
-            snapshots(sft / "model", config.preset.model, max(1, rl.steps // QUARTERS), run, look)
-        ],
+        on_log=lambda step, metrics: logged.append({"step": step} | metrics),
+        callbacks=[snapshots(sft / "model", config.preset.model, every, run, look)],
     )
+    train(learning, algorithm)
     if not shots or shots[-1][0] != rl.steps:
         look(
             rl.steps, run / "model"

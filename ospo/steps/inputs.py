@@ -16,7 +16,15 @@ from ospo.paths import PREPARED
 _PACKAGE = Path(__file__).parents[1]
 # Whatever training or evaluation imports, except for what reads parameters and files
 # (tests/integration/test_steps.py looks).
-_SHARED_SOURCES = ("credit", "data/dataset.py", "data/schemas.py", "policy", "retrieval", "reward")
+_SHARED_SOURCES = (
+    "config/algorithms.py",
+    "credit",
+    "data/dataset.py",
+    "data/schemas.py",
+    "policy",
+    "retrieval",
+    "reward",
+)
 TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/completions.py")
 EVALUATION_SOURCES = (*_SHARED_SOURCES, "evaluation")
 DATA_SOURCES = ("data",)

@@ -9,7 +9,7 @@ result in place, what is listed and not read repeats work. ``tracking`` and the 
 
 from typing import Any
 
-from ospo.config import Config
+from ospo.config import ALGORITHMS, Config
 
 REAL, FRESH = "real", "fresh"
 
@@ -90,15 +90,13 @@ def read_keys(step: str, dataset: str) -> tuple[str, ...]:
 
 
 def _algorithm_keys(algorithm: str) -> tuple[str, ...]:
-    from ospo.training.algorithms import ONLINE
-
-    online = {str(name): entry for name, entry in ONLINE.items()}.get(algorithm)
-    if online is None:
+    spec = ALGORITHMS[algorithm]
+    if not spec.online:
         return *_TRAINING, *_REWARD, *_OFFLINE, *_OWN[algorithm]
     keys = [*_TRAINING, "preset.rl", *_REWARD]
-    if online.credit:
-        keys += [key for key in _CREDIT if not (key == "credit.segments" and online.segments)]
-        keys += _REDISTRIBUTION if online.redistribution is None else ()
+    if spec.credit:
+        keys += [key for key in _CREDIT if not (key == "credit.segments" and spec.segments)]
+        keys += _REDISTRIBUTION if spec.redistribution is None else ()
     return tuple(keys)
 
 

@@ -41,10 +41,12 @@ def run_sft(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) -> S
 
     def work(directory: Path, run: tracking.Recorder) -> None:
         from ospo.data.dataset import load_prepared
+        from ospo.training.run import TrainingRun
         from ospo.training.sft import train_sft
 
         log_prepared(run, dataset, "sft")
-        train_sft(config, load_prepared(PREPARED / dataset), directory, run.log_metrics)
+        data = load_prepared(PREPARED / dataset)
+        train_sft(TrainingRun(config, data, directory, on_log=run.log_metrics))
         _log_policy(run, config, directory)
 
     return run_step(config, dataset, sft_step(config, dataset), work, parents)
@@ -99,6 +101,7 @@ def _train(
     from ospo.data.dataset import load_prepared
     from ospo.retrieval import build_retriever
     from ospo.reward.search import SearchReward
+    from ospo.training.run import TrainingRun
     from ospo.training.train import train
 
     def log_table(step: int, rows: list[dict[str, Any]]) -> None:
@@ -107,7 +110,10 @@ def _train(
     data = load_prepared(PREPARED / dataset)
     retriever = build_retriever(config.retrievers.training, config, data)
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-    train(config, data, algorithm, sft_model, reward, directory, run.log_metrics, log_table)
+    train(
+        TrainingRun(config, data, directory, sft_model, reward, run.log_metrics, log_table),
+        algorithm,
+    )
 
 
 def _log_completions(run: tracking.Recorder, directory: Path) -> None:

@@ -18,7 +18,9 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 def messages() -> list[str]:
     """Every text of the source, with … for what is filled in; and the Makefile's."""
     found = [re.sub(r"\$\([A-Z]+\)", "…", (ROOT / "Makefile").read_text())]
-    for file in [*(ROOT / "ospo").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
+    for file in [
+        file for room in ("ospo", "flows", "servers") for file in (ROOT / room).rglob("*.py")
+    ]:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values]
