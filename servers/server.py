@@ -167,7 +167,13 @@ def holder(port: int) -> str | None:
 
 
 def launch(place: Place, name: str) -> "subprocess.Popen[bytes]":
-    """Start one server and note it; ``wait`` says when it does its work."""
+    """Start one server and note it; ``wait`` says when it does its work. TrackingError where
+    MLflow's database cannot be opened.
+    """
+    if name == "mlflow":
+        from ospo.tracking.store import open_database
+
+        open_database(backend(place.root))
     command, environment = commands(place)[name]
     environment |= {MARK: str(place.state), NAME: name}
     place.state.mkdir(parents=True, exist_ok=True)

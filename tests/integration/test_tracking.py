@@ -188,6 +188,69 @@ def test_unusable_database_is_one_clear_line(config: Config, tmp_path: Path) -> 
         pass
 
 
+KILLED_WHILE_MAKING = """
+import os, signal, sys
+import sqlalchemy
+from ospo import tracking
+from ospo.config import load_config
+
+seen = []
+
+@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "before_cursor_execute")
+def count(connection, cursor, statement, *rest):
+    seen.append(statement)
+    if len(seen) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+tracking.setup(load_config({params!r}, ["tracking.uri=" + {uri!r}]))
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("statement", [5, 60, 200, 400])
+def test_killed_while_mlflow_makes_its_database(
+    config: Config, tmp_path: Path, statement: int
+) -> None:
+    """The same command again works, and nothing half-made is left."""
+    script = KILLED_WHILE_MAKING.format(params=str(ROOT / "params.yaml"), uri=config.tracking.uri)
+    command = [sys.executable, "-c", script, str(statement)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left
+    assert "mlflow.db" not in left
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "step") as run:
+        pass
+    assert MlflowClient(config.tracking.uri).get_run(run.id).info.status == "FINISHED"
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "step", "mlartifacts"}
+
+
+def test_two_processes_make_one_database(config: Config, tmp_path: Path) -> None:
+    script = f"""
+from ospo import tracking
+from ospo.config import load_config
+tracking.setup(load_config({str(ROOT / "params.yaml")!r}, ["tracking.uri={config.tracking.uri}"]))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) for _ in range(2)]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_mlflow_prints_no_address_of_a_run(
+    config: Config, tmp_path: Path, server: "Server", capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It would print user and password with it."""
+    server.start()
+    address = server.uri.replace("//", "//user:s3cr3t@")  # pragma: allowlist secret
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "step") as run:
+        pass
+    assert not run.id.startswith("pending:")
+    printed = capfd.readouterr()
+    assert "s3cr3t" not in printed.out + printed.err
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
