@@ -20,10 +20,11 @@ from transformers import AutoTokenizer, LogitsProcessor
 from ospo.data.dataset import Request
 from ospo.errors import InputError
 from ospo.files import atomic_file, sha256_file, sha256_json
+from ospo.paths import COMPLETIONS_CACHE
 from ospo.policy.prompts import extract_answer, fit_messages, prompt_messages
 from ospo.policy.weights import load_policy
 
-CACHE = Path(".cache/rollouts")
+CACHE = COMPLETIONS_CACHE
 _PART = 2048  # prompts per cache file: what an interrupted run can lose
 _SCHEMA = {"prompt": pl.String, "completion": pl.String, "tokens": pl.Int32, "finished": pl.Boolean}
 

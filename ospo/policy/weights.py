@@ -29,10 +29,11 @@ from ospo.files import (
     write_json,
     write_manifest,
 )
+from ospo.paths import MODELS_CACHE
 from ospo.policy.prompts import ANSWER_CLOSE, ANSWER_OPEN
 from ospo.policy.seen import write_seen
 
-CACHE = Path(".cache/models")
+CACHE = MODELS_CACHE
 BASE_FILE = "base.json"
 CONTEXT = 512  # positions of a scratch policy: far above any prompt the presets allow
 

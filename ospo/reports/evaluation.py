@@ -18,6 +18,7 @@ from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.selection import label, ordered
 from ospo.evaluation.slices import SLICES
 from ospo.files import atomic_file, read_json
+from ospo.paths import REPORTS
 from ospo.reports.charts import Dot, Line, dot_chart, line_chart, smooth
 from ospo.reports.wording import (
     ALPHA,
@@ -30,8 +31,6 @@ from ospo.reports.wording import (
     shown,
     signed,
 )
-
-REPORTS = Path("reports")
 
 
 def read_log(file: Path) -> list[dict[str, float]]:

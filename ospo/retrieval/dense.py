@@ -12,6 +12,7 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.files import sha256_file, sha256_json
+from ospo.paths import INDEX_CACHE
 from ospo.retrieval import vectors as stored
 from ospo.retrieval.base import RetrieverError, check_rows, one_blas_thread, pool_runs
 from ospo.retrieval.index import HnswIndex, flat_search
@@ -22,9 +23,6 @@ from ospo.retrieval.vectors import load_vectors, stored_ids, texts_digest
 # exact in float64, so that a score does not depend on the order in which a matrix product adds
 # (which changes with its shape).
 GRID_BITS = 20
-INDEX_CACHE = Path(
-    ".cache/index"
-)  # HNSW graphs: no DVC output, as graphs built by several threads differ
 Progress = Callable[[int, int], None]  # texts done, texts in all
 _MODEL = "check the model's files, or name another one in params.yaml's retrievers"
 

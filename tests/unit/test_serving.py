@@ -162,7 +162,7 @@ def test_first_version_is_champion_then_challenger_promote_rollback(own_shop: Sh
 def test_a_version_says_what_it_is(shop: Shop) -> None:
     version = registry.champion(shop.config, "esci")
     assert version.tags["algorithm"] == "ospo"
-    assert version.tags["policy"] == "nano"
+    assert version.tags["preset"] == "nano"
     assert version.tags["data_md5"] == "0" * 32
     assert float(version.tags["ndcg_at_10.bm25"]) == 0.32
     assert len(version.tags["git_commit"]) == 40
@@ -244,7 +244,7 @@ def test_manifest_finds(tmp_path: Path, how: str) -> None:
 
 @pytest.fixture(scope="module")
 def rewriter(shop: Shop) -> Rewriter:
-    _, directory = registry.usable_champion(shop.config, "esci")
+    _, directory = registry.whole_champion(shop.config, "esci")
     return Rewriter.load(directory, max_prompt_tokens=128, max_new_tokens=12)
 
 
@@ -439,11 +439,9 @@ def test_a_directory_without_a_policy_is_refused(own_shop: Shop, tmp_path: Path)
         registry.register(
             own_shop.config,
             "esci",
-            policy="ospo",
-            model_dir=tmp_path,
-            run_id="0",
-            summary=SUMMARY,
-            data_md5="0",
+            registry.Candidate(
+                algorithm="ospo", model_dir=tmp_path, run_id="0", summary=SUMMARY, data_md5="0"
+            ),
         )
     with pytest.raises(OspoError):
         Rewriter.load(tmp_path)
