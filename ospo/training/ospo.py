@@ -21,7 +21,7 @@ from ospo.credit.advantages import EPSILON
 from ospo.credit.alignment import token_spans
 from ospo.credit.engine import Credit, CreditEngine
 from ospo.credit.tokens import Redistribution, Rollouts, credit_metrics, token_advantages
-from ospo.policy.prompts import extract_answer
+from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.training.completions import RolloutTable
 from ospo.training.shared_prompts import SharedPromptsMixin
 
@@ -40,6 +40,7 @@ class SearchRewardFunction:
 
     def __init__(self, reward: Reward, tokenizer: Any):
         self.reward, self.tokenizer = reward, tokenizer
+        self.thinking = opens_thinking(tokenizer)
         self.last: Rollouts | None = None
         self.seconds = 0.0
 
@@ -47,7 +48,7 @@ class SearchRewardFunction:
         """Rewards in [0, 1], one a completion. ``row``: the dataset's column of request rows."""
         started = time.perf_counter()
         decoded = [token_spans(ids, self.tokenizer) for ids in completion_ids]
-        found = [extract_answer(text) for text, _ in decoded]
+        found = [extract_answer(text, self.thinking) for text, _ in decoded]
         answers = [answer for answer, _ in found]
         values = np.asarray(self.reward(answers, row), dtype=np.float64)
         self.last = Rollouts(

@@ -15,7 +15,7 @@ from ospo.credit.segments import Segmentation, segment
 from ospo.credit.tokens import Redistribution, Rollouts, token_advantages
 from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError
-from ospo.policy.weights import build_tokenizer
+from ospo.policy.scratch import build_tokenizer
 from ospo.reward.costs import ThriftyReward, known_words
 from ospo.training.ospo import OSPOTrainer, SearchRewardFunction
 from ospo.training.rl import build_trainer
