@@ -1,7 +1,12 @@
 """The figures of ``benchmarks.learning``: means, paired differences with their tests, and the
 curves.
+
+    python -m benchmarks.learning_figures docs/experiments/learning-*.json
+
+prints, for results that were kept without their requests, what can be tested over seeds alone.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,12 @@ from ospo.evaluation.statistics import (
     holm,
     percentile_interval,
     robustness,
+    seed_interval,
     seed_test,
 )
-from ospo.files import atomic_file
+from ospo.files import atomic_file, read_json
 from ospo.reports.charts import Line, line_chart, standalone
+from ospo.reports.wording import interval_text, p_text, signed
 
 RESAMPLES = 10_000
 NAMES = ["minilm", *UNSEEN]
@@ -177,3 +184,33 @@ def plot(figures: Mapping[str, Any], dataset: str, file: Path) -> None:
     )
     with atomic_file(file) as temporary:
         temporary.write_text(standalone(chart), encoding="utf-8")
+
+
+def over_seeds(kept: Mapping[str, Any], ours: str = "ospo") -> list[str]:
+    """Rows of a markdown table from a kept JSON's means by seed under the training retriever: ours
+    minus each other policy, its 95 % t interval over seeds, p, and p after Holm's correction over
+    the table.
+    """
+    by_seed = kept["ndcg_by_seed"]
+    others = [name for name in by_seed if name != ours]
+    apart_SC = np.stack([np.subtract(by_seed[ours], by_seed[name]) for name in others], axis=1)
+    p_C = seed_test(apart_SC)
+    rows = []
+    for c, (name, corrected) in enumerate(zip(others, holm(p_C), strict=True)):
+        interval = seed_interval(apart_SC[:, c])
+        rows.append(
+            f"| {ours} − {name} | {signed(interval.value)} | {interval_text(interval)} | "
+            f"{p_text(float(p_C[c]))} | {p_text(float(corrected))} |"
+        )
+    return rows
+
+
+def main() -> None:
+    """Print a table per file."""
+    head = "| difference | mean | 95 % interval | p | p, Holm |\n|---|---|---|---|---|"
+    for file in sys.argv[1:]:
+        print(f"\n{file}\n\n{head}", *over_seeds(read_json(file)), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ from conftest import ROOT
 from scipy import stats
 
 from benchmarks.controlled import against, report
-from benchmarks.learning_figures import NAMES, RESAMPLES, compared, plot, summary
+from benchmarks.learning_figures import NAMES, RESAMPLES, compared, over_seeds, plot, summary
 from ospo.evaluation.statistics import bootstrap_seed_means, holm, randomisation_test, seed_test
 
 SEEDS, SHOPPERS, EACH = [0, 1, 2, 3, 4], 30, 2
@@ -100,6 +100,14 @@ def test_the_published_leads_are_not_clear_over_seeds(file: str, lead: float, p:
     apart = np.array(by_seed["ospo"]) - np.array(by_seed["grpo"])
     assert apart.mean() == pytest.approx(lead, abs=5e-4)
     assert seed_test(apart[:, None])[0] == pytest.approx(p, abs=5e-4)
+
+
+def test_the_recomputed_tables_stand_in_the_documentation() -> None:
+    page = (ROOT / "docs/experiments/2026-11-26-statistics.md").read_text(encoding="utf-8")
+    for file in ("esci", "hm", "esci-100", "hm-100"):
+        kept = json.loads((ROOT / "docs/experiments" / f"learning-{file}.json").read_text())
+        for row in over_seeds(kept):
+            assert row in page
 
 
 def test_controlled_generation_compares_by_seed() -> None:
