@@ -24,6 +24,7 @@ from ospo.serving.rewriter import Rewriter
 from ospo.training.algorithms import ONLINE
 from ospo.training.offline import sample_offline
 from ospo.training.rl import train_rl
+from ospo.training.run import TrainingRun
 
 REQUESTS = [
     Request(query=query, history=history)
@@ -159,7 +160,9 @@ def test_offline_completions_are_those_that_evaluation_draws(
     config = small_config("presets.nano.rl.steps=2")
     rl = config.preset.rl
     policy = write_policy(tmp_path / "model", esci_tiny.item_texts, model=config.preset.model)
-    found = sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "parts")
+    found = sample_offline(
+        TrainingRun(config, esci_tiny, tmp_path / "parts", policy, LetterReward())
+    )
     assert len(found) == 2 * rl.prompts_per_step * rl.generations
     cached = CachedPolicy(policy, 4, rl.max_prompt_tokens, None)
     tokenizer = load_policy(policy)[1]
@@ -187,7 +190,7 @@ def test_online_training_samples_without_the_models_defaults(
         if name == "asks":
             edit_json(policy / "generation_config.json", **DEFAULTS)
         out = tmp_path / f"run-{name}"
-        train_rl(config, esci_tiny, "grpo", policy, LetterReward(), out, lambda step, values: None)
+        train_rl(TrainingRun(config, esci_tiny, out, policy, LetterReward()), "grpo")
         frames.append(pl.read_parquet(out / "completions.parquet")["completion"].to_list())
     assert frames[0] == frames[1]
 
