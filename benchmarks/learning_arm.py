@@ -117,6 +117,7 @@ def _run_algorithm(
 ) -> None:
     from ospo.retrieval import build_retriever
     from ospo.reward.search import SearchReward
+    from ospo.training.run import TrainingRun
     from ospo.training.train import train
 
     # Of its own: what the looks score must not be in the memo that training's seconds depend on.

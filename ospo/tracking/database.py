@@ -27,4 +27,4 @@ def prepare_database(uri: str) -> None:
     if file.exists() or file.name in ("", ":memory:"):
         return
     with atomic_file(file, keep_existing=True) as temporary:
-        upgrade.callback(f"{SQLITE}{temporary}")
+        upgrade.callback(f"{SQLITE}{temporary}")  # type: ignore[misc]  # click types it optional
