@@ -17,6 +17,7 @@ def train_warm_start(world: World, config: Any, out: Path) -> None:
     """The SFT policy of a seed, from scratch, on the poor teacher."""
     from ospo.policy.prompts import ANSWER_CLOSE, ANSWER_OPEN, prompt_messages
     from ospo.policy.weights import create_policy
+    from ospo.training.run import TrainingRun
     from ospo.training.sft import IGNORE, prompt_ids, run_supervised
 
     sft, data = config.preset.sft, world.data()
@@ -35,17 +36,7 @@ def train_warm_start(world: World, config: Any, out: Path) -> None:
         ]
         answer = [*answer, tokenizer.eos_token_id]
         examples.append({"input_ids": prompt + answer, "labels": [IGNORE] * len(prompt) + answer})
-    run_supervised(
-        config,
-        sft,
-        network,
-        tokenizer,
-        examples,
-        "sft controlled",
-        out,
-        lambda step, metrics: None,
-        (),
-    )
+    run_supervised(TrainingRun(config, data, out), sft, network, tokenizer, examples, "sft", ())
 
 
 def run_one(job: dict[str, Any]) -> None:
@@ -54,6 +45,7 @@ def run_one(job: dict[str, Any]) -> None:
 
     from ospo.config import load_config
     from ospo.training.rl import build_trainer, train_rl
+    from ospo.training.run import TrainingRun
 
     torch.set_num_threads(1)
     algorithm, _, rest = job["spec"].partition(":")
@@ -69,14 +61,21 @@ def run_one(job: dict[str, Any]) -> None:
         save_result(out, {"done": np.ones(1)}, {"correlation": correlation})
         return
     logged: list[dict[str, float]] = []
-    task = (warm / "model", world.reward, out / "run", lambda step, metrics: logged.append(metrics))
+    run = TrainingRun(
+        config,
+        world.data(),
+        out / "run",
+        warm / "model",
+        world.reward,
+        on_log=lambda step, metrics: logged.append(metrics),
+    )
     if algorithm == "truth":
         (out / "run").mkdir(parents=True, exist_ok=True)
-        trainer = build_trainer(config, world.data(), "ospo", *task)
+        trainer = build_trainer(run, "ospo")
         trainer.engine = TrueWorth(trainer.engine, world)  # type: ignore[assignment]
         trainer.train()
     else:
-        train_rl(config, world.data(), algorithm, *task)
+        train_rl(run, algorithm)
     save_result(
         out,
         {
@@ -99,11 +98,12 @@ def correlations(world: World, config: Any, model: Path, groups: int = 40) -> di
     from ospo.credit import CreditEngine
     from ospo.training.offline import groups as grouped
     from ospo.training.offline import sample_offline
+    from ospo.training.run import TrainingRun
 
     small = [f"presets.nano.rl.steps={groups // 4}"]
     config = config.model_validate(_merged(config, small))
     completions = sample_offline(
-        config, world.data(), model, world.reward, model.parent / "offline"
+        TrainingRun(config, world.data(), model.parent, model, world.reward)
     )
     answers, rows = [c.answer for c in completions], [c.row for c in completions]
     advantage = np.concatenate(

@@ -94,6 +94,7 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
 
     from ospo.config import load_config
     from ospo.data.dataset import load_prepared
+    from ospo.training.run import TrainingRun
     from ospo.training.sft import train_sft
 
     torch.set_num_threads(1)
@@ -105,7 +106,7 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
         _run_algorithm(config, data, algorithm, sft, out, judge)
         return
     if not (sft / "model").is_dir():
-        train_sft(config, data, sft, lambda step, metrics: None)
+        train_sft(TrainingRun(config, data, sft))
     table, answers = judge.scores(sft / "model")
     both = np.stack([judge.scores(None)[0], table])
     save_result(out, {**judge.split(both), "groups": judge.groups_R}, {"answers": answers[:40]})
@@ -116,6 +117,7 @@ def _run_algorithm(
 ) -> None:
     from ospo.retrieval import build_retriever
     from ospo.reward.search import SearchReward
+    from ospo.training.run import TrainingRun
     from ospo.training.train import train
 
     # Of its own: what the looks score must not be in the memo that training's seconds depend on.
@@ -124,16 +126,16 @@ def _run_algorithm(
     rl, run, looks = config.preset.rl, out / "run", Looks(judge)
     every = max(1, rl.steps // QUARTERS)
     logged: list[dict[str, float]] = []
-    train(
+    learning = TrainingRun(
         config,
         data,
-        algorithm,  # type: ignore[arg-type]
+        run,
         sft / "model",
         reward,
-        run,
-        lambda step, metrics: logged.append({"step": step} | metrics),
+        on_log=lambda step, metrics: logged.append({"step": step} | metrics),
         callbacks=[snapshots(sft / "model", config.preset.model, every, run, looks)],
     )
+    train(learning, algorithm)
     if not looks.steps or looks.steps[-1] != rl.steps:
         # Stopped early, or the last quarter is not a whole number of steps.
         looks(rl.steps, run / "model")

@@ -1,11 +1,10 @@
 """params.yaml as frozen, validated objects. This package is the only reader of params.yaml."""
 
+from ospo.config.algorithms import ALGORITHMS, LABELS, Algorithm
 from ospo.config.loading import edit_params, load_config, parse_override, set_value
 from ospo.config.schema import (
-    ALGORITHMS,
     DATASETS,
     NO_QUERIES,
-    Algorithm,
     Config,
     Credit,
     Data,
@@ -34,6 +33,7 @@ from ospo.config.schema import (
 __all__ = [
     "ALGORITHMS",
     "DATASETS",
+    "LABELS",
     "NO_QUERIES",
     "Algorithm",
     "Config",

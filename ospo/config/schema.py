@@ -4,13 +4,11 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ospo.config.algorithms import Algorithm
+
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 NO_QUERIES = "ospo/data/no_queries.jsonl"
-Algorithm = Literal[
-    "rft", "dpo", "grpo", "dr_grpo", "dapo", "grpo_lambda", "shapley_tokens", "ospo"
-]
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 
 class Section(BaseModel):

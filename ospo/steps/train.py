@@ -35,9 +35,11 @@ def run_sft(config: Config, dataset: str, lineage: Lineage = NOBODY) -> StepResu
 
     def work(directory: Path, run: tracking.Run) -> None:
         from ospo.data.dataset import load_prepared
+        from ospo.training.run import TrainingRun
         from ospo.training.sft import train_sft
 
-        train_sft(config, load_prepared(PREPARED / dataset), directory, run.log_metrics)
+        data = load_prepared(PREPARED / dataset)
+        train_sft(TrainingRun(config, data, directory, on_log=run.log_metrics))
         _log_policy(run, config, directory)
 
     return run_step(
@@ -62,8 +64,6 @@ def run_rl(
         raise OspoError(
             f"algorithm {algorithm!r} is not known. Fix: name one of {', '.join(ALGORITHMS)}"
         )
-    from ospo.training.algorithms import ONLINE
-
     sft = run_sft(config, dataset, lineage)
     preset = config.preset
     params: dict[str, Any] = {
@@ -75,15 +75,16 @@ def run_rl(
         "reward": config.reward.model_dump(),
         "retriever": {"training": config.retrievers.training, "dtype": config.retrievers.dtype},
     }
-    if algorithm not in ONLINE:
+    if not ALGORITHMS[algorithm].online:
         params[algorithm] = getattr(preset, algorithm).model_dump()
-    elif ONLINE[algorithm].credit:
+    elif ALGORITHMS[algorithm].credit:
         params["credit"] = config.credit.model_dump()
 
     def work(directory: Path, run: tracking.Run) -> None:
         from ospo.data.dataset import load_prepared
         from ospo.retrieval import build_retriever
         from ospo.reward.search import SearchReward
+        from ospo.training.run import TrainingRun
         from ospo.training.train import train
 
         def log_table(step: int, rows: list[dict[str, Any]]) -> None:
@@ -92,7 +93,10 @@ def run_rl(
         data = load_prepared(PREPARED / dataset)
         retriever = build_retriever(config.retrievers.training, config, data)
         reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-        train(config, data, algorithm, sft.model, reward, directory, run.log_metrics, log_table)
+        learning = TrainingRun(
+            config, data, directory, sft.model, reward, run.log_metrics, log_table
+        )
+        train(learning, algorithm)
         for name in ("trainer_args.json", "completions.parquet", "collapse.json"):
             if (directory / name).is_file():
                 run.log_artifact(directory / name)

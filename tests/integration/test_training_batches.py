@@ -19,6 +19,7 @@ from ospo.distributed import Follower
 from ospo.tracking import Run
 from ospo.training.callbacks import read_metrics
 from ospo.training.rl import train_rl
+from ospo.training.run import TrainingRun
 
 # Plain SGD: AdamW divides by the gradient's size, which turns rounding of near-zero gradients into
 # steps of full size.
@@ -52,9 +53,7 @@ def test_one_batch_of_8_equals_8_of_1(
 ) -> None:
     for name, split in (("whole", []), ("split", ["presets.nano.rl.gradient_accumulation=8"])):
         config = small_config(*SAME, *split)
-        train_rl(
-            config, esci_tiny, algorithm, policy, LetterReward(), tmp_path / name, lambda s, m: None
-        )  # type: ignore[arg-type]
+        train_rl(TrainingRun(config, esci_tiny, tmp_path / name, policy, LetterReward()), algorithm)  # type: ignore[arg-type]
     close(tmp_path / "whole", tmp_path / "split", policy)
 
 
@@ -66,6 +65,7 @@ from training_shop import LetterReward, small_config
 from ospo.data.dataset import load_prepared
 from ospo.training.ospo import OSPOTrainer
 from ospo.training.rl import train_rl
+from ospo.training.run import TrainingRun
 
 # Each process draws its own completions. So that one and two processes can be compared, a token is
 # drawn by its completion's place in the whole batch, its position and the step; everything else is
@@ -91,8 +91,8 @@ def by_place(probabilities, num_samples, **_):
 OSPOTrainer._generate_and_score_completions, torch.multinomial = seeded, by_place
 
 data = load_prepared({prepared!r})
-train_rl(small_config(*{overrides!r}), data, "ospo", Path({policy!r}), LetterReward(), Path(sys.argv[1]),
-         lambda step, metrics: None)
+config = small_config(*{overrides!r})
+train_rl(TrainingRun(config, data, Path(sys.argv[1]), Path({policy!r}), LetterReward()), "ospo")
 """
 
 
