@@ -126,18 +126,16 @@ def _run_algorithm(
     rl, run, looks = config.preset.rl, out / "run", Looks(judge)
     every = max(1, rl.steps // QUARTERS)
     logged: list[dict[str, float]] = []
-    train(
-        TrainingRun(
-            config,
-            data,
-            run,
-            sft / "model",
-            reward,
-            on_log=lambda step, metrics: logged.append({"step": step} | metrics),
-            callbacks=[snapshots(sft / "model", config.preset.model, every, run, looks)],
-        ),
-        algorithm,
+    learning = TrainingRun(
+        config,
+        data,
+        run,
+        sft / "model",
+        reward,
+        on_log=lambda step, metrics: logged.append({"step": step} | metrics),
+        callbacks=[snapshots(sft / "model", config.preset.model, every, run, looks)],
     )
+    train(learning, algorithm)
     if not looks.steps or looks.steps[-1] != rl.steps:
         # Stopped early, or the last quarter is not a whole number of steps.
         looks(rl.steps, run / "model")

@@ -9,8 +9,7 @@ from typing import Any
 import polars as pl
 
 from ospo.config import Config
-from ospo.credit import Credit, CreditEngine
-from ospo.credit.estimators import exact_evaluations
+from ospo.credit import Credit
 from ospo.data.dataset import PreparedData, Request
 from ospo.evaluation.changes import Changes, changes
 from ospo.files import write_json
@@ -121,19 +120,9 @@ def _examples(
         seed=config.seed,
     )
     return [
-        _example(one, data, credit, change, estimator_used(engine, credit))
+        _example(one, data, credit, change)
         for one, credit, change in zip(picked, credits, found, strict=True)
     ]
-
-
-def estimator_used(engine: CreditEngine, credit: Credit) -> str:
-    """How a credit was computed: ``exact`` where all coalitions were evaluated, else the engine's
-    estimator.
-    """
-    segmentation = credit.segmentation
-    if credit.evaluations == exact_evaluations(len(segmentation), segmentation.unions):
-        return "exact"
-    return engine.estimator.name
 
 
 def _phrases(credit: Credit, change: Changes) -> list[dict[str, Any]]:
@@ -145,7 +134,7 @@ def _phrases(credit: Credit, change: Changes) -> list[dict[str, Any]]:
 
 
 def _example(
-    picked: dict[str, Any], data: PreparedData, credit: Credit, change: Changes, estimator: str
+    picked: dict[str, Any], data: PreparedData, credit: Credit, change: Changes
 ) -> dict[str, Any]:
     request: Request = data.requests[picked["row"]]
     target = data.catalogue.row(data.item_ids.index(request.target_id), named=True)
@@ -165,5 +154,5 @@ def _example(
         "phrases": _phrases(credit, change),
         "lost": [asdict(words) for words in change.lost],
         "form": change.form,
-        "estimator": estimator,
+        "estimator": credit.estimator,
     }

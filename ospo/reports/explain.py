@@ -14,7 +14,6 @@ from ospo.credit import coalition_text
 from ospo.data.dataset import PreparedData, Request
 from ospo.errors import InputError
 from ospo.evaluation.changes import LostWords, changes
-from ospo.evaluation.examples import estimator_used
 from ospo.retrieval.base import Retriever
 from ospo.reward.credit import credit_engine
 from ospo.reward.search import SearchReward
@@ -154,7 +153,7 @@ def explain(
         rank=ranks[0],
         pool=len(orders[0]),
         coalitions=credit.evaluations,
-        estimator=estimator_used(engine, credit),
+        estimator=credit.estimator,
         top=tuple(_item(data, int(item), gains[int(item)]) for item in orders[0][:TOP]),
     )
 

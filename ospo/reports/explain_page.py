@@ -32,9 +32,10 @@ def _plain(text: str) -> str:
 def summary(e: Explanation) -> str:
     """The figures of the whole text in one line."""
     raw = f", raw query {e.raw_reward:.3f}" if e.rewritten else ""
+    how = f"; credit: {e.estimator}, {e.coalitions} coalitions" if e.estimator else ""
     return (
         f"nDCG@{e.k} {e.reward:.3f} (no text {e.empty_reward:.3f}{raw}), target at rank {e.rank} "
-        f"of {e.pool}; credit by estimator {e.estimator} from {e.coalitions} coalitions"
+        f"of {e.pool}{how}"
     )
 
 
