@@ -203,9 +203,7 @@ def _known_products(
     known = stats.keep(judged, "judgement_unknown_product", pl.col("item").is_not_null())
     if len(judged) and known.is_empty():
         asked, held = judged["item_id"][0], catalogue["item_id"][0]
-        problem = (
-            f"no judged product is in {ESCI_PRODUCTS}: {asked!r} here, for example {held!r} there"
-        )
+        problem = f"no judged product is in {ESCI_PRODUCTS} ({asked!r} here, {held!r} there)"
         fix = "use both files of the same export, with ids written alike"
         raise InputError(raw / ESCI_EXAMPLES, "product_id", problem, fix)
     return known

@@ -48,6 +48,10 @@ def check_split(data: PreparedData) -> dict[str, int]:
     return {kind: len(keys) for kind, keys in seen.items()}
 
 
+def _columns(table: Path) -> list[str]:
+    return pl.scan_parquet(table, glob=False).collect_schema().names()
+
+
 def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: Path) -> int:
     """No request among ``rows`` was used in the policy's training.
 
@@ -60,7 +64,7 @@ def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: P
     if trained is not None:
         source: Path = model_dir / FILE
         keys = {request_key(data.requests[row]): data.requests[row].request_id for row in rows}
-    elif log.is_file() and "request_id" in pl.read_parquet_schema(log):
+    elif log.is_file() and "request_id" in _columns(log):
         source = log
         trained = set(
             pl.scan_parquet(log, glob=False)
