@@ -86,19 +86,21 @@ def test_protocol(name: str, built: dict[str, Retriever], esci_tiny: PreparedDat
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_finds_what_was_asked_for(
+def test_finds_items_by_their_titles(
     name: str, built: dict[str, Retriever], esci_tiny: PreparedData
 ) -> None:
     titles = esci_tiny.catalogue["title"].to_list()[:60]
     rows_BK, _ = built[name].search(titles, 10)
     found = np.mean([row in rows for row, rows in enumerate(rows_BK)])
-    assert found > 0.5, found  # a chance of 10 in 400 else
+    assert found > 0.5, found  # by chance: 10 in 400
 
 
 def test_score_refuses_what_does_not_fit(built: dict[str, Retriever]) -> None:
     for name, retriever in built.items():
         with pytest.raises(ValueError, match=f"retriever {name}.*outside the catalogue"):
             retriever.score(["x"], np.array([[10_000]]))
+        with pytest.raises(ValueError, match=f"retriever {name}.*outside the catalogue"):
+            retriever.score(["x"], np.array([[-2]]))
         with pytest.raises(ValueError, match=f"retriever {name}.*2 texts"):
             retriever.score(["x", "y"], np.array([[1]]))
     with pytest.raises(ValueError, match="bm25: score before index"):
@@ -424,6 +426,14 @@ def test_minilm_is_known_by_weights_tokenizer_precision_and_length() -> None:
     assert len(marks | {model.fingerprint()}) == 3
 
 
+def test_equal_scores_keep_catalogue_order() -> None:
+    scores = np.random.default_rng(0).integers(3, size=(4, 500)).astype(np.float32)
+    for top_k in (200, 500):
+        rows, _ = top_rows(scores, top_k)
+        expected = [sorted(range(500), key=lambda i, b=b: (-scores[b, i], i)) for b in range(4)]
+        assert rows.tolist() == [row[:top_k] for row in expected]
+
+
 def test_top_rows_and_pool_runs() -> None:
     assert list(pool_runs(np.array([[1, 2], [1, 3], [1, 3]]))) == [(0, 1), (1, 3)]
     rows, scores = top_rows(np.array([[1.0, 3, 3, 0, 3], [0, 0, 0, 0, 1]]), 2)
@@ -515,6 +525,7 @@ def test_path_model_equals_minilm(esci_tiny: PreparedData) -> None:
     vectors = theirs.encode(texts)
     np.testing.assert_allclose(vectors, _minilm("float32").encode(texts), atol=2e-5)
     assert (theirs.encode(texts[::-1])[::-1] == vectors).all()
+    assert (np.concatenate([theirs.encode([text]) for text in texts]) == vectors).all()
     assert theirs.fingerprint() != _minilm("float32").fingerprint()
 
 
@@ -531,11 +542,15 @@ def test_rerank_with_a_cross_encoder(
         num_attention_heads=2,
         intermediate_size=32,
         num_labels=1,
+        initializer_range=1.0,  # scores apart enough to tell (text, item) from (item, text)
     )
     BertForSequenceClassification(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(MODEL_DIR).save_pretrained(tmp_path)
-    retriever: Any = build_retriever(f"rerank:{tmp_path}", tiny_config, esci_tiny)
+    shared: dict[str, Retriever] = {}
+    retriever: Any = build_retriever(f"rerank:{tmp_path}", tiny_config, esci_tiny, shared)
     assert isinstance(retriever, Retriever)
+    assert set(shared) == {"bm25", "minilm", "hybrid", f"rerank:{tmp_path}"}
+    assert retriever.first is shared["hybrid"]
     retriever.depth = 5
     pool, text = esci_tiny.pools_RP[:1], [esci_tiny.requests[0].query]
     first, second = retriever.first.score(text, pool)[0], retriever.score(text, pool)[0]
@@ -595,7 +610,10 @@ def test_composed_retrievers_share_their_parts(
     assert families(["static", "rerank:x"]) == [["static"], ["rerank:x"]]
     shared: dict[str, Retriever] = {}
     minilm: Any = build_retriever("minilm", tiny_config, esci_tiny, shared)
+    vectors = minilm.catalogue_vectors()
     hybrid: Any = build_retriever("hybrid", tiny_config, esci_tiny, shared)
+    assert (hybrid.lexical, hybrid.dense) == (shared["bm25"], minilm)
+    assert minilm.catalogue_vectors() is vectors, "indexed once"
     assert set(shared) == {"minilm", "bm25", "hybrid"}
     texts, pools = [request.query for request in esci_tiny.requests[:8]], esci_tiny.pools_RP[:8]
     minilm.score(texts, pools)
@@ -618,7 +636,7 @@ def test_search_of_word_vectors_gives_the_scores_of_pools(
     name: str, built: dict[str, Retriever], esci_tiny: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     retriever: Any = built[name]
-    texts = [request.query for request in esci_tiny.requests[:8]]
+    texts = [*(request.query for request in esci_tiny.requests[:8]), "red red dress red"]
     rows, scores = retriever.search(texts, 50)
     assert (scores == retriever.score(texts, rows)).all()
     monkeypatch.setattr(

@@ -219,8 +219,8 @@ def test_pool_scores_are_of_the_right_texts_and_padding_is_last(esci_tiny: Prepa
     -inf, in a blank text's row too.
     """
 
-    class Told:
-        name, linear = "told", False
+    class Numbered:
+        name, linear = "numbered", False
 
         def score(self, texts, rows_BP) -> np.ndarray:
             return np.array([[100.0 * int(text[1:]) + row for row in rows] for text, rows in
@@ -229,7 +229,7 @@ def test_pool_scores_are_of_the_right_texts_and_padding_is_last(esci_tiny: Prepa
     pools = np.array(esci_tiny.pools_RP[:4])
     pools[:, 30:] = -1
     data = SimpleNamespace(pools_RP=pools, gains_RP=esci_tiny.gains_RP[:4])
-    reward = SearchReward(Told(), data, 10, 10)  # type: ignore[arg-type]
+    reward = SearchReward(Numbered(), data, 10, 10)  # type: ignore[arg-type]
     texts, rows = ["x7", " ,", "x1", "x7", "x3"], [2, 0, 1, 0, 2]
     scores = reward.pool_scores(texts, rows)
     for text, row, found in zip(texts, rows, scores, strict=True):
@@ -242,7 +242,9 @@ def test_pool_scores_are_of_the_right_texts_and_padding_is_last(esci_tiny: Prepa
 # --- constant scores
 
 
-def test_constant_scores_are_told_once_with_their_share(caplog: pytest.LogCaptureFixture) -> None:
+def test_constant_scores_are_warned_of_once_with_their_share(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     retriever = custom(Words())
     rows = np.array([[0, 1, 2], [0, 1, 2], [3, -1, -1], [0, 2, -1]])
     with caplog.at_level(logging.WARNING, logger="ospo.retrieval"):
@@ -307,12 +309,12 @@ def test_a_wrong_result_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RetrieverError):
         custom(Words(WRONG["nan"][0])).score(["red", "dress"], ROWS)
 
-    class Says(Words):
+    class OwnError(Words):
         def index(self, item_ids, item_texts, cache=None) -> None:
             raise InputError("shop.csv", "", "not there", "fetch it")
 
     with pytest.raises(InputError, match=r"shop\.csv: not there"):
-        custom(Says())
+        custom(OwnError())
 
 
 def test_index_and_search_are_tried_again_too(monkeypatch: pytest.MonkeyPatch) -> None:

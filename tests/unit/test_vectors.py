@@ -110,7 +110,7 @@ def test_vectors_of_other_shape_or_not_finite(tmp_path: Path) -> None:
 # --- computed once, resumed
 
 
-def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "CHUNK", 10)
     ids, texts = _toy_shop(95)
     whole, broken = Toy(), Toy()
@@ -134,9 +134,9 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     part = tmp_path / ".v.part"
     with part.open("ab") as stream:
         stream.write(b"half a row")
-    told: list[int] = []
-    assert write_resumably(tmp_path / "v", ids, encode, "m", progress=told.append) == 35
-    assert told == [60, 70, 80, 90, 95]
+    reported: list[int] = []
+    assert write_resumably(tmp_path / "v", ids, encode, "m", progress=reported.append) == 35
+    assert reported == [60, 70, 80, 90, 95]
     assert sorted(broken.seen) == sorted(texts), "no text was encoded twice"
     assert (tmp_path / "v").read_bytes() == (tmp_path / "whole").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v", "whole"]
@@ -226,7 +226,7 @@ def test_items_are_encoded_in_the_same_passes_for_any_number_of_threads() -> Non
     assert len({tuple(sorted(ids for ids, _ in one)) for one in passes}) == 1
 
 
-def test_a_part_of_something_else_is_not_gone_on_with(
+def test_a_part_of_something_else_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored, "CHUNK", 10)
@@ -412,7 +412,7 @@ def test_composed_retrievers_store_the_vectors_of_minilm(
     esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path
 ) -> None:
     retrievers = tiny_config.retrievers.model_copy(
-        update={"training": "bm25", "unseen": ["hybrid", "minilm"]}
+        update={"training": "bm25", "unseen": ["rerank:some/model", "hybrid"]}
     )
     config = tiny_config.model_copy(update={"retrievers": retrievers})
     files = write_vectors(config, esci_tiny.directory, tmp_path)
@@ -459,7 +459,7 @@ def test_only_pool_items_unless_the_catalogue_is_asked_for(
     monkeypatch.setattr(
         some,
         "item_vectors",
-        lambda texts, told=None: encoded.append(len(texts)) or item_vectors(texts),
+        lambda texts, progress=None: encoded.append(len(texts)) or item_vectors(texts),
     )
     assert (some.score(texts, data.pools_RP) == every.score(texts, data.pools_RP)).all()
     assert not encoded, "pools need no other vectors"
@@ -504,12 +504,14 @@ def test_flat_search_is_exact_ties_included(
         assert (ours == plain).all()
 
 
-def test_flat_search_of_near_ties() -> None:
+@pytest.mark.parametrize("best_first", [True, False])
+def test_flat_search_of_near_ties(best_first: bool) -> None:
     """More items within float32's rounding of the last place than candidates: ranked in full."""
     random = np.random.default_rng(0)
     vectors = np.tile(np.round(random.standard_normal(64) * 2**18) / 2**20, (500, 1))
-    vectors[:, 0] += np.arange(500)[::-1] * 2.0**-20
+    vectors[:, 0] += np.arange(500)[:: -1 if best_first else 1] * 2.0**-20
     asked = np.round(random.standard_normal((3, 64)) * 2**18).astype(np.float32) / 2**20
+    asked[:, 0] = 2.0**-8  # steps of 2**-28 between items, of scores around 1
     vectors = vectors.astype(np.float32)
     for ours, plain in zip(
         flat_search(vectors, asked, 10), _naive(vectors, asked, 10), strict=True
