@@ -238,6 +238,7 @@ def load_policy(
     adapter's base is not the one it was trained on, or anything about the files does not hold
     (:mod:`ospo.policy.checks`).
     """
+    quiet()
     directory = Path(directory)
     adapter = is_adapter(directory)
     if verify and (directory / MANIFEST).is_file():

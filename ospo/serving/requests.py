@@ -7,6 +7,7 @@ prompt's user part by ``ospo.policy.prompts``, never into its instructions.
 
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from ospo.data.request import Purchase, Request
@@ -21,6 +22,7 @@ MAX_FIELD = 500  # characters of a purchase's field
 KEPT_PURCHASES = 20  # the last ones; no prompt holds more
 MAX_NEW_TOKENS = 256
 MAX_TEMPERATURE = 2.0
+MAX_SEED = 2**31 - 1
 PARAMETERS = ("max_new_tokens", "temperature", "seed")
 _FIELDS = ("name", "type", "colour")
 
@@ -133,28 +135,42 @@ def parse_options(
 
     RequestError for an unknown parameter or a value outside its limits.
     """
-    params = dict(params or {})
+    values = check_parameters(params)
+    tokens = _number(values, "max_new_tokens", default_new_tokens, 1, most_new_tokens, True)
+    temperature = _number(values, "temperature", 0.0, 0.0, MAX_TEMPERATURE, False)
+    seed = _number(values, "seed", 0, 0, MAX_SEED, True)
+    return Decoding(int(tokens), float(temperature), int(seed))
+
+
+def check_parameters(params: Any) -> dict[str, Any]:
+    """``params`` as a dictionary of known parameters with numbers or None as values; RequestError
+    otherwise.
+    """
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise RequestError(f"params must be an object, got {type(params).__name__}")
     if unknown := [key for key in params if key not in PARAMETERS]:
         raise RequestError(
             f"unknown parameter {_short(unknown[0])}; known: {', '.join(PARAMETERS)}"
         )
-
-    def number(key: str, default: float, low: float, high: float, whole: bool) -> float:
-        value = params.get(key)
-        if value is None:
-            return default
-        # Compared as it is: a whole number of a thousand digits fits no float.
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    for key, value in params.items():
+        number = isinstance(value, Real) and not isinstance(value, bool) and value == value
+        if value is not None and not number:
             raise RequestError(
                 f"{key}: must be a number, got {type(value).__name__} {_short(value)}"
             )
-        if not low <= value <= high or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a number"
-            raise RequestError(
-                f"{key}: must be {kind} from {low:g} to {high:g}, got {_short(value)}"
-            )
-        return value
+    return dict(params)
 
-    tokens = number("max_new_tokens", default_new_tokens, 1, most_new_tokens, True)
-    temperature = number("temperature", 0.0, 0.0, MAX_TEMPERATURE, False)
-    return Decoding(int(tokens), float(temperature), int(number("seed", 0, 0, 2**31 - 1, True)))
+
+def _number(
+    values: Mapping[str, Any], key: str, default: float, low: float, high: float, whole: bool
+) -> float:
+    value = values.get(key)
+    if value is None:
+        return default
+    # Compared as it is: a whole number of a thousand digits fits no float.
+    if not low <= value <= high or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise RequestError(f"{key}: must be {kind} from {low:g} to {high:g}, got {_short(value)}")
+    return value

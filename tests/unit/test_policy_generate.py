@@ -18,11 +18,13 @@ from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy
 from ospo.policy.decoding import Decoding, draw_seed
 from ospo.policy.generate import Generator, render
+from ospo.policy.scratch import build_tokenizer
 from ospo.policy.text import search_text
 from ospo.policy.weights import load_policy
 from ospo.serving.rewriter import Rewriter
 from ospo.training.algorithms import ONLINE
 from ospo.training.offline import sample_offline
+from ospo.training.ospo import SearchRewardFunction
 from ospo.training.rl import train_rl
 from ospo.training.run import TrainingRun
 
@@ -193,6 +195,39 @@ def test_online_training_samples_without_the_models_defaults(
         train_rl(TrainingRun(config, esci_tiny, out, policy, LetterReward()), "grpo")
         frames.append(pl.read_parquet(out / "completions.parquet")["completion"].to_list())
     assert frames[0] == frames[1]
+
+
+def test_a_thought_that_the_template_opened_is_no_answer_anywhere(
+    esci_tiny: PreparedData, tmp_path: Path
+) -> None:
+    """An untrained policy never closes the thought: no answer evaluated, drawn, served, rewarded."""
+    config = small_config("presets.nano.rl.steps=1")
+    policy = write_policy(tmp_path / "model", esci_tiny.item_texts, model=config.preset.model)
+    template = policy / "chat_template.jinja"
+    template.write_text(template.read_text() + "{% if add_generation_prompt %}<think>{% endif %}")
+    resign(policy)
+    found = CachedPolicy(policy, 8, 128, tmp_path / "cache").complete(REQUESTS, Decoding(8))
+    again = CachedPolicy(policy, 8, 128, tmp_path / "cache").complete(REQUESTS, Decoding(8))
+    assert found == again
+    assert {c.answer for c in found} == {""}
+    assert all(c.completion for c in found)
+    drawn = sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "parts")
+    assert {c.answer for c in drawn} == {""}
+    assert served(policy, REQUESTS[:2]) == ["red dress", "red dress"], "the query itself"
+    function = SearchRewardFunction(LetterReward(), load_policy(policy)[1])
+    ids = function.tokenizer("aaa")["input_ids"]
+    closed = function.tokenizer("aaa</think><answer>ab</answer>")["input_ids"]
+    assert function(completion_ids=[ids, closed], row=[0, 0]) == [0.0, 0.5]
+
+
+def test_a_warm_start_closes_the_thought_before_the_answer(esci_tiny: PreparedData) -> None:
+    config = small_config()
+    teacher = Teacher(esci_tiny, 0.0, 0)
+    tokenizer = build_tokenizer(teacher.tokenizer_texts(), 600)
+    tokenizer.chat_template += "<think>"
+    example = sft_examples(config, esci_tiny, tokenizer, teacher, 1)[0]
+    label = tokenizer.decode([i for i in example["labels"] if i >= 0])
+    assert label.startswith("</think><answer>")
 
 
 def test_a_prompt_and_answer_beyond_the_models_context_are_refused(policy: Path) -> None:

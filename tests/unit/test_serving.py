@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -20,6 +21,7 @@ from ospo import registry
 from ospo.data.request import Request
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, read_json, verify_manifest, write_manifest
+from ospo.policy.decoding import Decoding
 from ospo.policy.prompts import prompt_messages
 from ospo.policy.text import search_text
 from ospo.policy.weights import load_policy
@@ -355,11 +357,33 @@ def test_what_is_not_accepted_is_one_clear_line(value: object) -> None:
         {"temperature": 10**400},
         {"seed": -1},
         {"top_k": 3},
+        "text",
+        [],
     ],
 )
-def test_parameters_have_limits(params: dict[str, object]) -> None:
+def test_parameters_have_limits(params: Any) -> None:
     with pytest.raises(RequestError):
         parse_options(params, 32)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    params = {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5), "seed": None}
+    assert parse_options(params, 32) == Decoding(3, 0.5, 0)
+
+
+def test_a_loaded_model_refuses_parameters_that_it_does_not_know(shop: Shop) -> None:
+    mlflow.set_tracking_uri(shop.config.tracking.uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/ospo-rewriter-esci@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="unknown parameter 'top_k'"):
+        model.predict(["red dress"], params={"top_k": 3})
+    [text] = model.predict(["red dress"], params={"temperature": 0.5, "seed": 1})
+    assert (
+        text
+        == registry.rewrite(shop.config, "esci", ["red dress"], {"temperature": 0.5, "seed": 1})[0]
+    )
 
 
 @pytest.mark.parametrize("inputs", ["one string", {"query": "a"}, None, 3, b"", ["a"] * 1025])
