@@ -13,7 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from ospo.config import DATASETS, Config, Dataset, load_config
+from ospo.endings import TERMINATED, ending, exit_on_sigterm
 from ospo.errors import OspoError
+from ospo.files import storage_problem
 from ospo.paths import DEMO_REPORT, RUNS, SAMPLE
 
 # Where the tests look for real rows too. Without such a folder the demo ends with the sample shops.
@@ -45,18 +47,23 @@ def run(datasets: list[Dataset], folder: Path) -> None:
     what it measured.
     """
     config = load_config()  # wrong parameters are refused before a server starts
+    from prefect.exceptions import TerminationSignal
+
     from flows.pipeline import pipeline
     from flows.real import real
     from ospo.reports.demo_table import demo_table, write_demo_report
     from ospo.reports.evaluation import publish_report
 
     started = time.monotonic()
-    results = pipeline(datasets)
+    try:
+        results = pipeline(datasets)
+        transferred = {
+            f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()
+        }
+    except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
+        raise SystemExit(TERMINATED) from error
     summaries = {dataset: result["summary"] for dataset, result in results.items()}
     registered = {dataset: result["registered"] for dataset, result in results.items()}
-    transferred = {
-        f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()
-    }
     seconds = time.monotonic() - started
     write_demo_report(
         DEMO_REPORT, summaries, registered=registered, seconds=seconds, commit=commit()
@@ -100,14 +107,21 @@ def main() -> None:
         help="folder of esci/ and hm/ with real rows in the official formats",
     )
     arguments = parser.parse_args()
+    exit_on_sigterm()
     try:
         run(arguments.dataset or list(DATASETS), arguments.real)
-    except OspoError as error:
-        print(f"ospo: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("ospo: interrupted; `make demo` resumes where it stopped", file=sys.stderr)
-        sys.exit(130)
+    except (SystemExit, KeyboardInterrupt) as error:
+        ended = ending(error)
+        if ended is None:
+            raise
+        print(f"ospo: {ended[1]}; `make demo` resumes where it stopped", file=sys.stderr)
+        sys.exit(ended[0])
+    except Exception as error:
+        problem = error if isinstance(error, OspoError) else storage_problem(error)
+        if problem is None:
+            raise
+        print(f"ospo: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

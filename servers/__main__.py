@@ -18,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ospo.endings import ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import read_json, sha256_file, write_json
 from servers.place import HOST, POOL, Place, ServerError, leader, place_here
@@ -188,15 +189,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("action", choices=("up", "down", "status"))
     action = parser.parse_args(arguments).action
+    exit_on_sigterm()
     try:
         place = place_here(Path.cwd())
         print("\n".join({"up": up, "down": down, "status": status}[action](place)))
     except OspoError as error:
         print(f"ospo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("ospo: interrupted; what this command had started was stopped again", file=sys.stderr)
-        sys.exit(130)
+    except (SystemExit, KeyboardInterrupt) as error:
+        ended = ending(error)
+        if ended is None:
+            raise
+        print(f"ospo: {ended[1]}; what this command had started was stopped again", file=sys.stderr)
+        sys.exit(ended[0])
 
 
 if __name__ == "__main__":

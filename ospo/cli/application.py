@@ -1,8 +1,7 @@
 """The command line as a whole: its groups of commands, and how a command ends."""
 
-import signal
+import gc
 import sys
-from types import FrameType
 
 import typer
 
@@ -13,6 +12,7 @@ from ospo.cli.machine import app as machine_app
 from ospo.cli.prepare import app as prepare_app
 from ospo.cli.registry import app as registry_app
 from ospo.cli.train import app as train_app
+from ospo.endings import ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import storage_problem
 
@@ -28,28 +28,24 @@ app.add_typer(data_app, name="data")
 for _group in (prepare_app, train_app, evaluate_app, registry_app, machine_app):
     app.add_typer(_group)  # without a name: its commands stand beside the others
 
-_INTERRUPTED, _TERMINATED = 130, 143  # 128 + the signal's number, as shells count
-_ENDINGS = {_INTERRUPTED: "interrupted", _TERMINATED: "terminated"}
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise SystemExit(_TERMINATED)
-
 
 def main() -> None:
     """Run the command line: a problem the user can mend is one line on stderr and exit code 2."""
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
+    exit_on_sigterm()
     try:
         app()
-    except SystemExit as error:
-        if error.code in _ENDINGS:  # 130: what typer makes of Ctrl-C
-            ending = _ENDINGS[int(error.code)]
-            typer.echo(f"ospo: {ending}; run the same command again to resume", err=True)
-        raise
+    except (SystemExit, KeyboardInterrupt) as error:
+        ended = ending(error)
+        if ended is None:
+            raise
     except Exception as error:
         problem = error if isinstance(error, OspoError) else storage_problem(error)
         if problem is None:
             raise
         typer.echo(f"ospo: {problem}", err=True)
         sys.exit(problem.exit_code)
+    else:
+        return
+    gc.collect()  # a progress bar that was open ends its line when it goes
+    typer.echo(f"ospo: {ended[1]}; run the same command again to resume", err=True)
+    sys.exit(ended[0])
