@@ -27,6 +27,8 @@ from ospo.training.offline import sample_offline
 from ospo.training.ospo import SearchRewardFunction
 from ospo.training.rl import train_rl
 from ospo.training.run import TrainingRun
+from ospo.training.sft import sft_examples
+from ospo.training.teacher import Teacher
 
 REQUESTS = [
     Request(query=query, history=history)
