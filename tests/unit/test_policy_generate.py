@@ -12,6 +12,7 @@ from conftest import ROOT
 from policy_shop import DEFAULTS, TINY, edit_json, resign, write_policy
 from training_shop import LetterReward, small_config
 
+from ospo.config.algorithms import ALGORITHMS
 from ospo.data.dataset import PreparedData
 from ospo.data.request import Purchase, Request
 from ospo.errors import InputError
@@ -22,7 +23,6 @@ from ospo.policy.scratch import build_tokenizer
 from ospo.policy.text import search_text
 from ospo.policy.weights import load_policy
 from ospo.serving.rewriter import Rewriter
-from ospo.training.algorithms import ONLINE
 from ospo.training.offline import sample_offline
 from ospo.training.ospo import SearchRewardFunction
 from ospo.training.rl import train_rl
@@ -186,7 +186,7 @@ def test_online_training_samples_without_the_models_defaults(
     esci_tiny: PreparedData, tmp_path: Path
 ) -> None:
     """TRL fills what it does not set itself (min_p, no_repeat_ngram_size) from the model."""
-    assert "grpo" in ONLINE
+    assert ALGORITHMS["grpo"].online
     config = small_config("presets.nano.rl.steps=1")
     frames = []
     for name in ("plain", "asks"):
@@ -213,7 +213,9 @@ def test_a_thought_that_the_template_opened_is_no_answer_anywhere(
     assert found == again
     assert {c.answer for c in found} == {""}
     assert all(c.completion for c in found)
-    drawn = sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "parts")
+    drawn = sample_offline(
+        TrainingRun(config, esci_tiny, tmp_path / "parts", policy, LetterReward())
+    )
     assert {c.answer for c in drawn} == {""}
     assert served(policy, REQUESTS[:2]) == ["red dress", "red dress"], "the query itself"
     function = SearchRewardFunction(LetterReward(), load_policy(policy)[1])
