@@ -20,6 +20,7 @@ _SHARED_SOURCES = (
     "config/algorithms.py",
     "credit",
     "data/dataset.py",
+    "data/request.py",
     "data/schemas.py",
     "policy",
     "retrieval",
