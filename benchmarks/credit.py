@@ -275,12 +275,12 @@ def replay_training(
         used += time.process_time() - before
         count.append(len(game.texts))
         asked += list(zip(game.texts, game.rows, strict=True))
-    total = max(1, sum(count))
+    total, counts = max(1, sum(count)), reward.counts
     figures = {
         "steps": len(count),
         "coalitions": sum(count),
         "seconds": sum(seconds),
-        "hit_rate": round(reward.hits / max(1, reward.hits + reward.misses), 4),
+        "hit_rate": round(counts.hits / max(1, counts.hits + counts.misses), 4),
         "ms_first_tenth": _ms(
             seconds[: max(1, len(count) // 10)], count[: max(1, len(count) // 10)]
         ),
@@ -320,7 +320,8 @@ def bm25(
     reward = SearchReward(retriever, data, k, 0)  # no memo
 
     def by_units() -> list[np.ndarray]:
-        return reward.coalition_values(game.units, game.unit_rows, game.masks)
+        assert reward.coalitions is not None
+        return reward.coalitions(game.units, game.unit_rows, game.masks)
 
     def by_texts() -> np.ndarray:
         return reward(game.texts, game.rows)

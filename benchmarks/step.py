@@ -26,6 +26,7 @@ from ospo.data.prepare import prepare
 from ospo.retrieval import build_retriever
 from ospo.reward.search import SearchReward
 from ospo.training.rl import train_rl
+from ospo.training.run import TrainingRun
 from ospo.training.sft import train_sft
 
 PHASES = ("step", "generate", "reward", "credit", "update")
@@ -59,7 +60,12 @@ def step_seconds(
     """Seconds of each step after the warm-up, by phase."""
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
     rows: list[dict[str, float]] = []
-    train_rl(config, data, algorithm, sft, reward, out, lambda step, metrics: rows.append(metrics))
+    train_rl(
+        TrainingRun(
+            config, data, out, sft, reward, on_log=lambda step, metrics: rows.append(metrics)
+        ),
+        algorithm,
+    )
     return {phase: [row[f"seconds/{phase}"] for row in rows[WARM_UP:]] for phase in PHASES}
 
 
@@ -80,7 +86,7 @@ def ratio(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = shop(config, dataset, folder)
-        train_sft(config, data, folder / "sft", lambda step, metrics: None)
+        train_sft(TrainingRun(config, data, folder / "sft"))
         retriever = build_retriever(config.retrievers.training, config, data)
         seconds: dict[str, dict[str, list[float]]] = {arm: {p: [] for p in PHASES} for arm in ARMS}
         for repeat, (arm, (algorithm, shared)) in itertools.product(range(repeats), ARMS.items()):

@@ -46,16 +46,12 @@ def make_policy(config: Config, data: PreparedData, folder: Path) -> Path:
 
 
 class LetterReward:
-    """A reward with known truth: the share of an answer's letters that are vowels. Counts its
-    calls.
+    """A reward with known truth: the share of an answer's letters that are vowels. A plain callable,
+    as users have them.
     """
-
-    def __init__(self) -> None:
-        self.hits = self.misses = 0
 
     def __call__(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """(B,) float64 in [0, 1]."""
-        self.misses += len(texts)
         return np.array(
             [sum(c in "aeiou" for c in t) / max(1, len(t)) for t in texts], dtype=np.float64
         )

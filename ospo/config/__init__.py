@@ -1,5 +1,6 @@
 """params.yaml as frozen, validated objects. This package is the only reader of params.yaml."""
 
+from ospo.config.algorithms import ALGORITHMS, LABELS, Algorithm
 from ospo.config.data import (
     NO_QUERIES,
     Data,
@@ -14,9 +15,7 @@ from ospo.config.data import (
 from ospo.config.loading import edit_params, load_config, parse_override, set_value
 from ospo.config.presets import Dpo, Model, Preset, Rft, Rl, Sft, Updates
 from ospo.config.schema import (
-    ALGORITHMS,
     DATASETS,
-    Algorithm,
     Config,
     Credit,
     Dataset,
@@ -30,6 +29,7 @@ from ospo.config.section import Section
 __all__ = [
     "ALGORITHMS",
     "DATASETS",
+    "LABELS",
     "NO_QUERIES",
     "Algorithm",
     "Config",

@@ -7,16 +7,13 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from ospo.config.algorithms import Algorithm
 from ospo.config.data import Data, Sample
 from ospo.config.presets import Preset
 from ospo.config.section import Section
 
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
-Algorithm = Literal[
-    "rft", "dpo", "grpo", "dr_grpo", "dapo", "grpo_lambda", "shapley_tokens", "ospo"
-]
-ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 
 class Retrievers(Section):

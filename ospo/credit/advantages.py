@@ -1,4 +1,4 @@
-"""From one advantage a completion to one a token: pure functions, (B, T) in, (B, T) out.
+"""From one advantage per completion to one per token: pure functions, (B, T) in, (B, T) out.
 
 Notation: A_i is completion i's group-relative advantage, A_i = (R_i − mean R) / (std R + ε); φ̃_t
 is the credit of token t's segment; κ_t ∈ [0, 1] is the share of the token's characters inside the
@@ -32,23 +32,73 @@ def redistribute(
     alpha: float = 1.0,
     clip: float = 2.0,
 ) -> Tensor:
-    """Token advantages (B, T) in ``advantages_B``'s dtype and device.
+    """Token advantages (B, T), in ``advantages_B``'s dtype and device, from the credit of segments.
 
     advantages_B: A_i. credit_BT: φ̃_t in units of the reward, anything finite outside the answer.
     mask_BT: 1 on completion tokens. inside_BT: κ_t. std_B: std of the group's rewards (additive).
-    segments_B: segments of each answer (additive). alpha: weight of the credit (additive, to-go) or
-    of Prop (hybrid; the paper's 0.7). clip: see :func:`clip_deviation`. For to-go, credit_BT holds
-    group-relative returns (:mod:`ospo.credit.returns`) and inside_BT covers the closing of the
-    answer too.
+    segments_B: segments of each answer (additive). alpha: weight of the credit (additive) or of
+    Prop (hybrid; the paper's 0.7). clip: see :func:`clip_deviation`.
 
     Mean over completion tokens is A_i exactly, before and after clipping. A_i = 0 for a whole group
     (std 0): 0. One segment, equal credits or no answer: A_i for every token. Raises ValueError for
-    an unknown mode, wrong shapes or non-finite input.
+    an unknown mode, wrong shapes or non-finite input, and for ``to-go``, which needs the returns of
+    decisions in place of credit (:func:`redistribute_returns`, or
+    :func:`ospo.credit.tokens.token_advantages` for all of it).
     """
     if mode not in get_args(Mode):
+        known = ", ".join(get_args(Mode))
+        raise ValueError(f"redistribution: unknown mode {mode!r}, use one of {known}")
+    if mode == "to-go":
         raise ValueError(
-            f"redistribution: unknown mode {mode!r}, use one of {', '.join(get_args(Mode))}"
+            "redistribution: to-go needs group-relative returns, not the credit of segments; use "
+            "token_advantages, or redistribute_returns"
         )
+    share, credit = _inputs(advantages_B, credit_BT, mask_BT, inside_BT, std_B)
+    sequence = advantages_B.double()[:, None]
+    if mode == "additive":
+        if segments_B is None or segments_B.shape != credit_BT.shape[:1]:
+            raise ValueError(
+                "segments: additive needs the number of segments of each answer, shape (B,)"
+            )
+        std, segments = std_B.double()[:, None], segments_B.double()[:, None]
+        deviation = additive(credit, share, std, segments, alpha)
+    elif mode == "none":
+        deviation = torch.zeros_like(credit)
+    else:
+        weight = rank(credit, share) if mode == "paper-rank" else prop(credit, share)
+        if mode == "signed-prop":
+            weight = torch.where(sequence < 0, prop(-credit, share), weight)
+        if mode == "hybrid":
+            weight = alpha * weight + (1 - alpha)
+        deviation = sequence * (weight - 1)
+    return _clipped(deviation, advantages_B, share, mask_BT, clip)
+
+
+def redistribute_returns(
+    advantages_B: Tensor,
+    relative_BT: Tensor,
+    mask_BT: Tensor,
+    inside_BT: Tensor,
+    std_B: Tensor,
+    *,
+    alpha: float = 1.0,
+    clip: float = 2.0,
+) -> Tensor:
+    """Token advantages (B, T) of the to-go mode.
+
+    relative_BT: group-relative returns G_j − b_j (:mod:`ospo.credit.returns`) of the decision that
+    each token carries out. inside_BT: κ_t, over the answer and its closing. Everything else is as
+    for :func:`redistribute`.
+    """
+    share, relative = _inputs(advantages_B, relative_BT, mask_BT, inside_BT, std_B)
+    deviation = to_go(relative, share, std_B.double()[:, None], alpha)
+    return _clipped(deviation, advantages_B, share, mask_BT, clip)
+
+
+def _inputs(
+    advantages_B: Tensor, credit_BT: Tensor, mask_BT: Tensor, inside_BT: Tensor, std_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """κ, 0 on padding, and the credit, 0 outside the answer: (B, T) float64 each."""
     shape = credit_BT.shape
     if credit_BT.ndim != 2:
         raise ValueError(f"credit: wrong shape {tuple(shape)}, (B, T) is needed")
@@ -62,35 +112,20 @@ def redistribute(
             raise ValueError(f"{name}: wrong shape {tuple(given.shape)}, {tuple(needed)} is needed")
         if not torch.isfinite(given.float()).all():
             raise ValueError(f"{name}: non-finite value")
-    mask = mask_BT.bool()
-    share = torch.where(mask, inside_BT.double(), 0.0)  # κ, 0 on padding
+    share = torch.where(mask_BT.bool(), inside_BT.double(), 0.0)
     credit = torch.where(share > 0, credit_BT.double(), 0.0)
     if not torch.isfinite(credit).all():
         raise ValueError("credit: non-finite value inside an answer")
+    return share, credit
+
+
+def _clipped(
+    deviation: Tensor, advantages_B: Tensor, share: Tensor, mask_BT: Tensor, clip: float
+) -> Tensor:
     sequence = advantages_B.double()[:, None]
-    if mode == "additive":
-        if segments_B is None or segments_B.shape != shape[:1]:
-            raise ValueError(
-                "segments: additive needs the number of segments of each answer, shape (B,)"
-            )
-        deviation = additive(
-            credit, share, std_B.double()[:, None], segments_B.double()[:, None], alpha
-        )
-    elif mode == "to-go":
-        deviation = to_go(credit, share, std_B.double()[:, None], alpha)
-    elif mode == "none":
-        deviation = torch.zeros_like(credit)
-    else:
-        weight = {"paper-prop": prop, "paper-rank": rank, "hybrid": prop, "signed-prop": prop}[
-            mode
-        ](credit, share)
-        if mode == "signed-prop":
-            weight = torch.where(sequence < 0, prop(-credit, share), weight)
-        if mode == "hybrid":
-            weight = alpha * weight + (1 - alpha)
-        deviation = sequence * (weight - 1)
     deviation = clip_deviation(deviation, sequence, share, clip)
-    return torch.where(mask, sequence + share * deviation, 0.0).to(advantages_B.dtype)
+    spread = torch.where(mask_BT.bool(), sequence + share * deviation, 0.0)
+    return spread.to(advantages_B.dtype)
 
 
 def _mean(x_BT: Tensor, share_BT: Tensor) -> Tensor:

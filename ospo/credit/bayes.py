@@ -174,6 +174,9 @@ class Surrogate(Bayes):
     name = "surrogate"
     wants_scores = True
 
+    def used(self, n, unions, evaluated, scored):
+        return self.name if scored else Bayes.name
+
     def fit_scores(
         self,
         n: int,

@@ -1,21 +1,21 @@
-"""The game: coalition texts, and credit for all completions of a step from one batched
-evaluation.
+"""Credit for all completions of a step: coalition texts, one batched evaluation, one estimate
+per answer.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from ospo.credit.bayes import Surrogate
+from ospo.credit.bayes import Bayes, Surrogate
 from ospo.credit.estimators import check_evaluations
 from ospo.credit.registry import get_estimator
 from ospo.credit.segments import Kind, Segmentation, Unions, join_repeats, segment_many
+from ospo.credit.values import CoalitionValues, Function, PoolScores, Value, as_value
 
-MAX_FREE_PLAYERS = 10
-Value = Callable[[Sequence[str], Sequence[int]], np.ndarray]
+MAX_FREE_PLAYERS = 10  # up to here coalitions scored from their parts are all evaluated
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Credit:
     v(∅). ``evaluations``: distinct coalitions used. ``skipped``: not evaluated; then the
     segmentation is one segment over the whole answer, with credit zero. ``added_N``: (n,) what each
     segment added to those before it, v(0…j) − v(0…j−1), where the engine was asked for it.
+    ``estimator``: the one that was used, "" where there was nothing to estimate.
     """
 
     segmentation: Segmentation
@@ -35,6 +36,7 @@ class Credit:
     empty_value: float
     skipped: bool = False
     added_N: np.ndarray | None = None
+    estimator: str = ""
 
 
 def coalition_text(segmentation: Segmentation, mask: np.ndarray) -> str:
@@ -62,16 +64,17 @@ class CreditEngine:
     """Credit for the segments of many answers.
 
     value: ``value(texts, rows) -> (B,)`` rewards, the very function that gives the terminal reward
-    (its row argument names the request). It may memoise. Two optional methods make more of it:
-    ``coalition_values(units, rows, masks) -> list of arrays`` (linear retrievers score coalitions
-    from their parts) is used for the coalitions between ∅ and N; ``pool_scores(texts, rows) -> (B,
-    P)`` with ``measure(scores (M, P), row) -> (M,)`` lets the estimators ``surrogate`` and ``auto``
-    infer the rewards of coalitions that were not evaluated from the retriever's scores. segments,
-    unions, estimator, window, budget: see :mod:`ospo.credit.segments` and
-    :mod:`ospo.credit.estimators`. seed: with the answer's text and row it seeds the sample of
-    coalitions, so an answer's credit does not depend on what else is in the batch. max_segments:
-    longer answers have neighbours joined until this many are left; 0 means half the budget. added:
-    also evaluate the text as it grew, segment by segment, for ``Credit.added_N``.
+        (its row argument names the request), or a :class:`ospo.credit.values.Value`, which also
+        declares what else it can do: score coalitions from their parts (used for all coalitions
+        but ∅ and N), or show the pool scores behind its values (the estimators ``surrogate`` and
+        ``auto`` then infer the values of coalitions that were not evaluated).
+    segments, unions, estimator, window, budget: see :mod:`ospo.credit.segments` and
+        :mod:`ospo.credit.estimators`.
+    seed: with the answer's text and row it seeds the sample of coalitions, so an answer's credit
+        does not depend on what else is in the batch.
+    max_segments: longer answers have neighbours joined until this many are left; 0 means half the
+        budget, 12 at most.
+    added: also evaluate the text as it grew, segment by segment, for ``Credit.added_N``.
 
     Repeats do not play. The Shapley value is symmetric: of "linen, linen, linen" each would get a
     third of what linen is worth, and a policy would learn to say it again and again. A repeat can
@@ -83,7 +86,7 @@ class CreditEngine:
 
     def __init__(
         self,
-        value: Value,
+        value: Value | Function,
         *,
         segments: Kind = "phrases",
         unions: Unions = "none",
@@ -98,16 +101,22 @@ class CreditEngine:
             raise ValueError(
                 f"budget: {budget} coalitions, at least the empty and the full one are needed"
             )
-        self.value, self.segments, self.unions, self.budget, self.seed = (
-            value,
-            segments,
-            unions,
-            budget,
-            seed,
-        )
+        self.value = as_value(value)
+        self.segments, self.unions = segments, unions
+        self.budget, self.seed = budget, seed
         self.estimator = get_estimator(estimator, window)
         self.max_segments = max_segments or max(1, min(12, budget // 2))
         self.added = added
+
+    @property
+    def estimator_used(self) -> str:
+        """The estimator of the largest games this engine plays, as the value's abilities and the
+        budget decide it; smaller games are exact wherever the budget covers them.
+        """
+        if self.value.coalitions is not None and self.max_segments <= MAX_FREE_PLAYERS:
+            return "exact" if self.estimator.name == "auto" else self.estimator.name
+        scored = self.value.pool is not None and self.value.coalitions is None
+        return self.estimator.used(self.max_segments, (), self.budget, scored)
 
     def credit(
         self,
@@ -151,11 +160,11 @@ class CreditEngine:
                 )
                 continue
             credit = solved[answer, int(rows[b])]
-            if rewards is not None and credit.total != float(rewards[b]):
+            if rewards is not None and not _same(credit.total, rewards, b):
                 raise ValueError(
                     f"rewards: answer {b} has reward {float(rewards[b])!r} but v(N) is "
-                    f"{credit.total!r}; the credit's "
-                    "value function is not the one the rewards come from"
+                    f"{credit.total!r}; the credit's value function is not the one the rewards "
+                    "come from"
                 )
             results.append(credit)
         return results
@@ -184,24 +193,17 @@ class CreditEngine:
             for union in segmentation.unions
             if (group := tuple(number[i] for i in union if i in number))
         )
-        budget = max(
-            2, self.budget - (len(players) < len(segmentation))
-        )  # the whole text counts too
-        if (
-            self.estimator.name == "auto"
-            and hasattr(self.value, "coalition_values")
-            and len(players) <= MAX_FREE_PLAYERS
-        ):
-            budget = 1 << len(
-                players
-            )  # coalitions scored from their parts cost next to nothing: all of them, exactly
+        # With repeats the whole text is one coalition more.
+        budget = max(2, self.budget - (len(players) < len(segmentation)))
+        free = self.value.coalitions is not None and len(players) <= MAX_FREE_PLAYERS
+        if self.estimator.name == "auto" and free:
+            # Coalitions scored from their parts cost next to nothing: all of them, exactly.
+            budget = 1 << len(players)
         played = self.estimator.plan(len(players), unions, budget, rng)
         n = len(segmentation)
         games = np.zeros((len(played), n), dtype=bool)
         games[:, players] = played
-        whole_text = np.ones(
-            (int(len(players) < n), n), dtype=bool
-        )  # with repeats it is no coalition of the players
+        whole_text = np.ones((int(len(players) < n), n), dtype=bool)
         grown = np.tri(max(n - 1, 0), n, dtype=bool)[: n if self.added else 0]
         return _Job(
             segmentation,
@@ -214,7 +216,7 @@ class CreditEngine:
 
     def _evaluate(self, jobs: list["_Job"]) -> None:
         """Fill in the jobs' values: one call for all distinct (text, row)."""
-        fast = getattr(self.value, "coalition_values", None)
+        fast: CoalitionValues | None = self.value.coalitions
         wanted: dict[tuple[str, int], int] = {}
         for job in jobs:
             sizes = job.masks.sum(axis=1)
@@ -236,8 +238,8 @@ class CreditEngine:
         if fast is not None:
             units = [[unit.strip() for unit in job.segmentation.units] for job in jobs]
             parts = list(fast(units, [job.row for job in jobs], [job.masks for job in jobs]))
-        elif self.estimator.wants_scores and hasattr(self.value, "pool_scores"):
-            self._score(jobs, texts, rows)
+        elif self.estimator.wants_scores and self.value.pool is not None:
+            self._score(self.value.pool, jobs, texts, rows)
         for job, part in zip(jobs, parts, strict=True):
             job.values = (
                 np.zeros(len(job.masks)) if part is None else np.array(part, dtype=np.float64)
@@ -255,7 +257,9 @@ class CreditEngine:
                     f"{error} of {job.segmentation.text!r:.80} (request row {job.row})"
                 ) from None
 
-    def _score(self, jobs: list["_Job"], texts: list[str], rows: list[int]) -> None:
+    def _score(
+        self, pool: PoolScores, jobs: list["_Job"], texts: list[str], rows: list[int]
+    ) -> None:
         """Fill in the jobs' pool scores, of the texts just evaluated, where some coalitions were
         not evaluated.
         """
@@ -265,7 +269,7 @@ class CreditEngine:
             return
         place = {i: position for position, i in enumerate(needed)}
         wanted, of_rows = [texts[i] for i in needed], [rows[i] for i in needed]
-        scores = np.asarray(self.value.pool_scores(wanted, of_rows))  # type: ignore[attr-defined]
+        scores = np.asarray(pool.pool_scores(wanted, of_rows))
         if scores.ndim != 2 or len(scores) != len(needed):
             raise ValueError(
                 f"scores: wrong shape {scores.shape}, {len(needed)} texts were asked for"
@@ -278,15 +282,13 @@ class CreditEngine:
         played = slice(job.played)
         masks, values = job.masks[played][:, players], job.values[played]
         sizes = masks.sum(axis=1)
-        distinct_total, empty = (
-            float(values[sizes == len(players)][0]),
-            float(values[sizes == 0][0]),
-        )
-        if job.scores is not None and isinstance(self.estimator, Surrogate):
-            measure = partial(self.value.measure, row=job.row)  # type: ignore[attr-defined]
-            played_phi = self.estimator.fit_scores(
-                len(players), job.unions, masks, values, job.scores[played], measure
-            )
+        distinct_total = float(values[sizes == len(players)][0])
+        empty = float(values[sizes == 0][0])
+        scores = None if job.scores is None else job.scores[played]
+        distinct = len({mask.tobytes() for mask in masks})
+        used = self.estimator.used(len(players), job.unions, distinct, scores is not None)
+        if used == Surrogate.name and scores is not None:
+            played_phi = self._infer(job, masks, values, scores)
         else:
             played_phi = self.estimator.fit(len(players), job.unions, masks, values)
         total = float(job.values[job.played]) if len(players) < n else distinct_total
@@ -297,7 +299,33 @@ class CreditEngine:
         if self.added:
             grown = job.values[len(job.values) - max(n - 1, 0) :]
             added = np.diff([empty, *grown, total])[:n]
-        return Credit(job.segmentation, phi, total, evaluations, empty, added_N=added)
+        return Credit(job.segmentation, phi, total, evaluations, empty, False, added, used)
+
+    def _infer(
+        self, job: "_Job", masks: np.ndarray, values: np.ndarray, scores: np.ndarray
+    ) -> np.ndarray:
+        """Credit (n,) of the players by the surrogate.
+
+        Credit is linear in the game, and pool scores tell nothing of prices: the measured part is
+        inferred from scores, and the prices, which are nearly additive, are a game of their own.
+        """
+        assert isinstance(self.estimator, Surrogate)
+        pool, price = self.value.pool, self.value.price
+        assert pool is not None
+        n = len(job.players)
+        measure = partial(pool.measure, row=job.row)
+        if price is None:
+            return self.estimator.fit_scores(n, job.unions, masks, values, scores, measure)
+        texts = [coalition_text(job.segmentation, mask) for mask in job.masks[: job.played]]
+        prices = np.asarray(price(texts), dtype=np.float64)
+        phi = self.estimator.fit_scores(n, job.unions, masks, values + prices, scores, measure)
+        return phi - Bayes().fit(n, job.unions, masks, prices) if prices.any() else phi
+
+
+def _same(total: float, rewards: np.ndarray, b: int) -> bool:
+    """Whether answer b's reward is v(N), to the last bit of the rewards' own precision."""
+    given = np.asarray(rewards)[b]
+    return bool(given == given.dtype.type(total))
 
 
 class _Job:
@@ -315,10 +343,8 @@ class _Job:
         self.segmentation, self.row, self.masks = segmentation, row, masks
         # So many of the masks are for the estimator; then the whole text and the text as it grew.
         self.played = played
-        self.players, self.unions = (
-            players,
-            unions,
-        )  # segments that play (no repeats); unions of their numbers
+        # Segments that play (no repeats); unions of their numbers.
+        self.players, self.unions = players, unions
         self.direct = np.zeros(len(masks), dtype=bool)  # coalitions evaluated through their text
         self.texts: list[int] = []  # their numbers in the batch
         self.values = np.zeros(0)

@@ -40,6 +40,13 @@ class Estimator(ABC):
     def fit(self, n: int, unions: Partition, masks: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Credit (n,) from ``values`` (K,) of the planned ``masks`` (K, n)."""
 
+    def used(self, n: int, unions: Partition, evaluated: int, scored: bool) -> str:
+        """Name of the estimator that does the work for ``evaluated`` coalitions of n players.
+
+        ``scored``: whether their pool scores are known.
+        """
+        return self.name
+
     def estimate(
         self,
         value: Callable[[np.ndarray], np.ndarray],

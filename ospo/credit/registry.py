@@ -37,9 +37,14 @@ class Auto(Surrogate):
         return self._choose(n, unions, distinct).fit(n, unions, masks, values)
 
     def fit_scores(self, n, unions, masks, values, scores, measure):
-        if n > MAX_PLAYERS or exact_evaluations(n, unions) <= len(masks):
+        distinct = len({mask.tobytes() for mask in masks})
+        if self.used(n, unions, distinct, True) != Surrogate.name:
             return self.fit(n, unions, masks, values)
         return super().fit_scores(n, unions, masks, values, scores, measure)
+
+    def used(self, n, unions, evaluated, scored):
+        chosen = self._choose(n, unions, evaluated)
+        return Surrogate.name if scored and isinstance(chosen, Bayes) else chosen.name
 
 
 ESTIMATORS = (

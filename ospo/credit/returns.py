@@ -36,26 +36,28 @@ def returns(phi_N: np.ndarray, discount: float) -> np.ndarray:
 
 
 def group_relative_returns(
-    phis: Sequence[np.ndarray], group: int, discount: float
+    phis: Sequence[np.ndarray], groups: Sequence[int] | np.ndarray, discount: float
 ) -> list[np.ndarray]:
     """G_j − b_j of each completion, (n_b + 1,) float64 each.
 
-    ``phis``: credits of B completions, in groups of ``group`` one after another.
+    ``phis``: credits of B completions. ``groups``: (B,) which completions share a prompt, in any
+    order and of any size.
 
-    At each place they sum to 0 over the group. Raises ValueError where the completions are not
-    whole groups.
+    At each place they sum to 0 over the group. Raises ValueError for a wrong number of groups.
     """
-    if group < 1 or len(phis) % group:
-        raise ValueError(f"group: {len(phis)} completions are not whole groups of {group}")
-    result: list[np.ndarray] = []
-    for start in range(0, len(phis), group):
-        returns_G = [returns(phi, discount) for phi in phis[start : start + group]]
-        width = max(map(len, returns_G))
-        table_GJ = np.full((group, width), np.nan)
-        for g, values in enumerate(returns_G):
-            table_GJ[g, : len(values)] = values
+    group_B = np.asarray(groups)
+    if group_B.shape != (len(phis),):
+        raise ValueError(f"groups: wrong shape {group_B.shape}, ({len(phis)},) is needed")
+    result: list[np.ndarray] = [returns(phi, discount) for phi in phis]
+    for group in np.unique(group_B):
+        members = np.flatnonzero(group_B == group)
+        width = max(len(result[b]) for b in members)
+        table_GJ = np.full((len(members), width), np.nan)
+        for g, b in enumerate(members):
+            table_GJ[g, : len(result[b])] = result[b]
         baseline_J = np.nanmean(table_GJ, axis=0)
-        result += [values - baseline_J[: len(values)] for values in returns_G]
+        for b in members:
+            result[b] = result[b] - baseline_J[: len(result[b])]
     return result
 
 

@@ -159,11 +159,12 @@ def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]
     if new:
         # Lone surrogates, which no UTF-8 text holds, cannot be hashed by spaCy; the offsets stay
         # what they are.
-        docs = load_tagger().pipe(
-            [re.sub("[\ud800-\udfff]", "\ufffd", clause) for clause in new], batch_size=1024
-        )
-        for (clause, clause_words), doc in zip(new.items(), docs, strict=True):
-            found[clause] = _clause_cache[clause] = clause_starts(clause, clause_words, doc)
+        texts = [re.sub("[\ud800-\udfff]", "\ufffd", clause) for clause in new]
+        tagger = load_tagger()
+        with tagger.memory_zone():  # else its vocabulary keeps every new word for ever
+            docs = tagger.pipe(texts, batch_size=1024)
+            for (clause, clause_words), doc in zip(new.items(), docs, strict=True):
+                found[clause] = _clause_cache[clause] = clause_starts(clause, clause_words, doc)
         while len(_clause_cache) > CACHE_TEXTS:
             _clause_cache.popitem(last=False)
     results = []

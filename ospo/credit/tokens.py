@@ -1,42 +1,49 @@
-"""From the credit of a step's completions to advantages of their tokens, and what is logged about
-it.
+"""From rewards and credit to the advantages of tokens: all modes, ready for any trainer.
+
+A trainer needs three calls: :func:`group_advantages` (GRPO's sequence advantages),
+:class:`ospo.credit.CreditEngine` (credit of each completion's segments) and
+:func:`token_advantages`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ospo.credit.advantages import Mode, redistribute
+from ospo.credit.advantages import EPSILON, Mode, redistribute, redistribute_returns
 from ospo.credit.alignment import token_credit
 from ospo.credit.engine import Credit
 from ospo.credit.returns import decisions, group_relative_returns
 from ospo.credit.segments import Segmentation
-from ospo.policy.prompts import ANSWER_CLOSE
 
 
 @dataclass(frozen=True)
-class Rollouts:
-    """This process's completions of one generation batch (B of them), decoded from their own ids.
+class Completions:
+    """B completions, decoded from their own token ids, and where the answer stands in each.
 
-    spans: (T_b, 2) character span of each token in ``texts``. offsets: character of the text at
-    which the answer begins. values: (B,) float64 rewards, before TRL rounds them to float32.
+    texts: the decoded completions. spans: (T_b, 2) character span of each token in its text
+    (:func:`ospo.credit.alignment.token_spans`). answers, offsets: the answer and the character of
+    the text at which it begins. closings: the text from the answer's end to the end of its closing
+    tag, "" where the completion was cut off before it: the decision to stop, under ``to-go``.
     """
 
     texts: list[str]
     spans: list[np.ndarray]
     answers: list[str]
     offsets: list[int]
-    rows: list[int]
-    values: np.ndarray
+    closings: list[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
 @dataclass(frozen=True)
 class Redistribution:
-    """How credit becomes advantages: see :func:`ospo.credit.advantages.redistribute` and
-    :mod:`ospo.credit.returns`.
+    """How credit becomes advantages: see :mod:`ospo.credit.advantages`, :mod:`ospo.credit.returns`.
 
+    ``alpha``: weight of the credit. ``clip``: token advantages stay within this many std(A).
     ``discount``: λ of to-go.
     """
 
@@ -46,40 +53,79 @@ class Redistribution:
     discount: float = 0.5
 
 
+def group_advantages(
+    rewards_B: Tensor, groups_B: Tensor | Sequence[int] | np.ndarray, *, scale: bool = True
+) -> tuple[Tensor, Tensor]:
+    """GRPO's sequence advantages (B,), and the std (B,) of each completion's group.
+
+    A_i = (R_i − mean R) / (std R + ε) over the completions of i's group (arXiv 2402.03300); std is
+    the sample standard deviation (n − 1), exactly 0 where all rewards of a group are equal.
+
+    rewards_B: rewards. groups_B: which completions share a prompt, in any order and of any size.
+    ``scale=False``: without the division (Dr.GRPO, arXiv 2503.20783).
+    """
+    groups = torch.as_tensor(np.asarray(groups_B), device=rewards_B.device)
+    advantages_B, std_B = torch.zeros_like(rewards_B), torch.zeros_like(rewards_B)
+    for group in groups.unique():
+        here = groups == group
+        rewards = rewards_B[here]
+        centred = rewards - rewards.mean()
+        same = len(rewards) == 1 or bool((rewards == rewards[0]).all())
+        std = rewards.new_zeros(()) if same else rewards.std()
+        std_B[here] = std
+        advantages_B[here] = (centred / (std + EPSILON) if scale else centred) * (not same)
+    return advantages_B, std_B
+
+
 def token_advantages(
     how: Redistribution,
-    sequence_B: Tensor,
-    std_B: Tensor,
-    rollouts: Rollouts,
-    credits: list[Credit],
+    credits: Sequence[Credit],
+    completions: Completions,
     mask_BT: Tensor,
-    group: int = 1,
+    groups_B: Tensor | Sequence[int] | np.ndarray,
+    advantages_B: Tensor,
+    std_B: Tensor,
 ) -> Tensor:
-    """(B, T) advantages of the completions' tokens; padding 0, and 0 for groups with A = 0.
+    """(B, T) advantages of the completions' tokens; 0 on padding, and for groups with A = 0.
 
-    sequence_B: GRPO's advantages. std_B: std of each completion's group. mask_BT: 1 on completion
-    tokens. group: size of the groups of completions that share a prompt, which stand one after
-    another (to-go).
+    Their mean over each completion's tokens is its sequence advantage, whatever the mode.
+
+    how: the mode and its numbers. credits: of the completions' answers, from a
+    :class:`ospo.credit.CreditEngine`; for ``to-go`` one with ``added=True``. mask_BT: 1 on
+    completion tokens. groups_B: which completions share a prompt, in any order and of any size.
+    advantages_B, std_B: sequence advantages and the std of each completion's group
+    (:func:`group_advantages`, or a trainer's own).
+
+    Raises ValueError for wrong lengths, for credits that are not of these answers, and for
+    ``to-go`` with credits that lack what each segment added.
     """
+    _check(how, credits, completions)
+    if how.mode == "to-go":
+        groups = groups_B.cpu().numpy() if isinstance(groups_B, Tensor) else np.asarray(groups_B)
+        to_lay = _decisions(how, completions, credits, groups)
+    else:
+        to_lay = [(credit.segmentation, credit.phi_N) for credit in credits]
     credit_BT = np.zeros(tuple(mask_BT.shape))
     inside_BT = np.zeros_like(credit_BT)
-    to_lay = (
-        _decisions(how, rollouts, credits, group) if how.mode == "to-go" else _segments(credits)
-    )
     for b, (segmentation, values_N) in enumerate(to_lay):
         if not credits[b].skipped:
-            credit_T, inside_T = token_credit(
-                rollouts.spans[b], rollouts.offsets[b], segmentation, values_N
-            )
+            spans, offset = completions.spans[b], completions.offsets[b]
+            credit_T, inside_T = token_credit(spans, offset, segmentation, values_N)
             credit_BT[b, : len(credit_T)], inside_BT[b, : len(inside_T)] = credit_T, inside_T
-    device = sequence_B.device
+    device = advantages_B.device
+    laid = torch.from_numpy(credit_BT).to(device)
+    inside = torch.from_numpy(inside_BT).to(device)
+    if how.mode == "to-go":
+        return redistribute_returns(
+            advantages_B, laid, mask_BT, inside, std_B, alpha=how.alpha, clip=how.clip
+        )
     segments_B = torch.tensor([len(credit.segmentation) for credit in credits], device=device)
     return redistribute(
         how.mode,
-        sequence_B,
-        torch.from_numpy(credit_BT).to(device),
+        advantages_B,
+        laid,
         mask_BT,
-        torch.from_numpy(inside_BT).to(device),
+        inside,
         std_B,
         segments_B=segments_B,
         alpha=how.alpha,
@@ -87,23 +133,35 @@ def token_advantages(
     )
 
 
-def _segments(credits: list[Credit]) -> list[tuple[Segmentation, np.ndarray]]:
-    return [(credit.segmentation, credit.phi_N) for credit in credits]
+def _check(how: Redistribution, credits: Sequence[Credit], completions: Completions) -> None:
+    if len(credits) != len(completions):
+        raise ValueError(f"credits: {len(credits)} for {len(completions)} completions")
+    for b, credit in enumerate(credits):
+        if credit.segmentation.text != completions.answers[b]:
+            raise ValueError(
+                f"credits: number {b} is of {credit.segmentation.text!r:.60}, not of the answer "
+                f"{completions.answers[b]!r:.60}"
+            )
+        if how.mode == "to-go" and not credit.skipped and credit.added_N is None:
+            raise ValueError(
+                "credits: to-go needs what each segment added; make the CreditEngine with "
+                "added=True"
+            )
 
 
 def _decisions(
-    how: Redistribution, rollouts: Rollouts, credits: list[Credit], group: int
+    how: Redistribution,
+    completions: Completions,
+    credits: Sequence[Credit],
+    groups: np.ndarray,
 ) -> list[tuple[Segmentation, np.ndarray]]:
     """Each completion's decisions, the closing of its answer among them, and their group-relative
     returns.
     """
-    relative = group_relative_returns([paid(credit) for credit in credits], group, how.discount)
+    relative = group_relative_returns([paid(c) for c in credits], groups, how.discount)
     result = []
     for b, credit in enumerate(credits):
-        text, end = rollouts.texts[b], rollouts.offsets[b] + len(rollouts.answers[b])
-        close = text.find(ANSWER_CLOSE, end)
-        after = text[end : close + len(ANSWER_CLOSE)] if close >= 0 else ""
-        cut = decisions(credit.segmentation, after)
+        cut = decisions(credit.segmentation, completions.closings[b])
         result.append((cut, relative[b][: len(cut)]))
     return result
 
@@ -119,10 +177,10 @@ def paid(credit: Credit) -> np.ndarray:
     return credit.phi_N if credit.added_N is None else np.minimum(credit.phi_N, credit.added_N)
 
 
-def credit_metrics(rollouts: Rollouts, credits: list[Credit]) -> dict[str, float]:
+def credit_metrics(completions: Completions, credits: Sequence[Credit]) -> dict[str, float]:
     """What the credit of a step looks like, over the completions it was computed for.
 
-    credit/evaluations: coalitions for one completion. credit/segments: phrases in one answer.
+    credit/evaluations: coalitions per completion. credit/segments: segments per answer.
     credit/outside: share of completion tokens outside the answer, which keep the sequence's
     advantage. credit/explained: mean of Σφ / (v(N) − v(∅)), 1 for an efficient estimator.
     """
@@ -132,9 +190,9 @@ def credit_metrics(rollouts: Rollouts, credits: list[Credit]) -> dict[str, float
     outside, explained = [], []
     for b in done:
         credit = credits[b]
-        starts_T, ends_T = rollouts.spans[b][:, 0], rollouts.spans[b][:, 1]
-        end = rollouts.offsets[b] + len(rollouts.answers[b])
-        inside_T = (ends_T > rollouts.offsets[b]) & (starts_T < end) & (ends_T > starts_T)
+        starts_T, ends_T = completions.spans[b][:, 0], completions.spans[b][:, 1]
+        end = completions.offsets[b] + len(completions.answers[b])
+        inside_T = (ends_T > completions.offsets[b]) & (starts_T < end) & (ends_T > starts_T)
         outside.append(1 - float(inside_T.mean()) if len(inside_T) else 1.0)
         gain = credit.total - credit.empty_value
         if abs(gain) > 1e-9:

@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 import polars as pl
 
+from ospo.data.request import Purchase, Request
 from ospo.data.schemas import PREPARED, SPLITS, check_prepared
 from ospo.errors import InputError
 from ospo.files import read_json
@@ -17,30 +18,6 @@ from ospo.files import read_json
 _AGAIN = "prepare the dataset again (ospo prepare)"
 _CHUNK = 1 << 16
 _READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-
-
-@dataclass(frozen=True)
-class Purchase:
-    """An earlier purchase, as the policy sees it."""
-
-    item_id: str
-    name: str
-    type: str
-    colour: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """A shopper's request. ``history`` is oldest first, empty for ESCI; ``customer_id`` is "" for
-    ESCI.
-    """
-
-    request_id: str
-    split: str
-    query: str
-    customer_id: str
-    history: tuple[Purchase, ...]
-    target_id: str
 
 
 class Requests(Sequence[Request]):

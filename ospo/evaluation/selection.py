@@ -3,18 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-LABELS = {
-    "raw": "raw query",
-    "sft": "SFT",
-    "rft": "RFT",
-    "dpo": "DPO",
-    "grpo": "GRPO",
-    "dr_grpo": "Dr.GRPO",
-    "dapo": "DAPO",
-    "grpo_lambda": "GRPO-λ",
-    "shapley_tokens": "token Shapley",
-    "ospo": "OSPO",
-}
+from ospo.config import LABELS
+
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]  # split → policy → retriever → nDCG@10
 
 

@@ -22,13 +22,14 @@ import polars as pl
 from ospo import registry
 from ospo.config import Config
 from ospo.errors import InputError
-from ospo.evaluation.analysis import Comparison, load_values, read_table
+from ospo.evaluation.analysis import Comparison
 from ospo.evaluation.statistics import (
     bootstrap_means,
     holm,
     percentile_interval,
     randomisation_test,
 )
+from ospo.evaluation.tables import load_values, read_table
 from ospo.files import read_json
 
 MAX_P, TOLERANCE = 0.05, 0.01
@@ -71,21 +72,23 @@ def decide(
     }
     first = by_name[training]
     gain = first.difference.value
-    said = f"{gain:+.4f} nDCG@10 on {training} (p = {first.p:.4f})"
+    gained = f"{gain:+.4f} nDCG@10 on {training} (p = {first.p:.4f})"
     if gain <= 0:
-        return Decision(False, f"not better: {said}", figures)
+        return Decision(False, f"not better: {gained}", figures)
     if not first.p < max_p:
-        return Decision(False, f"not clearly better: {said}, p < {max_p:g} is needed", figures)
+        return Decision(False, f"not clearly better: {gained}, p < {max_p:g} is needed", figures)
     unseen = [item for name, item in by_name.items() if name != training]
     if not unseen:
-        return Decision(True, f"better: {said}; no unseen retriever was compared", figures)
+        return Decision(True, f"better: {gained}; no unseen retriever was compared", figures)
     worst = min(unseen, key=lambda item: item.difference.value)
     lost = f"worst unseen retriever {worst.retriever} {worst.difference.value:+.4f}"
     if worst.difference.value < -tolerance:
         return Decision(
-            False, f"better on {training} only: {said}, but {lost} (limit {-tolerance:+g})", figures
+            False,
+            f"better on {training} only: {gained}, but {lost} (limit {-tolerance:+g})",
+            figures,
         )
-    return Decision(True, f"better: {said}; {lost}", figures)
+    return Decision(True, f"better: {gained}; {lost}", figures)
 
 
 def compare(

@@ -10,55 +10,90 @@ no product's text holds, is below zero.
 
 import re
 from collections.abc import Sequence, Set
-from typing import Any
 
 import numpy as np
 import polars as pl
 
+from ospo.credit.values import CoalitionValues, Function, PoolScores, Price
 from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
+from ospo.reward.protocol import Counts, Reward, as_reward
 
 _WORD = re.compile(r"\w+")
 
 
-class ThriftyReward:
+class PricedReward(Reward):
     """``reward`` less ``cost`` × the share of a text that ``search_text`` drops and ``word_cost`` ×
     its strange words.
 
     known: words that are not strange (:func:`known_words`); needed where ``word_cost`` is not 0.
 
-    The same function gives terminal rewards and coalition values, so credit still sums up the
-    reward. Blank texts are worth what ``reward`` says. ``hits`` and ``misses`` are the reward's.
+    The same function gives terminal rewards and coalition values, so credit still sums up to the
+    reward. Blank texts are worth what ``reward`` says. What the reward can do, this can: pool
+    scores are passed on as they are, coalition values have their texts' prices taken off.
     """
 
     def __init__(
-        self, reward: Any, cost: float, word_cost: float = 0.0, known: Set[str] = frozenset()
+        self,
+        reward: Reward | Function,
+        cost: float,
+        word_cost: float = 0.0,
+        known: Set[str] = frozenset(),
     ):
-        self.reward, self.cost, self.word_cost, self.known = reward, cost, word_cost, known
+        self.reward = as_reward(reward)
+        self.cost, self.word_cost, self.known = cost, word_cost, known
 
     @property
-    def hits(self) -> int:
-        """Texts answered from the reward's memo."""
-        return self.reward.hits
+    def counts(self) -> Counts:
+        """The reward's."""
+        return self.reward.counts
 
     @property
-    def misses(self) -> int:
-        """Texts computed."""
-        return self.reward.misses
+    def pool(self) -> PoolScores | None:
+        """The reward's: scores know no prices."""
+        return self.reward.pool
 
-    def price(self, texts: Sequence[str]) -> np.ndarray:
-        """(B,) float64 ≥ 0, what is taken off each text's reward."""
+    @property
+    def coalitions(self) -> CoalitionValues | None:
+        """The reward's coalition values less the prices of the coalitions' texts."""
+        return None if self.reward.coalitions is None else self._coalition_values
+
+    @property
+    def price(self) -> Price:
+        """(B,) float64 ≥ 0, all that is taken off each text's measured reward."""
+        return self._all_prices
+
+    def _all_prices(self, texts: Sequence[str]) -> np.ndarray:
+        prices, inner = self._own_prices(texts), self.reward.price
+        return prices if inner is None else prices + inner(texts)
+
+    def _own_prices(self, texts: Sequence[str]) -> np.ndarray:
         seen = [search_text(text) for text in texts]
         prices = self.cost * np.array(list(map(wasted_share, texts, seen)), np.float64)
         if self.word_cost:
-            prices += self.word_cost * np.array(
-                [strange_words(text, self.known) for text in seen], np.float64
-            )
+            strange = [strange_words(text, self.known) for text in seen]
+            prices += self.word_cost * np.array(strange, np.float64)
         return prices
 
     def __call__(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """(B,) float64, at most 1; below 0 where a text costs more than it earns."""
-        return np.asarray(self.reward(texts, rows), dtype=np.float64) - self.price(texts)
+        return np.asarray(self.reward(texts, rows), dtype=np.float64) - self._own_prices(texts)
+
+    def _coalition_values(
+        self, units: Sequence[Sequence[str]], rows: Sequence[int], masks: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        assert self.reward.coalitions is not None
+        values = self.reward.coalitions(units, rows, masks)
+        texts = [
+            " ".join(unit for unit, present in zip(parts, mask, strict=True) if present)
+            for parts, mask_CN in zip(units, masks, strict=True)
+            for mask in np.asarray(mask_CN, dtype=bool).tolist()
+        ]
+        distinct = list(dict.fromkeys(texts))
+        prices = dict(zip(distinct, self._own_prices(distinct).tolist(), strict=True))
+        taken = np.array([prices[text] for text in texts], dtype=np.float64)
+        bounds = np.cumsum([0, *map(len, masks)])
+        return [value - taken[bounds[b] : bounds[b + 1]] for b, value in enumerate(values)]
 
 
 def wasted_share(text: str, seen: str | None = None) -> float:

@@ -1,15 +1,13 @@
-"""The credit engine of ``params.yaml``: one room for training, evaluation and explanations, which
-must agree.
-"""
+"""The credit engine of ``params.yaml``: the same for training, evaluation and explanations."""
 
 from ospo.config import Config
 from ospo.credit import CreditEngine
-from ospo.credit.engine import Value
+from ospo.credit.values import Function, Value
 
 
 def credit_engine(
     config: Config,
-    reward: Value,
+    reward: Value | Function,
     *,
     estimator: str | None = None,
     budget: int | None = None,

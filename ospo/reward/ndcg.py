@@ -66,9 +66,12 @@ def ndcg(scores_BP: np.ndarray, gains_BP: np.ndarray, k: int, *, retriever: str 
     nDCG@k = Σ_{r ≤ k} gain_r / log2(r + 1), over the same sum in the best order (Järvelin &
     Kekäläinen, TOIS 2002).
 
-    Args: scores_BP: retriever scores; higher ranks first, equal scores rank in pool order, -inf
-        (padding) last. gains_BP: gains ≥ 0 aligned with the scores; a pool without any relevant
-        item has nDCG 0. k: cut-off ≥ 1. retriever: named in errors.
+    Args:
+        scores_BP: retriever scores; higher ranks first, equal scores rank in pool order, -inf
+            (padding) last.
+        gains_BP: gains ≥ 0 aligned with the scores; a pool without any relevant item has nDCG 0.
+        k: cut-off ≥ 1.
+        retriever: named in errors.
 
     Raises ValueError for a NaN score or shapes that differ.
     """

@@ -10,38 +10,55 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from ospo.credit.values import CoalitionValues, PoolScores
 from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
-from ospo.retrieval.base import Retriever, check_scores, one_blas_thread
+from ospo.retrieval.base import Retriever, checked_scores, one_blas_thread
 from ospo.retrieval.linear import LinearRetriever
 from ospo.reward.ndcg import dcg, ideal_dcg, ratio
+from ospo.reward.protocol import Counts, Reward
 
 FEW = 16
 CHUNK = 1024  # texts ranked together: a block of scores then stays in the processor's cache
 
 
-class SearchReward:
+class SearchReward(Reward):
     """The reward of search texts, and the value of coalitions: one memoised path, so that v(N)
     equals R to the bit.
 
     Values are kept per (request row, ``search_text``) in a least-recently-used memo of
     ``cache_texts``.
 
-    Attributes: hits, misses: texts answered from the memo (repeats within a call included), and
-        those computed. seconds: wall time spent inside. coalition_values: only where the retriever
-        is linear; see ``_coalition_values``.
+    A linear retriever's coalitions are scored from their parts (``coalitions``); any retriever's
+    pool scores are shown (``pool``). Nothing is taken off (``price``). ``seconds``: wall time spent
+    inside.
     """
 
     def __init__(self, retriever: Retriever, data: PreparedData, k: int, cache_texts: int) -> None:
         self.retriever, self.data, self.k = retriever, data, k
-        self.hits = self.misses = 0
+        self._hits = self._misses = 0
         self.seconds = 0.0
         self._size = cache_texts
         self._memo: OrderedDict[tuple[int, str], float] = OrderedDict()
         self._ideal_R = ideal_dcg(data.gains_RP, k)
         self._lock = threading.Lock()
-        if isinstance(retriever, LinearRetriever):
-            self.coalition_values = self._coalition_values
+
+    price = None
+
+    @property
+    def coalitions(self) -> CoalitionValues | None:
+        """Values of coalitions from their units' words; None where the retriever is not linear."""
+        return self._coalition_values if isinstance(self.retriever, LinearRetriever) else None
+
+    @property
+    def pool(self) -> PoolScores:
+        """The retriever's scores behind the rewards."""
+        return self
+
+    @property
+    def counts(self) -> Counts:
+        """Texts answered from the memo (repeats within a call included), and those computed."""
+        return Counts(self._hits, self._misses)
 
     def __call__(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
         """Rewards (B,) float64 in [0, 1] of raw answers ``texts`` under request rows ``rows``;
@@ -70,8 +87,9 @@ class SearchReward:
         if said:
             started = time.perf_counter()
             with self._lock:
-                scores = self.retriever.score([cleaned[b] for b in said], pools_BP[said])
-                scores_BP[said] = check_scores(self.retriever.name, scores, pools_BP[said].shape)
+                scores_BP[said] = checked_scores(
+                    self.retriever, [cleaned[b] for b in said], pools_BP[said]
+                )
                 self.seconds += time.perf_counter() - started
         scores_BP[pools_BP < 0] = -np.inf
         return scores_BP
@@ -111,8 +129,8 @@ class SearchReward:
                 found[key] = memo[key]
             else:
                 new.append(key)
-        self.misses += len(new)
-        self.hits += len(keys) - len(new)
+        self._misses += len(new)
+        self._hits += len(keys) - len(new)
         if new:
             new.sort()  # by request: texts of one pool lie together
             values = self._compute([text for _, text in new], np.array([row for row, _ in new]))
@@ -125,11 +143,7 @@ class SearchReward:
 
     def _compute(self, texts: list[str], rows_B: np.ndarray) -> np.ndarray:
         pools_BP = self.data.pools_RP[rows_B]
-        scores_BP = check_scores(
-            self.retriever.name, self.retriever.score(texts, pools_BP), pools_BP.shape
-        )
-        # Padding last whatever the retriever said of it: it holds no item.
-        scores_BP = np.where(pools_BP < 0, np.float32(-np.inf), scores_BP)
+        scores_BP = checked_scores(self.retriever, texts, pools_BP)
         return self._ndcg(np.ascontiguousarray(scores_BP.T), rows_B)
 
     def _ndcg(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
@@ -189,7 +203,7 @@ class SearchReward:
         terms = dict(zip(flat, retriever.terms(cleaned), strict=True))
         blank = {unit for unit, text in zip(flat, cleaned, strict=True) if not text}
         counts = [len(mask_CN) for mask_CN in masks]
-        self.misses += sum(counts)
+        self._misses += sum(counts)
         pool = self.data.pools_RP.shape[1]
         values: list[np.ndarray] = [np.zeros(count) for count in counts]
         none = np.zeros(0, dtype=np.int64)

@@ -12,18 +12,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
+from peft import PeftModel
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from ospo.config import Model
-from ospo.errors import InputError
+from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
+from ospo.metrics import read_metrics
 from ospo.policy.weights import save_policy
+from ospo.training.run import OnLog, OnTable
 
 LOGGER = logging.getLogger("ospo.training")
-OnLog = Callable[[int, dict[str, float]], None]
-OnTable = Callable[[int, list[dict[str, Any]]], None]
 MARKER = MANIFEST  # written into a checkpoint after everything else
 
 # The trainer library's names for what we log, and ours. What is not listed is not logged.
@@ -53,16 +55,6 @@ _NAMES = {
     "seconds/reward": "seconds/reward",
     "seconds/credit": "seconds/credit",
 }
-
-
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Lines of a metrics file, in order; a last line torn by a kill is left out."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-        rows.append(json.loads(line))
-    return rows
 
 
 class MetricsLog(TrainerCallback):
@@ -156,6 +148,28 @@ class ProgressBar(TrainerCallback):
             self._bar = None
 
 
+class FiniteGuard(TrainerCallback):
+    """Ends the run before a gradient that is not finite reaches the weights.
+
+    The checkpoints taken so far stay; nothing of the step is logged or saved.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the gradients. Raises OspoError."""
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            return
+        last = last_checkpoint(self.out / "checkpoints")
+        kept = f"{last.name} is kept" if last else "there is no checkpoint yet"
+        raise OspoError(
+            f"{self.out}: the gradient of step {state.global_step + 1} is not finite; {kept}. Fix: "
+            "lower the preset's learning_rate, or set model.dtype and model.autocast for float32"
+        )
+
+
 class SampleTable(TrainerCallback):
     """Hands ``rows(step)``, some of the step's completions with the credit of each phrase, on every
     ``every`` steps.
@@ -228,10 +242,12 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def standard_callbacks(trainer: Any, title: str, out: Path, on_log: OnLog) -> list[TrainerCallback]:
-    """The metrics log and the progress bar, in place of the library's own printing."""
+    """The metrics log and the progress bar, in place of the library's own printing, and the guard
+    against gradients that are not finite.
+    """
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    return [MetricsLog(out, on_log), ProgressBar(title)]
+    return [MetricsLog(out, on_log), ProgressBar(title), FiniteGuard(out)]
 
 
 def start_metrics(out: Path, checkpoint: Path | None) -> None:
@@ -251,9 +267,8 @@ def finish(trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable
         return
     network = trainer.accelerator.unwrap_model(trainer.model)
     network.eval()
-    if "ref" in getattr(
-        network, "peft_config", {}
-    ):  # the trainer's copy of the adapter it started from
+    # The trainer's copy of the adapter it started from.
+    if isinstance(network, PeftModel) and "ref" in network.peft_config:
         network.delete_adapter("ref")
     save_policy(network, tokenizer, model, out / "model", trained_on=seen)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -24,7 +24,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-class RolloutTable:
+class CompletionTable:
     """Rows of one run, kept in memory and written whole: every sampled completion of every step.
 
     ``segments`` and ``credit`` are aligned lists, empty where no credit was computed. Steps that a

@@ -1,20 +1,16 @@
 """DPO on pairs of the SFT policy's own completions (arXiv 2305.18290), by TRL's trainer."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import SequentialSampler
-from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from ospo.config import Config, Dpo
-from ospo.data.dataset import PreparedData
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import load_policy, quiet
-from ospo.training.callbacks import OnLog
 from ospo.training.offline import Completion, enough_of, groups, sample_offline
-from ospo.training.ospo import Reward
+from ospo.training.run import TrainingRun
 from ospo.training.trainer import run_trainer, update_arguments
 
 
@@ -59,26 +55,17 @@ def dpo_arguments(config: Config, out: Path) -> DPOConfig:
     )
 
 
-def train_dpo(
-    config: Config,
-    data: PreparedData,
-    sft_model: Path,
-    reward: Reward,
-    out: Path,
-    on_log: OnLog,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> None:
-    """Train from the policy in ``sft_model``, which is also the reference; ``out/model`` is
-    complete or absent.
+def train_dpo(run: TrainingRun) -> None:
+    """Train from the policy in ``run.start``, which is also the reference.
 
-    Goes on after a kill. Raises ConfigError where no two completions of a request differ enough.
+    Resumes after a kill. Raises ConfigError where no two completions of a request differ enough.
     """
     from datasets import Dataset
 
     quiet()
-    dpo = config.preset.dpo
+    config, dpo = run.config, run.config.preset.dpo
     chosen = enough_of(
-        preference_pairs(sample_offline(config, data, sft_model, reward, out / "offline"), dpo),
+        preference_pairs(sample_offline(run), dpo),
         dpo,
         config,
         key="dpo.gap",
@@ -86,15 +73,14 @@ def train_dpo(
         f"{dpo.floor}",
         fix="lower gap and floor, or raise rl.temperature",
     )
-    network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
-    # An adapter is switched off for the reference; full weights need a second copy.
-    reference = (
-        None if config.preset.model.lora_rank else load_policy(sft_model, config.preset.model)[0]
-    )
+    network, tokenizer = load_policy(run.policy, config.preset.model, trainable=True)
+    # The trainer copies an adapter for the reference; full weights need a second policy.
+    lora = config.preset.model.lora_rank
+    reference = None if lora else load_policy(run.policy, config.preset.model)[0]
     trainer = OwnIdsDPOTrainer(
         model=network,
         ref_model=reference,
-        args=dpo_arguments(config, out),
+        args=dpo_arguments(config, run.out),
         train_dataset=Dataset.from_dict(
             {
                 "prompt_ids": [better.prompt_ids for better, _ in chosen],
@@ -104,5 +90,4 @@ def train_dpo(
         ),
         processing_class=tokenizer,
     )
-    seen = seen_after(data, sft_model)
-    run_trainer(trainer, tokenizer, config, f"dpo {data.name}", out, on_log, seen, callbacks)
+    run_trainer(run, trainer, tokenizer, "dpo", seen_after(run.data, run.policy))

@@ -13,19 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-import torch
 from tqdm import tqdm
 
 from ospo.config import Config, Updates
-from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError, InputError
-from ospo.evaluation.completions import Decoding, generate
 from ospo.files import atomic_file
-from ospo.policy.prompts import extract_answer, fit_messages
-from ospo.policy.weights import load_policy, quiet
-from ospo.training.ospo import Reward
-from ospo.training.rl import prompt_rows
-from ospo.training.sft import prompt_ids
+from ospo.policy.generate import Decoding, Generator, render
+from ospo.policy.prompts import extract_answer, opens_thinking
+from ospo.policy.weights import quiet
+from ospo.training.prompts import prompt_rows
+from ospo.training.run import TrainingRun
 
 T = TypeVar("T")
 _SCHEMA: dict[str, Any] = {
@@ -50,28 +47,23 @@ class Completion:
     reward: float
 
 
-def sample_offline(
-    config: Config, data: PreparedData, sft_model: Path, reward: Reward, out: Path
-) -> list[Completion]:
-    """Completions in groups of ``generations``, in order. Written part by part under ``out``; parts
-    there are read.
+def sample_offline(run: TrainingRun) -> list[Completion]:
+    """Completions in groups of ``generations``, in order.
 
-    Raises InputError for a part that cannot be read.
+    Written part by part under ``run.out/offline``; parts that are there already are read. Raises
+    InputError for a part that cannot be read.
     """
-    rl = config.preset.rl
-    rows = prompt_rows(data, rl.steps * rl.prompts_per_step, config.seed)
-    parts = [
-        rows[start : start + rl.prompts_per_step]
-        for start in range(0, len(rows), rl.prompts_per_step)
-    ]
+    rl = run.config.preset.rl
+    rows = prompt_rows(run.data, rl.steps * rl.prompts_per_step, run.config.seed)
+    starts = range(0, len(rows), rl.prompts_per_step)
+    parts = [rows[start : start + rl.prompts_per_step] for start in starts]
     writer: _Writer | None = None
     result: list[Completion] = []
-    for number, part in enumerate(
-        tqdm(parts, desc=f"completions {data.name}", unit="batch", mininterval=5)
-    ):
-        file = out / f"part-{number:05d}.parquet"
+    title = f"completions {run.data.name}"
+    for number, part in enumerate(tqdm(parts, desc=title, unit="batch", mininterval=5)):
+        file = run.out / "offline" / f"part-{number:05d}.parquet"
         if not file.is_file():
-            writer = writer or _Writer(config, data, sft_model, reward)
+            writer = writer or _Writer(run)
             frame = writer.write(number, part)
             with atomic_file(file) as temporary:
                 frame.write_parquet(temporary)
@@ -92,32 +84,34 @@ def _read(file: Path) -> Iterator[Completion]:
 class _Writer:
     """Samples parts; loads the policy once. A part depends on its number and prompts alone."""
 
-    def __init__(self, config: Config, data: PreparedData, sft_model: Path, reward: Reward):
+    def __init__(self, run: TrainingRun):
         quiet()
-        self.config, self.data, self.reward = config, data, reward
-        self.model, self.tokenizer = load_policy(sft_model, config.preset.model)
-        self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.config, self.data, self.reward = run.config, run.data, run.scorer
+        self.generator = Generator.load(run.policy, run.config.preset.model)
+        self.thinking = opens_thinking(self.generator.tokenizer)
 
     def write(self, number: int, rows: np.ndarray) -> pl.DataFrame:
         rl = self.config.preset.rl
         size = rl.generations
         decoding = Decoding(rl.max_completion_tokens, rl.temperature, self.config.seed)
-        prompts, keys = [], []
-        for place, row in enumerate(rows.tolist()):
-            messages, _ = fit_messages(
-                self.data.requests[row], self.tokenizer, rl.max_prompt_tokens
-            )
-            prompts += [prompt_ids(self.tokenizer, messages)] * size
-            keys += [f"{number}/{place}/{g}" for g in range(size)]
-        completions = generate(self.model, self.tokenizer, prompts, keys, decoding)
-        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        answers = [extract_answer(text)[0] for text in texts]
+        tokenizer = self.generator.tokenizer
+        distinct = [
+            render(tokenizer, self.data.requests[row], rl.max_prompt_tokens)
+            for row in rows.tolist()
+        ]
+        prompts = [prompt for prompt in distinct for _ in range(size)]
+        # Every completion of the run is a draw of its own: requests come again in later shuffles.
+        first = number * rl.prompts_per_step * size
+        completions = self.generator(prompts, decoding, range(first, first + len(prompts)))
+        answers = [
+            extract_answer(self.generator.decode(ids), self.thinking)[0] for ids in completions
+        ]
         all_rows = np.repeat(rows, size)
         return pl.DataFrame(
             {
                 "group": number * len(rows) + np.arange(len(all_rows)) // size,
                 "row": all_rows,
-                "prompt_ids": prompts,
+                "prompt_ids": [prompt.ids for prompt in prompts],
                 "completion_ids": completions,
                 "answer": answers,
                 "reward": np.asarray(self.reward(answers, all_rows.tolist()), dtype=np.float64),

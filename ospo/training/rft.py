@@ -5,18 +5,10 @@ The paper's SFT baseline (arXiv 2601.08403); known as RFT (arXiv 2308.01825) and
 2304.06767).
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from transformers import TrainerCallback
-
-from ospo.config import Config
-from ospo.data.dataset import PreparedData
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import load_policy
-from ospo.training.callbacks import OnLog
 from ospo.training.offline import Completion, enough_of, sample_offline
-from ospo.training.ospo import Reward
+from ospo.training.run import TrainingRun
 from ospo.training.sft import IGNORE, run_supervised
 
 
@@ -34,30 +26,19 @@ def accepted(completions: list[Completion], threshold: float) -> list[Completion
     return kept
 
 
-def train_rft(
-    config: Config,
-    data: PreparedData,
-    sft_model: Path,
-    reward: Reward,
-    out: Path,
-    on_log: OnLog,
-    callbacks: Sequence[TrainerCallback] = (),
-) -> None:
-    """Train from the policy in ``sft_model``; ``out/model`` is complete at the end or absent. Goes
-    on after a kill.
+def train_rft(run: TrainingRun) -> None:
+    """Train from the policy in ``run.start``. Resumes after a kill.
 
     Raises ConfigError where no completion is good enough.
     """
-    rft = config.preset.rft
+    config, rft = run.config, run.config.preset.rft
     examples = [
         {
             "input_ids": [*completion.prompt_ids, *completion.completion_ids],
             "labels": [IGNORE] * len(completion.prompt_ids) + list(completion.completion_ids),
         }
         for completion in enough_of(
-            accepted(
-                sample_offline(config, data, sft_model, reward, out / "offline"), rft.threshold
-            ),
+            accepted(sample_offline(run), rft.threshold),
             rft,
             config,
             key="rft.threshold",
@@ -65,8 +46,5 @@ def train_rft(
             fix="lower the threshold, or train the SFT policy longer",
         )
     ]
-    network, tokenizer = load_policy(sft_model, config.preset.model, trainable=True)
-    seen = seen_after(data, sft_model)
-    run_supervised(
-        config, rft, network, tokenizer, examples, f"rft {data.name}", out, on_log, seen, callbacks
-    )
+    network, tokenizer = load_policy(run.policy, config.preset.model, trainable=True)
+    run_supervised(run, rft, network, tokenizer, examples, "rft", seen_after(run.data, run.policy))

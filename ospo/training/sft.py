@@ -3,22 +3,26 @@ teacher.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
 
 from ospo.config import Config, Rft, Sft
 from ospo.data.dataset import PreparedData, Request
 from ospo.errors import InputError
-from ospo.policy.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
+from ospo.policy.prompts import (
+    completion_text,
+    fit_messages,
+    opens_thinking,
+    prompt_messages,
+)
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import create_policy, quiet
-from ospo.training.callbacks import OnLog
+from ospo.training.run import TrainingRun
 from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
 
@@ -46,11 +50,12 @@ def sft_examples(
     """
     rl = config.preset.rl
     short = round(_SHORT * count) if config.preset.model.source == "scratch" else 0
+    thinking = opens_thinking(tokenizer)
     requests, texts = [], []
     for number, (row, draw) in enumerate(_order(teacher.rows, count, config.seed)):
         request, text = teacher.example(row, draw)
         requests.append(replace(request, history=()) if number < short else request)
-        texts.append(f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}")
+        texts.append(completion_text(text, thinking))
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     examples = []
     for prompt, answer in zip(
@@ -129,20 +134,15 @@ def supervised_arguments(config: Config, settings: Sft | Rft, out: Path) -> Any:
 
 
 def run_supervised(
-    config: Config,
+    run: TrainingRun,
     settings: Sft | Rft,
     network: Any,
     tokenizer: Any,
     examples: list[dict[str, list[int]]],
     title: str,
-    out: Path,
-    on_log: OnLog,
     seen: Iterable[str],
-    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Train ``network`` on ``examples`` in their order; see
-    :func:`ospo.training.trainer.run_trainer`.
-    """
+    """Train ``network`` on ``examples`` in their order, as ``run_trainer`` does."""
     from torch.utils.data import SequentialSampler
     from transformers import Trainer, set_seed
 
@@ -155,23 +155,23 @@ def run_supervised(
             return SequentialSampler(examples)
 
     quiet()
-    set_seed(config.seed)
+    set_seed(run.config.seed)
     pad = tokenizer.pad_token_id
     trainer = InOrder(
         model=network,
-        args=supervised_arguments(config, settings, out),
+        args=supervised_arguments(run.config, settings, run.out),
         train_dataset=examples,
         data_collator=lambda batch: collate(batch, pad),
     )
-    run_trainer(trainer, tokenizer, config, title, out, on_log, seen, callbacks)
+    run_trainer(run, trainer, tokenizer, title, seen)
 
 
-def train_sft(config: Config, data: PreparedData, out: Path, on_log: OnLog) -> None:
-    """Train ``config``'s policy on teacher texts of the training split; ``out/model`` is complete
-    at the end or absent.
+def train_sft(run: TrainingRun) -> None:
+    """Train a new policy on teacher texts of the training split. Resumes after a kill.
 
-    ``on_log(step, metrics)`` is called once a step; the same lines go to ``out/metrics.jsonl``.
+    Raises InputError where the data has no training request.
     """
+    config, data = run.config, run.data
     if not len(data.rows("train")):
         raise InputError(
             data.directory / "requests.parquet",
@@ -182,8 +182,7 @@ def train_sft(config: Config, data: PreparedData, out: Path, on_log: OnLog) -> N
     sft = config.preset.sft
     quiet()
     teacher = Teacher(data, sft.teacher_noise, config.seed)
-    network, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), config.seed)
+    texts = teacher.tokenizer_texts()
+    network, tokenizer = create_policy(config.preset.model, texts, config.seed)
     examples = sft_examples(config, data, tokenizer, teacher, sft.examples)
-    run_supervised(
-        config, sft, network, tokenizer, examples, f"sft {data.name}", out, on_log, seen_after(data)
-    )
+    run_supervised(run, sft, network, tokenizer, examples, "sft", seen_after(data))

@@ -111,19 +111,27 @@ def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
     return Packed(*tables, *where)
 
 
-def _sees_everything(network: Any) -> bool:
-    """Whether the network is one whose attention takes the mask it is given: full attention, plain
-    or fused kernel.
+# Architectures whose log-probabilities are tested to be the same with shared prompts
+# (tests/unit/test_training_shared_prompts.py). Any other is computed the trainer library's way:
+# recurrent layers, sliding windows, position biases, attention sinks and the like do not follow
+# from the mask that sharing needs.
+SHAREABLE = ("gemma", "granite", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3", "smollm3")
+
+
+def can_share(network: Any) -> bool:
+    """Whether prompts may be shared: a tested architecture, all layers with full attention, and a
+    kernel that takes the mask it is given.
     """
-    text = network.config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = (
-        getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-    )
+    text = network.config.get_text_config().to_dict()
+    kinds = set(text.get("layer_types") or ["full_attention"])
+    # Qwen's configurations name a window that is switched off.
+    windowed = text.get("sliding_window") is not None and text.get("use_sliding_window", True)
+    kernel = network.config.get_text_config()._attn_implementation
     return (
-        text._attn_implementation in ("eager", "sdpa")
+        text["model_type"] in SHAREABLE
+        and kernel in ("eager", "sdpa")
         and kinds == {"full_attention"}
-        and window is None
+        and not windowed
     )
 
 
@@ -156,7 +164,7 @@ class SharedPromptsMixin:
         network = self.accelerator.unwrap_model(model)  # type: ignore[attr-defined]
         more = [name for name, value in options.items() if name not in plain and value is not False]
         packed = None
-        if self.share_prompts and not args and not more and _sees_everything(network):
+        if self.share_prompts and not args and not more and can_share(network):
             packed = pack(input_ids, attention_mask, logits_to_keep)
         if packed is None:
             return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
@@ -187,7 +195,7 @@ class SharedPromptsMixin:
         network = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         kind = self.accelerator.distributed_type  # type: ignore[attr-defined]
         sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if not self.share_prompts or self.use_vllm or sharded or not _sees_everything(network):  # type: ignore[attr-defined]
+        if not self.share_prompts or self.use_vllm or sharded or not can_share(network):  # type: ignore[attr-defined]
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
         with shared_prefill(network):
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]

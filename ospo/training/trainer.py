@@ -2,23 +2,22 @@
 resume.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from ospo.config import Config, Updates
 from ospo.policy.weights import autocast_bfloat16
 from ospo.training.callbacks import (
     CheckpointMarker,
-    OnLog,
     finish,
     last_checkpoint,
     standard_callbacks,
     start_metrics,
 )
+from ospo.training.run import TrainingRun
 
 
 def common_arguments(config: Config, out: Path) -> dict[str, Any]:
@@ -33,6 +32,7 @@ def common_arguments(config: Config, out: Path) -> dict[str, Any]:
         "save_steps": config.preset.rl.checkpoint_every,
         "save_total_limit": None,  # CheckpointMarker removes old ones
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would show an average in place of NaN
         "report_to": "none",
         "disable_tqdm": True,  # our own progress bar
         "seed": config.seed,
@@ -53,29 +53,19 @@ def update_arguments(config: Config, updates: Updates, out: Path) -> dict[str, A
 
 
 def run_trainer(
-    trainer: Any,
-    tokenizer: Any,
-    config: Config,
-    title: str,
-    out: Path,
-    on_log: OnLog,
-    seen: Iterable[str],
-    callbacks: Sequence[TrainerCallback] = (),
+    run: TrainingRun, trainer: Any, tokenizer: Any, title: str, seen: Iterable[str]
 ) -> None:
-    """Train to the end and write ``out/model``, which is complete or absent.
+    """Train to the end and write ``run.out/model``, which is complete or absent.
 
-    A run that was killed goes on from its last whole checkpoint, with the same weights at the end.
-    ``on_log(step, metrics)`` is called once a step; ``seen``: keys of the requests trained on;
-    ``callbacks`` see the trainer's events.
+    A killed run resumes from its last whole checkpoint, with the same weights at the end. ``seen``:
+    keys of the requests trained on.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = last_checkpoint(out / "checkpoints")
-    start_metrics(out, checkpoint)
-    for callback in [
-        *standard_callbacks(trainer, title, out, on_log),
-        CheckpointMarker(),
-        *callbacks,
-    ]:
+    run.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = last_checkpoint(run.out / "checkpoints")
+    start_metrics(run.out, checkpoint)
+    title = f"{title} {run.data.name}"
+    callbacks = standard_callbacks(trainer, title, run.out, run.on_log)
+    for callback in [*callbacks, CheckpointMarker(), *run.callbacks]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finish(trainer, tokenizer, config.preset.model, out, seen)
+    finish(trainer, tokenizer, run.config.preset.model, run.out, seen)

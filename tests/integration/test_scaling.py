@@ -67,7 +67,7 @@ def test_accelerate_reads_the_configuration_and_the_batch_divides(file: Path) ->
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     from ospo.config import load_config
-    from ospo.training.rl import batch_shape
+    from ospo.training.arguments import batch_shape
 
     arguments = launch_command_parser().parse_args(
         ["--config_file", str(file), "-m", "ospo.cli", "train"]

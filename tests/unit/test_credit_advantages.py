@@ -9,9 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ospo.credit import redistribute, shaped_rewards, shapley_values
+from ospo.credit import redistribute as redistribute_credit
+from ospo.credit import redistribute_returns, shaped_rewards, shapley_values
 from ospo.credit.advantages import EPSILON
 from ospo.credit.returns import returns
+
+
+def redistribute(mode, *tensors, segments_B=None, **numbers):
+    """Any mode: credit stands for group-relative returns under to-go."""
+    if mode == "to-go":
+        return redistribute_returns(*tensors, **numbers)
+    return redistribute_credit(mode, *tensors, segments_B=segments_B, **numbers)
+
 
 MODES = ["none", "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"]
 

@@ -11,6 +11,7 @@ import pytest
 from ospo.credit import (
     ESTIMATORS,
     CreditEngine,
+    Value,
     coalition_text,
     get_estimator,
     segment,
@@ -86,7 +87,7 @@ def test_exact_is_the_shapley_value_of_the_texts():
     assert credit.evaluations == len(masks)
 
 
-def test_trap_2_v_of_all_must_be_the_terminal_reward():
+def test_v_of_all_must_be_the_terminal_reward():
     # Trap 2: coalition values from another game (no pool, other relevant items) than the reward's.
     value = WordValue()
     rewards = value(ANSWERS, ROWS)
@@ -102,7 +103,7 @@ def test_trap_2_v_of_all_must_be_the_terminal_reward():
 
 
 @pytest.mark.parametrize("estimator", ["contiguous", "permutation", "stratified", "kernel", "auto"])
-def test_trap_7_seeded_and_independent_of_the_batch(estimator):
+def test_seeded_and_independent_of_the_batch(estimator):
     # Trap 7: unseeded sampling. The same answer has the same credit in any batch and any run.
     text = "a red dress, slim fit, soft lining, long sleeves, deep pockets, blue belt, wide collar, gold buttons"
 
@@ -157,8 +158,14 @@ def test_expansion_has_the_raw_querys_reward_as_empty_value():
     assert credit.phi_N.sum() == pytest.approx(credit.total - credit.empty_value)
 
 
-class PartsValue(WordValue):
+class PartsValue(WordValue, Value):
     """An additive reward whose coalitions can be scored from their parts."""
+
+    pool = price = None
+
+    @property
+    def coalitions(self):
+        return self.coalition_values
 
     def one(self, text, row):
         return sum(
@@ -228,7 +235,7 @@ def test_bad_values_are_named(value, message):
         CreditEngine(value).credit(["red dress, slim fit"], [7])
 
 
-def test_trap_7_exceptions_are_not_swallowed():
+def test_exceptions_are_not_swallowed():
     # Trap 7, second half: a failing retriever must not become a reward of 0.
     def broken(texts, rows):
         raise RuntimeError("retriever down")

@@ -8,7 +8,8 @@ from ospo.credit.estimators import all_masks
 from ospo.credit.owen import owen_values, shapley_values
 from ospo.credit.segments import join_repeats, repeated
 from ospo.credit.tokens import paid
-from ospo.reward.costs import ThriftyReward
+from ospo.credit.values import Value
+from ospo.reward.costs import PricedReward
 
 
 def worth(texts, rows):
@@ -42,7 +43,7 @@ def test_repeats_earn_nothing_and_cost_what_they_cost() -> None:
     [credit] = CreditEngine(worth, segments="delimiters").credit([text], [0], worth([text], [0]))
     assert credit.segmentation.units == ["linen,", " blue,", " linen, linen, Linen"]
     assert credit.phi_N == pytest.approx([0.45, 0.35, 0.0])
-    reward = ThriftyReward(worth, 0.5)
+    reward = PricedReward(worth, 0.5)
     [priced] = CreditEngine(reward, segments="delimiters").credit([text], [0], reward([text], [0]))
     assert priced.phi_N[:2] == pytest.approx(
         [0.45, 0.35], abs=0.05
@@ -105,7 +106,13 @@ def test_the_budget_holds_and_many_repeats_cost_no_players() -> None:
 
 
 def test_linear_retrievers_skip_repeats_alike() -> None:
-    class Linear:
+    class Linear(Value):
+        pool = price = None
+
+        @property
+        def coalitions(self):
+            return self.coalition_values
+
         def __call__(self, texts, rows):
             return worth(texts, rows)
 

@@ -11,7 +11,7 @@ from ospo.credit import (
     Segmentation,
     decisions,
     group_relative_returns,
-    redistribute,
+    redistribute_returns,
     returns,
     segment,
 )
@@ -31,13 +31,13 @@ def test_the_baseline_is_the_groups_at_the_same_place() -> None:
     # The second completion stopped after one segment: it still counts at place 1, with 0, and not
     # at place 2.
     long, short = np.array([0.4, 0.2]), np.array([0.2])
-    first, second = group_relative_returns([long, short], 2, 0.0)
+    first, second = group_relative_returns([long, short], [0, 0], 0.0)
     assert first == pytest.approx([0.4 - 0.3, 0.2 - 0.1, 0.0])
     assert second == pytest.approx(
         [0.2 - 0.3, 0.0 - 0.1]
     )  # stopping cost what the other gained by going on
-    with pytest.raises(ValueError, match="whole groups"):
-        group_relative_returns([long, short, long], 2, 0.0)
+    with pytest.raises(ValueError, match="wrong shape"):
+        group_relative_returns([long, short, long], [0, 0], 0.0)
 
 
 @given(
@@ -50,7 +50,7 @@ def test_the_baseline_is_the_groups_at_the_same_place() -> None:
 )
 def test_relative_returns_sum_to_0_at_each_place(phis: list[np.ndarray], discount: float) -> None:
     for group in (phis[:2], phis[2:]):
-        relative = group_relative_returns(group, 2, discount)
+        relative = group_relative_returns(group, [0, 0], discount)
         for j in range(max(map(len, relative))):
             assert sum(r[j] for r in relative if len(r) > j) == pytest.approx(0, abs=1e-9)
 
@@ -58,7 +58,7 @@ def test_relative_returns_sum_to_0_at_each_place(phis: list[np.ndarray], discoun
 def test_with_discount_1_the_first_return_is_grpos_numerator() -> None:
     phis = [np.array([0.3, 0.1]), np.array([0.2]), np.array([0.0, -0.1, 0.3]), np.zeros(0)]
     rewards = np.array([phi.sum() for phi in phis])
-    relative = group_relative_returns(phis, 4, 1.0)
+    relative = group_relative_returns(phis, [0, 0, 0, 0], 1.0)
     assert [r[0] for r in relative] == pytest.approx((rewards - rewards.mean()).tolist())
 
 
@@ -90,8 +90,8 @@ def test_to_go_by_hand() -> None:
     # One completion of two segments of one token each and its closing; x = G − b.
     x = torch.tensor([[0.3, -0.1, 0.1]], dtype=torch.float64)
     ones = torch.ones(1, 3)
-    result = redistribute(
-        "to-go", torch.tensor([0.5]), x, ones, ones, torch.tensor([0.2]), alpha=1.0, clip=99.0
+    result = redistribute_returns(
+        torch.tensor([0.5]), x, ones, ones, torch.tensor([0.2]), alpha=1.0, clip=99.0
     )[0].tolist()
     # A + (x − mean x) / (std + ε), mean x = 0.1.
     assert result == pytest.approx([0.5 + 0.2 / 0.2001, 0.5 - 0.2 / 0.2001, 0.5], rel=1e-5)
@@ -100,13 +100,13 @@ def test_to_go_by_hand() -> None:
 
 def test_to_go_gives_a_bad_phrase_of_a_good_completion_less_and_stopping_its_due() -> None:
     good, poor = np.array([0.6, -0.2]), np.array([0.1])
-    relative = group_relative_returns([good, poor], 2, 0.5)
+    relative = group_relative_returns([good, poor], [0, 0], 0.5)
     credit = torch.zeros(2, 3, dtype=torch.float64)
     credit[0], credit[1, :2] = torch.tensor(relative[0]), torch.tensor(relative[1])
     mask = torch.tensor([[1.0, 1, 1], [1, 1, 0]])
     advantages = torch.tensor([0.7, -0.7], dtype=torch.float64)
-    result = redistribute(
-        "to-go", advantages, credit, mask, mask, torch.tensor([0.2, 0.2]), clip=9.0
+    result = redistribute_returns(
+        advantages, credit, mask, mask, torch.tensor([0.2, 0.2]), clip=9.0
     )
     assert result[0, 0] > result[0, 2] > result[0, 1]
     assert (

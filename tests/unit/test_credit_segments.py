@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ospo.credit import Segmentation, merge_segments, segment, segment_many
+from ospo.credit.segments import load_tagger
 
 KINDS = ["phrases", "delimiters", "sentences", "tokens"]
 UNIONS = ["none", "sentences", "clauses"]
@@ -213,3 +214,19 @@ def test_unknown_kinds_are_named():
 def test_spans_that_do_not_cover_are_refused(spans, message):
     with pytest.raises(ValueError, match=message):
         Segmentation("red coat", spans)
+
+
+def new_texts(first: int, count: int) -> list[str]:
+    """Texts of words that no vocabulary holds."""
+    return [f"warm zq{i} jacket with kx{i} lining" for i in range(first, first + count)]
+
+
+def test_the_tagger_forgets_the_words_of_texts() -> None:
+    """spaCy keeps every new string for ever unless told otherwise."""
+    segment_many(new_texts(0, 50))
+    strings = load_tagger().vocab.strings
+    before = len(strings)
+    found = segment_many(new_texts(1000, 400))
+    assert all(len(one) > 1 for one in found)
+    assert "zq1007" not in strings
+    assert len(strings) - before < 20

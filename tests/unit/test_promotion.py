@@ -53,18 +53,29 @@ def test_without_the_training_retriever_there_is_no_decision() -> None:
 
 
 def write_evaluation(
-    folder: Path, gains: dict[str, float], requests: int = 120, against: str = "champion"
+    folder: Path,
+    gains: dict[str, float],
+    requests: int = 120,
+    against: str = "champion",
+    shoppers: int = 0,
 ) -> Path:
-    """An evaluation of two policies whose values differ by a gain a retriever plus noise."""
+    """An evaluation of two policies whose values differ by a gain per retriever plus noise.
+
+    ``shoppers``: the requests come from that many, and those of one have the same noise.
+    """
     folder.mkdir()
     random = np.random.default_rng(0)
     ids = [f"r{number:03}" for number in range(requests)]
+    groups = [f"s{number % shoppers}" for number in range(requests)] if shoppers else ids
     frames = []
     for retriever, gain in gains.items():
         base = random.uniform(0.2, 0.6, requests)
+        noise = random.normal(0, 0.02, requests)
+        if shoppers:
+            noise = noise[np.arange(requests) % shoppers]
         for policy, values in (
             (against, base),
-            ("ospo", base + gain + random.normal(0, 0.02, requests)),
+            ("ospo", base + gain + noise),
         ):
             columns = {
                 "policy": policy,
@@ -79,7 +90,7 @@ def write_evaluation(
             }
             frames.append(pl.DataFrame(columns | dict.fromkeys(MEASURES, values)))
     pl.concat(frames).write_parquet(folder / "evaluation.parquet")
-    slices = pl.DataFrame({"request_id": ids, "group": ids})
+    slices = pl.DataFrame({"request_id": ids, "group": groups})
     slices.write_parquet(folder / "slices.parquet")
     details = {"training_retriever": "minilm", "policies": {against: {}, "ospo": {}}}
     (folder / "details.json").write_text(json.dumps(details))
@@ -143,3 +154,35 @@ def test_an_evaluation_without_the_champion_is_one_clear_line(
         promotion.consider(
             two_versions.config, "esci", evaluation, challenger="ospo", champion="former"
         )
+
+
+@pytest.mark.parametrize("others", [("bm25", "static"), ("xlnet", "zebra")])
+def test_the_p_value_is_that_of_the_training_retriever(
+    two_versions: Shop, tmp_path: Path, others: tuple[str, str]
+) -> None:
+    """Whatever the other retrievers say, and wherever they stand in the table."""
+    gains = dict.fromkeys(others, 0.05) | {"minilm": 0.0005}
+    evaluation = write_evaluation(tmp_path / "unclear", gains)
+    decision = promotion.consider(two_versions.config, "esci", evaluation, challenger="ospo")
+    assert not decision.promoted
+    assert decision.figures["minilm"]["p"] > 0.05
+    assert all(decision.figures[name]["p"] < 0.01 for name in others)
+    gains = dict.fromkeys(others, 0.0) | {"minilm": 0.05}
+    evaluation = write_evaluation(tmp_path / "clear", gains)
+    decision = promotion.consider(two_versions.config, "esci", evaluation, challenger="ospo")
+    assert decision.promoted
+    assert decision.figures["minilm"]["p"] < 0.01
+    assert all(decision.figures[name]["p"] > 0.05 for name in others)
+    assert decision.figures["minilm"]["difference"] == pytest.approx(0.05, abs=0.005)
+
+
+def test_requests_of_one_shopper_count_together(tmp_path: Path) -> None:
+    """Twenty requests each of six shoppers are six opinions, not 120."""
+    p = {}
+    for name, shoppers in (("alone", 0), ("together", 6)):
+        evaluation = write_evaluation(tmp_path / name, {"minilm": 0.009}, shoppers=shoppers)
+        [found], requests = promotion.compare(evaluation, "ospo", "champion", seed=0)
+        assert requests == 120
+        p[name] = found.p
+    assert p["alone"] < 0.001
+    assert p["together"] > 0.02  # six shoppers: 64 patterns of signs

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ospo.credit.engine import CreditEngine
 from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
-from ospo.retrieval.base import Retriever
+from ospo.retrieval.base import Retriever, RetrieverError
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.lsa import LSARetriever
 from ospo.retrieval.static import StaticRetriever
@@ -282,14 +282,14 @@ def test_reward_memo_is_bounded_and_counted() -> None:
     data = shop(GAINS)
     reward = SearchReward(indexed(BM25Retriever(), data), data, 10, 3)
     first = reward(["red shoes", "RED shoes,,", "red shoes", "boots", ""], [0, 0, 1, 0, 0])
-    assert (reward.misses, reward.hits) == (
+    assert (reward.counts.misses, reward.counts.hits) == (
         4,
         1,
     )  # case is kept for the retriever: "RED shoes" is another text
     assert first[0] == first[1]
     assert len(reward._memo) == 3
     reward(["boots"], [0])
-    assert (reward.misses, reward.hits) in {(4, 2), (5, 1)}
+    assert (reward.counts.misses, reward.counts.hits) in {(4, 2), (5, 1)}
     assert reward.seconds > 0
     assert reward([], []).shape == (0,)
 
@@ -311,7 +311,7 @@ def test_padding_never_ranks() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "problem"),
-    [(np.full((1, 10), np.nan), "NaN"), (np.zeros((1, 9)), "shape"), (None, "shape")],
+    [(np.full((1, 10), np.nan), "NaN"), (np.zeros((1, 9)), "shape"), (None, "NoneType")],
 )
 def test_bad_retriever_is_named(scores: Any, problem: str) -> None:
     class Bad:
@@ -320,7 +320,7 @@ def test_bad_retriever_is_named(scores: Any, problem: str) -> None:
         def score(self, texts: list[str], rows_BP: np.ndarray) -> Any:
             return scores
 
-    with pytest.raises(ValueError, match=f"bad-one.*{problem}"):
+    with pytest.raises(RetrieverError, match=f"bad-one.*{problem}"):
         SearchReward(Bad(), shop(GAINS), 10, 10)(["x"], [0])  # type: ignore[arg-type]
 
 
@@ -361,7 +361,7 @@ def test_coalitions_of_linear_retrievers_equal_the_direct_way(make: Any) -> None
     assert reward.retriever.linear
     rows = [b % 3 for b in range(len(UNITS))]
     masks = [all_masks(len(units)) for units in UNITS]
-    values = reward.coalition_values(UNITS, rows, masks)
+    values = reward.coalitions(UNITS, rows, masks)
     for units, row, mask_CN, value_C in zip(UNITS, rows, masks, values, strict=True):
         texts = [
             " ".join(u.strip() for u, kept in zip(units, mask, strict=True) if kept)
@@ -380,9 +380,7 @@ def test_coalitions_of_real_phrases(make: Any, esci_tiny: PreparedData) -> None:
         units.append([" ".join(words[at : at + 2]) for at in range(0, 12, 2)])
         rows.append(row % 25)
     masks = [all_masks(6)] * 40
-    for unit, row, value_C in zip(
-        units, rows, reward.coalition_values(units, rows, masks), strict=True
-    ):
+    for unit, row, value_C in zip(units, rows, reward.coalitions(units, rows, masks), strict=True):
         texts = [
             " ".join(u for u, kept in zip(unit, mask, strict=True) if kept) for mask in masks[0]
         ]
@@ -393,13 +391,19 @@ def test_coalitions_bad_input_and_dense() -> None:
     data = shop(GAINS)
     reward = SearchReward(indexed(BM25Retriever(), data), data, 10, 0)
     with pytest.raises(ValueError, match=r"answer 0 has 2 units but masks of shape \(1, 3\)"):
-        reward.coalition_values([["a", "b"]], [0], [np.ones((1, 3), bool)])
-    assert reward.coalition_values([], [], []) == []
+        reward.coalitions([["a", "b"]], [0], [np.ones((1, 3), bool)])
+    assert reward.coalitions([], [], []) == []
 
     class Dense:
         name, linear = "dense", False
 
-    assert not hasattr(SearchReward(Dense(), data, 10, 0), "coalition_values")  # type: ignore[arg-type]
+    assert SearchReward(Dense(), data, 10, 0).coalitions is None  # type: ignore[arg-type]
+
+
+class WholeTexts(SearchReward):
+    """A reward that scores no coalition from its parts."""
+
+    coalitions = None
 
 
 @pytest.mark.parametrize("make", [BM25Retriever, StaticRetriever])
@@ -415,7 +419,8 @@ def test_credit_plays_the_same_game(make: Any) -> None:
     values = reward(answers, [0, 1, 2])
     engine = CreditEngine(reward, segments="delimiters", estimator="auto", budget=32)
     fast = engine.credit(answers, [0, 1, 2], rewards=values)  # raises where v(N) is not the reward
-    del reward.coalition_values
+    whole = WholeTexts(retriever, data, 10, 1000)
+    engine = CreditEngine(whole, segments="delimiters", estimator="auto", budget=32)
     slow = engine.credit(answers, [0, 1, 2], rewards=values)
     for a, b in zip(fast, slow, strict=True):
         assert a.phi_N.tolist() == b.phi_N.tolist()

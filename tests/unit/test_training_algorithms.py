@@ -15,16 +15,19 @@ import torch
 from training_shop import ROOT, LetterReward, make_policy, small_config, weights
 
 from ospo.config import Algorithm, load_config
+from ospo.config.algorithms import ALGORITHMS
 from ospo.credit.advantages import Mode
 from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError
-from ospo.training.algorithms import ONLINE, redistribution
+from ospo.training.algorithms import redistribution
+from ospo.training.arguments import trainer_arguments
 from ospo.training.callbacks import read_metrics
 from ospo.training.dpo import preference_pairs
 from ospo.training.grpo_lambda import LAMBDA, GRPOLambdaTrainer, trace
 from ospo.training.offline import Completion, groups, in_shuffles, sample_offline
 from ospo.training.rft import accepted
-from ospo.training.rl import build_trainer, trainer_arguments
+from ospo.training.rl import build_trainer
+from ospo.training.run import TrainingRun
 from ospo.training.train import train
 
 QUICK = [f"presets.nano.{part}.steps=3" for part in ("rl", "rft", "dpo")] + [
@@ -51,7 +54,7 @@ def test_each_algorithm_trains_from_the_same_policy(
 ) -> None:
     config = small_config(*QUICK, f"algorithms=[{algorithm}]")
     assert config.policies == ["sft", algorithm]
-    train(config, esci_tiny, algorithm, policy, LetterReward(), tmp_path, ignore)
+    train(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), algorithm)
     before, after = weights(policy), weights(tmp_path / "model")
     assert any(not torch.equal(before[key], after[key]) for key in before)
     assert all(torch.isfinite(value).all() for value in after.values())
@@ -97,7 +100,7 @@ def test_which_credit_each_algorithm_uses() -> None:
     assert redistribution(config, "ospo").alpha == 0.3
     assert redistribution(config, "ospo").discount == 0.25
     assert redistribution(config, "shapley_tokens").mode == "to-go"
-    assert {a for a, online in ONLINE.items() if not online.credit} == {
+    assert {a for a, spec in ALGORITHMS.items() if spec.online and not spec.credit} == {
         "grpo",
         "dr_grpo",
         "dapo",
@@ -105,8 +108,8 @@ def test_which_credit_each_algorithm_uses() -> None:
     }
     assert all(
         redistribution(config, a).mode == "none"
-        for a, online in ONLINE.items()
-        if not online.credit
+        for a, spec in ALGORITHMS.items()
+        if not spec.credit
     )
     for mode in set(get_args(Mode)) - {"none"}:
         assert small_config(f"credit.redistribution={mode}").credit.redistribution == mode
@@ -116,7 +119,7 @@ def test_shapley_tokens_plays_with_words(
     esci_tiny: PreparedData, policy: Path, tmp_path: Path
 ) -> None:
     trainer = build_trainer(
-        small_config(), esci_tiny, "shapley_tokens", policy, LetterReward(), tmp_path, ignore
+        TrainingRun(small_config(), esci_tiny, tmp_path, policy, LetterReward()), "shapley_tokens"
     )
     assert trainer.engine is not None
     assert trainer.engine.segments == "tokens"
@@ -139,7 +142,7 @@ def test_the_trace_by_hand_and_by_loop() -> None:
 def test_grpo_lambdas_loss_by_hand(esci_tiny: PreparedData, policy: Path, tmp_path: Path) -> None:
     config = small_config("presets.nano.rl.prompts_per_step=1", "presets.nano.rl.generations=2")
     trainer = build_trainer(
-        config, esci_tiny, "grpo_lambda", policy, LetterReward(), tmp_path, ignore
+        TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), "grpo_lambda"
     )
     assert isinstance(trainer, GRPOLambdaTrainer)
     trainer.model.train()
@@ -179,7 +182,9 @@ def test_grpo_lambda_refuses_what_its_traces_would_break(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         config = small_config(f"presets.nano.rl.{key}")
-        build_trainer(config, esci_tiny, "grpo_lambda", policy, LetterReward(), tmp_path, ignore)
+        build_trainer(
+            TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), "grpo_lambda"
+        )
 
 
 # --- rft and dpo
@@ -218,16 +223,16 @@ def test_the_offline_budget_is_the_online_one_and_parts_are_kept(
     esci_tiny: PreparedData, policy: Path, tmp_path: Path
 ) -> None:
     config = small_config(*QUICK)
-    first = sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "a")
+    first = sample_offline(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()))
     rl = config.preset.rl
     assert len(first) == rl.steps * rl.prompts_per_step * rl.generations
     assert {len(group) for group in groups(first)} == {rl.generations}
     assert [len({c.row for c in group}) for group in groups(first)] == [
         1
     ] * rl.steps * rl.prompts_per_step
-    parts = sorted((tmp_path / "a").iterdir())
+    parts = sorted((tmp_path / "offline").iterdir())
     parts[1].unlink()
-    again = sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "a")
+    again = sample_offline(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()))
     assert again == first
     rewards = LetterReward()([c.answer for c in first], [c.row for c in first])
     assert [c.reward for c in first] == rewards.tolist()
@@ -252,17 +257,21 @@ def test_rfts_first_loss_is_the_mean_negative_log_likelihood_of_what_it_kept(
     esci_tiny: PreparedData, policy: Path, tmp_path: Path
 ) -> None:
     config = small_config(*QUICK)
-    kept = accepted(sample_offline(config, esci_tiny, policy, LetterReward(), tmp_path / "x"), 0.1)
+    kept = accepted(
+        sample_offline(TrainingRun(config, esci_tiny, tmp_path / "x", policy, LetterReward())), 0.1
+    )
     first = in_shuffles(kept, 3 * 4, config.seed)[:4]
     losses: list[float] = []
     train(
-        config,
-        esci_tiny,
+        TrainingRun(
+            config,
+            esci_tiny,
+            tmp_path / "rft",
+            policy,
+            LetterReward(),
+            on_log=lambda s, m: losses.append(m["loss"]),
+        ),
         "rft",
-        policy,
-        LetterReward(),
-        tmp_path / "rft",
-        lambda s, m: losses.append(m["loss"]),
     )
     expected = -torch.cat(_logps(policy, first)).mean().item()
     assert losses[0] == pytest.approx(expected, rel=1e-4)
@@ -277,13 +286,15 @@ def test_dpos_first_loss_is_log_2_and_then_falls(
     )
     losses: list[float] = []
     train(
-        config,
-        esci_tiny,
+        TrainingRun(
+            config,
+            esci_tiny,
+            tmp_path,
+            policy,
+            LetterReward(),
+            on_log=lambda s, m: losses.append(m["loss"]),
+        ),
         "dpo",
-        policy,
-        LetterReward(),
-        tmp_path,
-        lambda s, m: losses.append(m["loss"]),
     )
     assert losses[0] == pytest.approx(np.log(2), rel=1e-4)
     assert np.mean(losses[-3:]) < losses[0] - 0.001
@@ -295,7 +306,7 @@ def test_nothing_to_learn_from_is_one_clear_line(
     config = small_config(*QUICK, "presets.nano.rft.threshold=1.0", "presets.nano.dpo.gap=1.0")
     for algorithm, key in (("rft", "rft.threshold"), ("dpo", "dpo.gap")):
         with pytest.raises(ConfigError, match=key):
-            train(config, esci_tiny, algorithm, policy, LetterReward(), tmp_path, ignore)  # type: ignore[arg-type]
+            train(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), algorithm)  # type: ignore[arg-type]
         assert not (tmp_path / "model").exists()
 
 
@@ -312,13 +323,15 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from training_shop import LetterReward, small_config
 from ospo.data.dataset import load_prepared
+from ospo.training.run import TrainingRun
 from ospo.training.train import train
 config = small_config(*{overrides!r}, "presets.nano.rl.steps=5", "presets.nano.rft.steps=5", "presets.nano.dpo.steps=5",
                       "presets.nano.rl.checkpoint_every=2")
 def on_log(step, metrics):
     if step == int(sys.argv[3]):
         os.kill(os.getpid(), 9)
-train(config, load_prepared({prepared!r}), sys.argv[1], Path({policy!r}), LetterReward(), Path(sys.argv[2]), on_log)
+data = load_prepared({prepared!r})
+train(TrainingRun(config, data, Path(sys.argv[2]), Path({policy!r}), LetterReward(), on_log), sys.argv[1])
 """
 
 

@@ -12,13 +12,14 @@ from training_shop import LetterReward, make_policy, small_config
 from ospo.credit.advantages import EPSILON
 from ospo.credit.engine import Credit, CreditEngine
 from ospo.credit.segments import Segmentation, segment
-from ospo.credit.tokens import Redistribution, Rollouts, token_advantages
+from ospo.credit.tokens import Redistribution, token_advantages
 from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError
-from ospo.policy.weights import build_tokenizer
-from ospo.reward.costs import ThriftyReward, known_words
-from ospo.training.ospo import OSPOTrainer, SearchRewardFunction
+from ospo.policy.scratch import build_tokenizer
+from ospo.reward.costs import PricedReward, known_words
+from ospo.training.ospo import OSPOTrainer, Scored, SearchRewardFunction
 from ospo.training.rl import build_trainer
+from ospo.training.run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +38,22 @@ def trainer_for(
     out.mkdir(parents=True, exist_ok=True)
     config = small_config(*overrides)
     return build_trainer(
-        config, data, algorithm, policy, reward or LetterReward(), out, lambda step, metrics: None
+        TrainingRun(config, data, out, policy, reward or LetterReward()), algorithm
     )
 
 
-def rollouts_of(tokenizer: Any, completions: list[list[int]], reward: Any) -> Rollouts:
-    function = SearchRewardFunction(reward, tokenizer)
-    function(completion_ids=completions, row=[0] * len(completions))
-    assert function.last is not None
-    return function.last
+def scored(tokenizer: Any, completions: list[list[int]]) -> Scored:
+    return SearchRewardFunction(LetterReward(), tokenizer).score(
+        completions, [0] * len(completions)
+    )
 
 
 def fake_credit(answer: str, phi: list[float]) -> Credit:
-    return Credit(segment(answer, "delimiters"), np.array(phi), sum(phi), len(phi) + 2, 0.0)
+    added = np.array(phi)
+    return Credit(segment(answer, "delimiters"), added, sum(phi), len(phi) + 2, 0.0, added_N=added)
 
 
-# --- trap 1: credit on the wrong tokens
+# --- credit lands on the right tokens
 # ---------------------------------------------------------------------------
 
 
@@ -66,14 +67,20 @@ def test_credit_lands_on_the_answers_own_tokens(prefix: str) -> None:
     special = len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     # A special token inside the completion takes no characters and must not shift what follows.
     ids = [*ids[:special], tokenizer.bos_token_id, *ids[special:], tokenizer.eos_token_id]
-    rollouts = rollouts_of(tokenizer, [ids], LetterReward())
-    assert rollouts.answers == [answer]
+    completions = scored(tokenizer, [ids]).completions
+    assert completions.answers == [answer]
     credit = fake_credit(answer, [1.0, -1.0])
     how = Redistribution("additive", alpha=1.0, clip=9.0)
     result = token_advantages(
-        how, torch.tensor([0.5]), torch.tensor([1.0]), rollouts, [credit], torch.ones(1, len(ids))
+        how,
+        [credit],
+        completions,
+        torch.ones(1, len(ids)),
+        [0],
+        torch.tensor([0.5]),
+        torch.tensor([1.0]),
     )[0]
-    text, spans = rollouts.texts[0], rollouts.spans[0]
+    text, spans = completions.texts[0], completions.spans[0]
     first, second = text.index("red"), text.index("linen")
     for t, (start, end) in enumerate(spans):
         if end == start or end <= first or text[start:end] == "</answer>":
@@ -88,14 +95,12 @@ def test_credit_lands_on_the_answers_own_tokens(prefix: str) -> None:
 def test_the_rewarded_text_is_decoded_from_the_completions_own_ids() -> None:
     tokenizer = build_tokenizer(["red dress"] * 3, 400)
     ids = tokenizer("<answer>aei</answer>", add_special_tokens=False)["input_ids"]
-    rollouts = rollouts_of(
-        tokenizer, [[*ids, tokenizer.eos_token_id], [tokenizer.eos_token_id]], LetterReward()
-    )
-    assert rollouts.answers == ["aei", ""]
-    assert rollouts.values.tolist() == [1.0, 0.0]
+    found = scored(tokenizer, [[*ids, tokenizer.eos_token_id], [tokenizer.eos_token_id]])
+    assert found.completions.answers == ["aei", ""]
+    assert found.rewards_B.tolist() == [1.0, 0.0]
 
 
-# --- trap 2: a different game
+# --- credit and reward are of one game
 # -------------------------------------------------------------------------------------
 
 
@@ -107,7 +112,7 @@ def test_the_credits_of_a_step_sum_up_the_very_rewards(
     frame = trainer.table.frame()
     assert len(frame) == 4 * 2 * 4
     rl = small_config().preset.rl
-    reward = ThriftyReward(LetterReward(), rl.repeat_cost, rl.word_cost, known_words(esci_tiny))
+    reward = PricedReward(LetterReward(), rl.repeat_cost, rl.word_cost, known_words(esci_tiny))
     for row in frame.iter_rows(named=True):
         assert row["reward"] == reward([row["answer"]], [0])[0]
         assert "".join(row["segments"]) in ("", row["answer"])
@@ -126,7 +131,7 @@ def test_credit_from_another_game_than_the_reward_is_an_error(
         trainer.train()
 
 
-# --- trap 4: zero instead of negative
+# --- poor completions get negative advantages
 # -----------------------------------------------------------------------------
 
 
@@ -136,20 +141,21 @@ def test_credit_from_another_game_than_the_reward_is_an_error(
 def test_a_completion_of_reward_0_gets_a_negative_advantage(mode: Any) -> None:
     tokenizer = build_tokenizer(["red dress"] * 3, 400)
     ids = tokenizer("<answer>xyz, qrs</answer>", add_special_tokens=False)["input_ids"]
-    rollouts = rollouts_of(tokenizer, [ids], LetterReward())
-    assert rollouts.values.tolist() == [0.0]
+    found = scored(tokenizer, [ids])
+    assert found.rewards_B.tolist() == [0.0]
     result = token_advantages(
         Redistribution(mode, alpha=0.7),
+        [fake_credit("xyz, qrs", [0.0, 0.0])],
+        found.completions,
+        torch.ones(1, len(ids)),
+        [0],
         torch.tensor([-1.2]),
         torch.tensor([0.3]),
-        rollouts,
-        [fake_credit("xyz, qrs", [0.0, 0.0])],
-        torch.ones(1, len(ids)),
     )
     assert result.squeeze().tolist() == pytest.approx([-1.2] * len(ids))
 
 
-# --- trap 8: padding, and sequence-level ratios
+# --- padding, and sequence-level ratios
 # -------------------------------------------------------------------
 
 
@@ -159,15 +165,16 @@ def test_padding_gets_0_and_groups_without_spread_are_skipped() -> None:
     short = tokenizer("<answer>red</answer>", add_special_tokens=False)["input_ids"]
     mask = torch.zeros(2, len(long))
     mask[0], mask[1, : len(short)] = 1, 1
-    rollouts = rollouts_of(tokenizer, [long, short], LetterReward())
+    completions = scored(tokenizer, [long, short]).completions
     skipped = Credit(Segmentation("red", ((0, 3),)), np.zeros(1), 0.3, 0, 0.0, True)
     result = token_advantages(
         Redistribution("additive"),
+        [fake_credit("red, dress", [0.3, -0.1]), skipped],
+        completions,
+        mask,
+        [0, 1],
         torch.tensor([1.0, 0.0]),
         torch.tensor([0.5, 0.0]),
-        rollouts,
-        [fake_credit("red, dress", [0.3, -0.1]), skipped],
-        mask,
     )
     assert torch.isfinite(result).all()
     assert (result[mask == 0] == 0).all()
@@ -195,7 +202,7 @@ def test_sequence_level_ratios_are_refused_with_the_reason(
         )
 
 
-# --- trap 9: length; the loss
+# --- length; the loss
 # -------------------------------------------------------------------------------------
 
 
@@ -280,7 +287,7 @@ def test_ospo_moves_tokens_of_one_completion_apart_and_grpo_does_not(
             assert advantages.shape == (8,)
             continue
         assert advantages.shape == mask.shape
-        rewards = trainer._gathered[:, 0].view(2, 4)
+        rewards = torch.tensor(trainer.table.frame()["reward"].to_list()).view(2, 4)
         sequence = (rewards - rewards.mean(1, keepdim=True)) / (
             rewards.std(1, keepdim=True) + EPSILON
         )
@@ -288,8 +295,9 @@ def test_ospo_moves_tokens_of_one_completion_apart_and_grpo_does_not(
         means = (advantages * mask).sum(1) / lengths
         torch.testing.assert_close(
             means, sequence.flatten(), rtol=1e-4, atol=1e-5
-        )  # trap 9: (1/T) Σ A_t = A
-        several = [b for b in range(8) if "," in trainer.reward_function.last.answers[b]]
+        )  # (1/T) Σ A_t = A
+        answers = trainer.table.frame()["answer"].to_list()
+        several = [b for b in range(8) if "," in answers[b]]
         if several:
             assert max(advantages[b][mask[b]].std().item() for b in several) > 0
 

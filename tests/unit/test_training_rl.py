@@ -23,18 +23,14 @@ from ospo.errors import ConfigError
 from ospo.files import write_manifest
 from ospo.policy.prompts import prompt_messages
 from ospo.policy.seen import read_seen, request_keys
-from ospo.reward.costs import ThriftyReward, strange_words, wasted_share
+from ospo.reward.costs import PricedReward, strange_words, wasted_share
 from ospo.reward.credit import credit_engine
+from ospo.training.arguments import batch_shape, trainer_arguments
 from ospo.training.callbacks import MetricsLog, last_checkpoint, read_metrics
-from ospo.training.completions import RolloutTable
-from ospo.training.rl import (
-    batch_shape,
-    build_trainer,
-    prompt_dataset,
-    prompt_rows,
-    train_rl,
-    trainer_arguments,
-)
+from ospo.training.completions import CompletionTable
+from ospo.training.prompts import prompt_dataset, prompt_rows
+from ospo.training.rl import build_trainer, train_rl
+from ospo.training.run import TrainingRun
 
 
 @pytest.fixture(scope="module")
@@ -201,9 +197,7 @@ def test_the_resolved_arguments_are_written(
     esci_tiny: PreparedData, policy: Path, tmp_path: Path
 ) -> None:
     config = small_config("presets.nano.rl.steps=1", "credit.redistribution=paper-rank")
-    train_rl(
-        config, esci_tiny, "ospo", policy, LetterReward(), tmp_path, lambda step, metrics: None
-    )
+    train_rl(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), "ospo")
     written = json.loads((tmp_path / "trainer_args.json").read_text())
     assert written["algorithm"] == "ospo"
     assert written["credit"]["redistribution"] == "paper-rank"
@@ -250,7 +244,7 @@ def test_repeats_cost_and_their_credit_is_negative() -> None:
     assert wasted_share("red, red, red, red") == pytest.approx(15 / 18)
     assert wasted_share("red,,,,,,,") == pytest.approx(7 / 10)
     assert wasted_share("") == 0
-    reward = ThriftyReward(LetterReward(), 0.4)
+    reward = PricedReward(LetterReward(), 0.4)
     plain = LetterReward()(["red, red, red, red"], [0])[0]
     assert reward(["red, red, red, red"], [0])[0] == pytest.approx(plain - 0.4 * 15 / 18)
     engine = CreditEngine(reward, segments="delimiters")
@@ -264,10 +258,10 @@ def test_strange_words_cost_and_their_credit_bears_it() -> None:
     assert strange_words("Red dress, dottedssic, dottedssic", known) == 2
     assert strange_words("", known) == strange_words("RED", known) == 0
     text, plain = "red dress, ooo, ooos", LetterReward()
-    assert ThriftyReward(plain, 0.4, 0.01, known).price([text, "red", ""]) == pytest.approx(
+    assert PricedReward(plain, 0.4, 0.01, known).price([text, "red", ""]) == pytest.approx(
         [0.01, 0, 0]
     )
-    reward = ThriftyReward(plain, 0.0, 0.01, known)
+    reward = PricedReward(plain, 0.0, 0.01, known)
     assert reward([text], [0])[0] == pytest.approx(plain([text], [0])[0] - 0.01)
     [whole] = CreditEngine(plain, segments="delimiters", estimator="exact").credit([text], [0])
     [priced] = CreditEngine(reward, segments="delimiters", estimator="exact").credit([text], [0])
@@ -279,7 +273,7 @@ def test_the_price_of_strange_words_reaches_the_reward(
 ) -> None:
     config = small_config("presets.nano.rl.word_cost=0.25", "presets.nano.rl.repeat_cost=0.0")
     trainer = build_trainer(
-        config, esci_tiny, "ospo", policy, LetterReward(), tmp_path, lambda s, m: None
+        TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward()), "ospo"
     )
     item = esci_tiny.catalogue["text"][int(esci_tiny.pools_RP[0, 0])]
     texts = [f"{esci_tiny.requests[0].query}, {item}", "xyloq"]
@@ -298,13 +292,7 @@ def test_the_same_seed_gives_the_same_run(
 ) -> None:
     for name in ("a", "b"):
         train_rl(
-            small_config(),
-            esci_tiny,
-            "ospo",
-            policy,
-            LetterReward(),
-            tmp_path / name,
-            lambda s, m: None,
+            TrainingRun(small_config(), esci_tiny, tmp_path / name, policy, LetterReward()), "ospo"
         )
     assert read_seen(tmp_path / "a" / "model") == set(
         request_keys(esci_tiny, esci_tiny.rows("train"))
@@ -326,13 +314,15 @@ def test_every_step_is_logged_once_with_its_phases(
 ) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
     train_rl(
-        small_config(),
-        esci_tiny,
+        TrainingRun(
+            small_config(),
+            esci_tiny,
+            tmp_path,
+            policy,
+            LetterReward(),
+            on_log=lambda s, m: logged.append((s, m)),
+        ),
         "ospo",
-        policy,
-        LetterReward(),
-        tmp_path,
-        lambda s, m: logged.append((s, m)),
     )
     assert [step for step, _ in logged] == [1, 2, 3, 4]
     for _, metrics in logged:
@@ -366,7 +356,15 @@ def test_kl_is_logged_where_it_is_used(
     logged: list[dict[str, float]] = []
     config = small_config("presets.nano.rl.beta=0.1", "presets.nano.rl.steps=2")
     train_rl(
-        config, esci_tiny, "grpo", policy, LetterReward(), tmp_path, lambda s, m: logged.append(m)
+        TrainingRun(
+            config,
+            esci_tiny,
+            tmp_path,
+            policy,
+            LetterReward(),
+            on_log=lambda s, m: logged.append(m),
+        ),
+        "grpo",
     )
     assert logged[1]["kl"] > 0
 
@@ -400,11 +398,11 @@ def test_steps_gone_through_again_replace_their_rows(tmp_path: Path) -> None:
         "credit": [],
         "empty_value": None,
     }
-    table = RolloutTable(tmp_path / "t.parquet", ["r0"])
+    table = CompletionTable(tmp_path / "t.parquet", ["r0"])
     table.add(1, [row])
     table.add(2, [row])
     table.write()
-    again = RolloutTable(tmp_path / "t.parquet", ["r0"])
+    again = CompletionTable(tmp_path / "t.parquet", ["r0"])
     again.add(2, [row | {"answer": "b"}])
     assert again.frame().select("step", "answer").rows() == [(1, "a"), (2, "b")]
 
@@ -415,6 +413,7 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 from training_shop import LetterReward, small_config
 from ospo.data.dataset import load_prepared
+from ospo.training.run import TrainingRun
 from ospo.training.rl import train_rl
 log = open(sys.argv[1] + "/forwarded.txt", "a")
 def on_log(step, metrics):
@@ -423,7 +422,7 @@ def on_log(step, metrics):
         os.kill(os.getpid(), 9)
 config = small_config("presets.nano.rl.steps=7", "presets.nano.rl.checkpoint_every=2", *sys.argv[3:])
 data = load_prepared({prepared!r})
-train_rl(config, data, "ospo", Path({policy!r}), LetterReward(), Path(sys.argv[1]), on_log)
+train_rl(TrainingRun(config, data, Path(sys.argv[1]), Path({policy!r}), LetterReward(), on_log), "ospo")
 """
 
 

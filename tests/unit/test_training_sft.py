@@ -11,9 +11,10 @@ from ospo.data.dataset import PreparedData
 from ospo.policy.prompts import clean
 from ospo.policy.seen import read_seen, request_keys
 from ospo.policy.weights import create_policy, load_policy
+from ospo.training.arguments import trainer_arguments
 from ospo.training.callbacks import read_metrics
 from ospo.training.dpo import dpo_arguments
-from ospo.training.rl import trainer_arguments
+from ospo.training.run import TrainingRun
 from ospo.training.sft import IGNORE, collate, sft_examples, supervised_arguments, train_sft
 from ospo.training.teacher import Teacher
 
@@ -192,10 +193,12 @@ def test_training_lowers_the_loss_writes_metrics_and_a_policy_and_repeats_itself
     config = small_config("presets.nano.sft.steps=30", "presets.nano.sft.learning_rate=5.0e-3")
     logged: list[tuple[int, float]] = []
     train_sft(
-        config,
-        esci_tiny,
-        tmp_path / "a",
-        lambda step, metrics: logged.append((step, metrics["loss"])),
+        TrainingRun(
+            config,
+            esci_tiny,
+            tmp_path / "a",
+            on_log=lambda step, metrics: logged.append((step, metrics["loss"])),
+        )
     )
     assert [step for step, _ in logged] == list(range(1, 31))
     losses = [loss for _, loss in logged]
@@ -204,7 +207,12 @@ def test_training_lowers_the_loss_writes_metrics_and_a_policy_and_repeats_itself
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["metrics.jsonl", "model"]
     again: list[float] = []
     train_sft(
-        config, esci_tiny, tmp_path / "b", lambda step, metrics: again.append(metrics["loss"])
+        TrainingRun(
+            config,
+            esci_tiny,
+            tmp_path / "b",
+            on_log=lambda step, metrics: again.append(metrics["loss"]),
+        )
     )
     assert again == losses
     assert read_seen(tmp_path / "a" / "model") == set(

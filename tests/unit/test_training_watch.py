@@ -4,17 +4,24 @@ of completions.
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_shop import LetterReward, make_policy, small_config, weights
+from transformers import TrainerCallback
 
 from ospo.data.dataset import PreparedData
+from ospo.errors import OspoError
+from ospo.training.callbacks import last_checkpoint
 from ospo.training.collapse import WINDOW, CollapseStop
 from ospo.training.rl import train_rl
+from ospo.training.run import TrainingRun
+from ospo.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +45,12 @@ class FallingReward(LetterReward):
 def run(data: PreparedData, policy: Path, out: Path, reward: Any, *overrides: str) -> list[int]:
     steps: list[int] = []
     config = small_config("presets.nano.rl.steps=40", "presets.nano.rl.repeat_cost=0", *overrides)
-    train_rl(config, data, "grpo", policy, reward, out, lambda step, metrics: steps.append(step))
+    train_rl(
+        TrainingRun(
+            config, data, out, policy, reward, on_log=lambda step, metrics: steps.append(step)
+        ),
+        "grpo",
+    )
     return steps
 
 
@@ -106,10 +118,7 @@ def test_tables_of_completions_come_with_each_phrases_credit(
 ) -> None:
     tables: list[tuple[int, list[dict[str, Any]]]] = []
     config = small_config("presets.nano.rl.table_every=2")
-    train_rl(
-        config, esci_tiny, "ospo", policy, LetterReward(), tmp_path,
-        lambda step, metrics: None, lambda step, rows: tables.append((step, rows)),
-    )  # fmt: skip
+    train_rl(TrainingRun(config, esci_tiny, tmp_path, policy, LetterReward(), on_table=lambda step, rows: tables.append((step, rows))), "ospo")  # fmt: skip
     assert [step for step, _ in tables] == [1, 2, 4]
     for step, rows in tables:
         assert len(rows) == 8
@@ -124,3 +133,48 @@ def test_tables_of_completions_come_with_each_phrases_credit(
             "completion",
         }
     assert any(row["credit"] for _, rows in tables for row in rows)
+
+
+class Poison(TrainerCallback):
+    """Makes one step's gradient NaN, as an overflow would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            parameter = next(iter(kwargs["model"].parameters()))
+            parameter.register_hook(lambda gradient: gradient * float("nan"))
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rft"])
+def test_a_gradient_that_is_not_finite_ends_the_run_and_the_checkpoint_stays(
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path, algorithm: str
+) -> None:
+    config = small_config(
+        *(f"presets.nano.{part}.steps=4" for part in ("rl", "rft")),
+        "presets.nano.rft.threshold=0.05",
+        "presets.nano.rft.batch_size=2",
+    )
+    logged: list[dict[str, float]] = []
+    run = TrainingRun(
+        config,
+        esci_tiny,
+        tmp_path,
+        policy,
+        LetterReward(),
+        on_log=lambda step, metrics: logged.append(metrics),
+        callbacks=[Poison(4)],
+    )
+    with pytest.raises(OspoError, match="the gradient of step 4 is not finite; checkpoint-2 is ke"):
+        train(run, algorithm)
+    assert not (tmp_path / "model").exists()
+    assert len(logged) == 3
+    assert all(np.isfinite(list(row.values())).all() for row in logged)
+    checkpoint = last_checkpoint(tmp_path / "checkpoints")
+    assert checkpoint is not None
+    tensors = load_file(checkpoint / "model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    # The same command resumes; without the fault it comes to the end.
+    train(replace(run, callbacks=()), algorithm)
+    assert (tmp_path / "model" / "config.json").is_file()

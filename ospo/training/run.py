@@ -1,0 +1,57 @@
+"""One training run: what it learns from, where it begins, where it writes, who listens."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ospo.config import Config
+from ospo.credit.values import Function
+from ospo.data.dataset import PreparedData
+from ospo.errors import OspoError
+from ospo.reward import Reward, as_reward
+
+OnLog = Callable[[int, dict[str, float]], None]
+OnTable = Callable[[int, list[dict[str, Any]]], None]
+
+
+def ignore(step: int, metrics: dict[str, float]) -> None:
+    """Listens to nothing; ``metrics.jsonl`` is written all the same."""
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What every training function takes.
+
+    config, data: parameters and prepared data. out: folder of the run; ``out/model`` is complete at
+    the end or absent, and a killed run resumes from the checkpoints there. start: the policy
+    directory that training begins from; None for SFT, which makes a new policy. reward: of search
+    texts, ``reward(texts, rows) -> (B,)``; None for SFT. on_log: called with (step, metrics) once
+    per step; the same lines go to ``out/metrics.jsonl``. on_table: called with (step, rows), some
+    of the step's completions, every ``table_every`` steps. callbacks: see the trainer's events.
+    """
+
+    config: Config
+    data: PreparedData
+    out: Path
+    start: Path | None = None
+    reward: Reward | Function | None = None
+    on_log: OnLog = ignore
+    on_table: OnTable | None = None
+    callbacks: Sequence[TrainerCallback] = ()
+
+    @property
+    def policy(self) -> Path:
+        """``start``. Raises OspoError where there is none."""
+        if self.start is None:
+            raise OspoError(f"{self.out}: no policy to begin from. Fix: name one as `start`")
+        return self.start
+
+    @property
+    def scorer(self) -> Reward:
+        """``reward`` with its abilities declared. Raises OspoError where there is none."""
+        if self.reward is None:
+            raise OspoError(f"{self.out}: no reward to learn from. Fix: name one as `reward`")
+        return as_reward(self.reward)
