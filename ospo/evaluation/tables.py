@@ -45,7 +45,7 @@ def read_table(directory: Path, file: str) -> Path:
     if not path.is_file():
         raise InputError(path, "", "file not found", "run the evaluation first (ospo evaluate)")
     try:
-        pl.read_parquet_schema(path)
+        pl.scan_parquet(path, glob=False).collect_schema()
     except (pl.exceptions.PolarsError, OSError) as error:
         problem = str(error).splitlines()[0][:120]
         raise InputError(
