@@ -15,7 +15,7 @@ from ospo.errors import InputError
 from ospo.files import MANIFEST, sha256_file
 from ospo.registry.card import model_card
 from ospo.registry.champions import make_champion
-from ospo.registry.packaging import copy_policy, log_model
+from ospo.registry.packaging import MODEL_NAME, copy_policy, log_model
 from ospo.registry.store import (
     CHALLENGER,
     CHAMPION,
@@ -159,8 +159,8 @@ def _remove_orphans(client: MlflowClient, run_id: str) -> None:
     logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     if not logged:
         return
-    used = {item.model_id for item in client.search_model_versions(f"run_id = '{run_id}'")}
+    used = {item.source for item in client.search_model_versions(f"run_id = '{run_id}'")}
     for model in logged:
-        if model.model_id not in used:
+        if model.name == MODEL_NAME and model.model_uri not in used:
             get_artifact_repository(model.artifact_location).delete_artifacts()
             client.delete_logged_model(model.model_id)

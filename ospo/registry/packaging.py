@@ -16,6 +16,7 @@ from ospo.files import MANIFEST, read_json, verify_manifest, write_json, write_m
 BUNDLE_BYTES = (
     1 << 30
 )  # a base model up to this size travels with its adapter; a larger one is named only
+MODEL_NAME = "rewriter"
 _KEPT = (
     ".json",
     ".safetensors",
@@ -86,7 +87,7 @@ def log_model(
     )
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
-            name="rewriter",
+            name=MODEL_NAME,
             python_model=str(
                 code / "serving" / "pyfunc.py"
             ),  # the copy: MLflow notes this path in the model
