@@ -15,7 +15,7 @@ from ospo.errors import InputError
 from ospo.files import MANIFEST, sha256_file
 from ospo.registry.card import model_card
 from ospo.registry.champions import make_champion
-from ospo.registry.packaging import MODEL_NAME, copy_policy, log_model
+from ospo.registry.packaging import copy_policy, log_model
 from ospo.registry.store import (
     CHALLENGER,
     CHAMPION,
@@ -28,6 +28,8 @@ from ospo.registry.store import (
 from ospo.serving.requests import MAX_NEW_TOKENS
 from ospo.tracking.facts import git_commit, git_dirty
 from ospo.tracking.store import TrackingError
+
+_LOGGED_NAME = "rewriter"  # what packaging.log_model calls a model
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,6 @@ def _remove_orphans(client: MlflowClient, run_id: str) -> None:
         return
     used = {item.source for item in client.search_model_versions(f"run_id = '{run_id}'")}
     for model in logged:
-        if model.name == MODEL_NAME and model.model_uri not in used:
+        if model.name == _LOGGED_NAME and model.model_uri not in used:
             get_artifact_repository(model.artifact_location).delete_artifacts()
             client.delete_logged_model(model.model_id)
