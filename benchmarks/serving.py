@@ -247,7 +247,7 @@ def transformers_loop(directory: Path, max_new_tokens: int) -> Callable[[list[st
     def call(queries: list[str]) -> list[str]:
         answers = []
         for query in queries:
-            messages = prompt_messages(parse_request(query))  # type: ignore[arg-type]
+            messages = prompt_messages(parse_request(query))
             inputs = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )

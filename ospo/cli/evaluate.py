@@ -181,6 +181,7 @@ def explain(
     from ospo import registry
     from ospo.data.dataset import load_prepared
     from ospo.reports import explain as explanation
+    from ospo.reports import explain_page
     from ospo.retrieval import build_retriever
 
     config = load_config(params, overrides)
@@ -194,7 +195,7 @@ def explain(
             typer.echo(f"explaining the query itself ({error})", err=True)
     built = build_retriever(retriever or config.retrievers.training, config, data)
     found = explanation.explain(config, data, built, request, text)
-    Console().print(explanation.render(found))
+    Console().print(explain_page.render(found))
     if html:
-        explanation.write_html(found, html)
+        explain_page.write_html(found, html)
         typer.echo(f"wrote {html}")

@@ -1,10 +1,10 @@
 """Every policy under every retriever on held-out requests: one table from which all figures are
 derived.
 
-Answers are written once a policy and stream through the retrievers in chunks, so memory does not
-grow with the number of requests beyond the prepared data itself. The split decides what a figure is
-for: ``test`` makes the tables, ``validation`` (training retriever only) chooses the policy to
-register, so that neither test requests nor unseen retrievers have a say in the choice.
+Each policy's answers are written once and stream through the retrievers in chunks, so memory does
+not grow with the number of requests beyond the prepared data itself. The split decides what a
+figure is for: ``test`` makes the tables, ``validation`` (training retriever only) chooses the
+policy to register, so that neither test requests nor unseen retrievers influence the choice.
 """
 
 import time
@@ -29,6 +29,7 @@ from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.policies import Policy, open_policy
 from ospo.evaluation.provenance import lineage
 from ospo.evaluation.scoring import Chunk, score_chunk
+from ospo.evaluation.selection import Summary
 from ospo.evaluation.slices import slice_table
 from ospo.files import atomic_file, write_json
 from ospo.retrieval import build_retriever, families
@@ -81,8 +82,8 @@ class _Means:
 
 @dataclass
 class _Scoring:
-    """Scores answers and writes the table. A chunk's distinct texts are found once and go to every
-    retriever.
+    """Scores answers and writes the table. A chunk's distinct texts are collected once and scored
+    by every retriever.
     """
 
     config: Config
@@ -179,7 +180,7 @@ def evaluate(
     chunk: int = CHUNK,
     note: str = "",
     commands: Sequence[str] = (),
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> Summary:
     """Evaluate ``policies`` and write everything under ``out``.
 
     ``policies``: name → policy directory, file of answers (``policies.AnswerFile``) or None, the
@@ -187,13 +188,13 @@ def evaluate(
     seed → directory. ``note``: a sentence that a reader of the report must know; ``commands``: what
     makes this evaluation again, for the report.
 
-    - ``answers.parquet``: one row a policy × seed × request × sample: answer, tokens, whether it
+    - ``answers.parquet``: one row per policy × seed × request × sample: answer, tokens, whether it
       ended by itself.
-    - ``evaluation.parquet``: one row a policy × seed × retriever × request × sample, all
-      ``MEASURES``, ``scope`` pool or catalogue.
+    - ``evaluation.parquet``: one row per policy × seed × retriever × request × sample,
+      all ``MEASURES``, ``scope`` pool or catalogue.
     - ``summary.json`` (also returned): mean nDCG@10 of greedy answers within pools, ``{"test":
       {policy: {retriever: value}}, "validation": the same for the training retriever only}``.
-    - ``examples.json``: requests that improved and worsened most, with per-phrase credit.
+    - ``examples.json``: requests that improved and worsened most, with what every phrase did.
     - ``slices.parquet``: properties of each test request, and the shopper it comes from.
     - ``details.json``: counts (empty, unfinished answers), requests, policy hashes, leak checks,
       seconds.
@@ -205,21 +206,41 @@ def evaluate(
     started = time.perf_counter()
     limit = config.evaluation.max_requests
     rows = {split: choose_requests(data, split, limit) for split in ("validation", "test")}
-    checked, logs = _check_leaks(data, rows, runs)
+    leak_checks = _check_leaks(data, rows, runs)
     opened = {key: open_policy(model, config, cache) for key, model in runs.items()}
     jobs = plan(config, opened)
     out.mkdir(parents=True, exist_ok=True)
     counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk)
     seconds = {"rewrite": time.perf_counter() - started}
-
     answers = Answers(out / "answers.parquet", jobs, rows, chunk)
-    means = _Means()
-    names = list(dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]))
-    training: Retriever | None = None
-    with (
-        atomic_file(out / "evaluation.parquet") as temporary,
-        pq.ParquetWriter(temporary, _TABLE) as writer,
-    ):
+    means, training = _score(config, data, answers, out / "evaluation.parquet", seconds)
+    with atomic_file(out / "slices.parquet") as temporary:
+        slice_table(data, rows["test"]).write_parquet(temporary)
+    write_examples(config, data, training, out)
+    details = _details(config, data) | {
+        "note": note,
+        "commands": list(commands),
+        "policies": _described(runs, opened),
+        "requests": {split: len(chosen) for split, chosen in rows.items()},
+        "answers": counts,
+        "leak_checks": leak_checks,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+    }
+    write_json(out / "details.json", details)
+    summary = {split: means.table(split) for split in rows}
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _score(
+    config: Config, data: PreparedData, answers: Answers, file: Path, seconds: dict[str, float]
+) -> tuple[_Means, Retriever]:
+    """Write the table of all measures to ``file``, adding to ``seconds`` what each retriever took;
+    returns the summary's means and the training retriever.
+    """
+    means, training = _Means(), None
+    names = _retrievers(config)
+    with atomic_file(file) as temporary, pq.ParquetWriter(temporary, _TABLE) as writer:
         scoring = _Scoring(config, data, answers, writer, means, seconds)
         for family in families(names):
             shared: dict[str, Retriever] = {}
@@ -231,43 +252,38 @@ def evaluate(
                 scoring.run(family, shared, bar)
             training = shared.get(config.retrievers.training, training)
     assert training is not None
-    with atomic_file(out / "slices.parquet") as temporary:
-        slice_table(data, rows["test"]).write_parquet(temporary)
-    write_examples(config, data, training, out)
-    summary = {split: means.table(split) for split in rows}
-    write_json(
-        out / "details.json",
-        {
-            "dataset": data.name,
-            "note": note,
-            "commands": list(commands),
-            "training_retriever": config.retrievers.training,
-            "unseen_retrievers": [name for name in names if name != config.retrievers.training],
-            "policies": _described(runs, opened),
-            "requests": {split: len(chosen) for split, chosen in rows.items()},
-            "answers": counts,
-            "leak_checks": {"compared": checked, "training_requests": logs},
-            "seconds": {name: round(value, 2) for name, value in seconds.items()},
-            "lineage": lineage(config, data),
-        },
-    )
-    write_json(out / "summary.json", summary)
-    return summary
+    return means, training
+
+
+def _retrievers(config: Config) -> list[str]:
+    """The training retriever first, then the unseen ones."""
+    return list(dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]))
+
+
+def _details(config: Config, data: PreparedData) -> dict[str, Any]:
+    """What ``details.json`` holds of the data and the parameters."""
+    training, *unseen = _retrievers(config)
+    return {
+        "dataset": data.name,
+        "training_retriever": training,
+        "unseen_retrievers": unseen,
+        "lineage": lineage(config, data),
+    }
 
 
 def _check_leaks(
     data: PreparedData, rows: Mapping[str, np.ndarray], runs: Mapping[tuple[str, int], Path | None]
-) -> tuple[dict[str, int], dict[str, int]]:
-    """How many keys of the split, and how many requests of each policy's training logs, were
-    compared.
+) -> dict[str, dict[str, int]]:
+    """How many keys of the split, and how many requests of each policy's training, were compared.
+    Raises LeakError.
     """
-    checked = leaks.check_split(data)
+    compared = leaks.check_split(data)
     evaluated = np.concatenate(list(rows.values()))
     logs: dict[str, int] = {}
     for (name, _), model in runs.items():
         if model is not None:
             logs[name] = logs.get(name, 0) + leaks.check_policy(data, evaluated, name, model)
-    return checked, logs
+    return {"compared": compared, "training_requests": logs}
 
 
 def _described(

@@ -1,14 +1,17 @@
 """Requests where a policy helped most and where it hurt most, with the credit of every phrase it
-wrote.
+wrote and its share of the difference to the raw query.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from ospo.config import Config
+from ospo.credit import Credit
 from ospo.data.dataset import PreparedData, Request
+from ospo.evaluation.changes import Changes, changes
 from ospo.files import write_json
 from ospo.retrieval.base import Retriever
 from ospo.reward.credit import credit_engine
@@ -21,8 +24,9 @@ def pick(table: Path, training: str) -> pl.DataFrame:
     """The most improved and the most worsened test requests of each policy against the raw query.
 
     Columns: policy, kind (improved | worse), request_id, raw, value (nDCG@10), raw_rank, rank (of
-    the first relevant item in the pool). Requests whose score did not change are neither. Ties are
-    settled by request id. Of a policy trained under several seeds the first one speaks.
+    the first item of the highest grade in the pool). Requests whose score did not change are
+    neither. Ties are settled by request id. A policy trained under several seeds is represented by
+    the first.
     """
     here = (
         (pl.col("retriever") == training)
@@ -30,10 +34,14 @@ def pick(table: Path, training: str) -> pl.DataFrame:
         & (pl.col("scope") == "pool")
         & (pl.col("decoding") == "greedy")
     )
-    columns = ["policy", "request_id", "ndcg@10", "rr"]
+    columns = ["policy", "request_id", "ndcg@10", "rr_exact"]
     first_seed = pl.col("seed") == pl.col("seed").min().over("policy")
-    rows = pl.scan_parquet(table).filter(here).filter(first_seed).select(columns).collect()
-    raw = rows.filter(pl.col("policy") == "raw").select("request_id", raw="ndcg@10", raw_rr="rr")
+    rows = (
+        pl.scan_parquet(table, glob=False).filter(here).filter(first_seed).select(columns).collect()
+    )
+    raw = rows.filter(pl.col("policy") == "raw").select(
+        "request_id", raw="ndcg@10", raw_rr="rr_exact"
+    )
     both = (
         rows.filter(pl.col("policy") != "raw")
         .join(raw, on="request_id")
@@ -55,20 +63,29 @@ def pick(table: Path, training: str) -> pl.DataFrame:
         "raw",
         value="ndcg@10",
         raw_rank=(1 / pl.col("raw_rr")).round().cast(pl.Int32, strict=False),
-        rank=(1 / pl.col("rr")).round().cast(pl.Int32, strict=False),
+        rank=(1 / pl.col("rr_exact")).round().cast(pl.Int32, strict=False),
     )
 
 
 def write_examples(config: Config, data: PreparedData, retriever: Retriever, out: Path) -> None:
-    """Write ``out/examples.json``: each picked request with query, history, answer and its phrases'
-    credit.
+    """Write ``out/examples.json``: one object per picked request and policy.
+
+    - ``query``, ``history``, ``target``, ``answer``; ``raw_rank``, ``rank``.
+    - ``empty_ndcg``, ``raw_ndcg``, ``ndcg``: nDCG@10 of no text, of the raw query, of the answer.
+    - ``phrases``: text, ``credit`` (as in training; they sum to ``ndcg`` − ``empty_ndcg``),
+      ``kept`` (all its words stand in the request) and ``change``, its share of ``ndcg`` −
+      ``raw_ndcg``.
+    - ``lost``: words of the request that the answer left out: text, ``change``, and ``put_back``,
+      what adding them to the answer would change. ``form``: what order and repeats alone changed.
+      All changes and ``form`` sum to ``ndcg`` − ``raw_ndcg``.
+    - ``estimator``: how ``credit`` was computed.
 
     Credit is the one that training uses (``config.credit``), of the training retriever, seeded.
     """
     picked = pick(out / "evaluation.parquet", config.retrievers.training)
     wanted = picked["request_id"].unique().implode()
     answers = (
-        pl.scan_parquet(out / "answers.parquet")
+        pl.scan_parquet(out / "answers.parquet", glob=False)
         .filter(
             (pl.col("split") == "test")
             & (pl.col("decoding") == "greedy")
@@ -81,46 +98,61 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
     rows = picked.join(
         answers, on=["policy", "request_id"], how="left", maintain_order="left"
     ).to_dicts()
-    credits = _credits(
-        config, data, retriever, [row["answer"] for row in rows], [row["row"] for row in rows]
-    )
-    examples = [_example(row, data, phrases) for row, phrases in zip(rows, credits, strict=True)]
-    write_json(out / "examples.json", examples)
+    write_json(out / "examples.json", _examples(config, data, retriever, rows))
 
 
-def _credits(
-    config: Config, data: PreparedData, retriever: Retriever, answers: list[str], rows: list[int]
-) -> list[list[dict[str, Any]]]:
-    if not answers:
+def _examples(
+    config: Config, data: PreparedData, retriever: Retriever, picked: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    if not picked:
         return []
+    answers, rows = [one["answer"] for one in picked], [one["row"] for one in picked]
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
     engine = credit_engine(config, reward)
-    credits = engine.credit(answers, rows, rewards=None, skip=None)
+    credits = engine.credit(answers, rows)
+    found = changes(
+        reward,
+        [data.requests[row].query for row in rows],
+        answers,
+        [credit.segmentation.units for credit in credits],
+        rows,
+        budget=config.credit.budget,
+        seed=config.seed,
+    )
     return [
-        [
-            {"text": answer[start:end], "credit": float(phi)}
-            for (start, end), phi in zip(credit.segmentation.spans, credit.phi_N, strict=True)
-        ]
-        for answer, credit in zip(answers, credits, strict=True)
+        _example(one, data, credit, change)
+        for one, credit, change in zip(picked, credits, found, strict=True)
+    ]
+
+
+def _phrases(credit: Credit, change: Changes) -> list[dict[str, Any]]:
+    columns = (credit.segmentation.units, credit.phi_N, change.kept_N, change.change_N)
+    return [
+        {"text": text, "credit": float(phi), "kept": kept, "change": share}
+        for text, phi, kept, share in zip(*columns, strict=True)
     ]
 
 
 def _example(
-    row: dict[str, Any], data: PreparedData, phrases: list[dict[str, Any]]
+    picked: dict[str, Any], data: PreparedData, credit: Credit, change: Changes
 ) -> dict[str, Any]:
-    request: Request = data.requests[row["row"]]
+    request: Request = data.requests[picked["row"]]
     target = data.catalogue.row(data.item_ids.index(request.target_id), named=True)
     return {
-        "policy": row["policy"],
-        "kind": row["kind"],
-        "request_id": row["request_id"],
+        "policy": picked["policy"],
+        "kind": picked["kind"],
+        "request_id": picked["request_id"],
         "query": request.query,
         "history": [", ".join(filter(None, (p.name, p.type, p.colour))) for p in request.history],
         "target": target["title"],
-        "answer": row["answer"],
-        "raw_ndcg": row["raw"],
-        "ndcg": row["value"],
-        "raw_rank": row["raw_rank"],
-        "rank": row["rank"],
-        "phrases": phrases,
+        "answer": picked["answer"],
+        "empty_ndcg": credit.empty_value,
+        "raw_ndcg": picked["raw"],
+        "ndcg": picked["value"],
+        "raw_rank": picked["raw_rank"],
+        "rank": picked["rank"],
+        "phrases": _phrases(credit, change),
+        "lost": [asdict(words) for words in change.lost],
+        "form": change.form,
+        "estimator": credit.estimator,
     }

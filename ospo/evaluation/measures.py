@@ -1,10 +1,12 @@
 """Ranking measures of many requests at once, from scores over candidate pools.
 
 Graded nDCG (``ndcg@k``, all gains) is ``ospo.reward.ndcg.ndcg``, the function that trains the
-policies, so that evaluation and reward cannot drift apart. The binary measures (``ndcg_exact@10``,
-``rr``, ``ap``, ``recall@k``), which take a request's highest grade as relevant (ESCI's Exact
-products, H&M's article bought), are computed by ir_measures. They depend on the ranks of the
-relevant items alone, so the library is asked once for every distinct set of ranks.
+policies, so that evaluation and reward cannot drift apart. The binary measures come twice, both
+computed by ir_measures: ``rr``, ``ap`` and ``recall@k`` count every item with a gain above 0 as
+relevant, as trec_eval and ranx do; those named ``…_exact`` count only the items of a request's
+highest grade (ESCI's Exact products; on H&M, where there is one grade, the two agree). They depend
+on the ranks of the relevant items alone, so the library is asked once for every distinct set of
+ranks.
 """
 
 from collections import OrderedDict
@@ -16,23 +18,24 @@ from ospo.reward.ndcg import ndcg
 
 NDCG_CUTS = (10, 20, 50, 100)
 RECALL_CUTS = (10, 20, 50, 100, 1000)
-BINARY = {
+# Each measure and its name in ir_measures' notation, which readers can recompute a figure with.
+GRADED = {f"ndcg@{k}": f"nDCG@{k}" for k in NDCG_CUTS}
+ANY_GRADE = {"rr": "RR", "ap": "AP", **{f"recall@{k}": f"R@{k}" for k in RECALL_CUTS}}
+HIGHEST_GRADE = {
     "ndcg_exact@10": "nDCG@10",
-    "rr": "RR",
-    "ap": "AP",
-    **{f"recall@{k}": f"R@{k}" for k in RECALL_CUTS},
+    "rr_exact": "RR",
+    "ap_exact": "AP",
+    **{f"recall_exact@{k}": f"R@{k}" for k in RECALL_CUTS},
 }
-MEASURES = (*(f"ndcg@{k}" for k in NDCG_CUTS), *BINARY)
-
-# The same measures in ir_measures' notation, for tests and for readers who want to recompute a
-# figure.
-IR_MEASURES = {**{f"ndcg@{k}": f"nDCG@{k}" for k in NDCG_CUTS}, **BINARY}
+MEASURES = (*GRADED, *ANY_GRADE, *HIGHEST_GRADE)
+# What the library is asked for: the measures of one set of relevant items, in this order.
+BINARY = tuple(HIGHEST_GRADE.values())
 
 MEMO = 100_000  # sets of ranks remembered: some 30 MB
 _memo: OrderedDict[bytes, tuple[float, ...]] = OrderedDict()
 
 
-def relevant(gains_BP: np.ndarray) -> np.ndarray:
+def highest(gains_BP: np.ndarray) -> np.ndarray:
     """The items of each request's highest positive gain: (B, P) bool."""
     best_B1 = gains_BP.max(axis=1, keepdims=True)
     return (gains_BP == best_B1) & (best_B1 > 0)
@@ -57,10 +60,14 @@ def measure(scores_BP: np.ndarray, gains_BP: np.ndarray) -> dict[str, np.ndarray
     ranked_gains_BP = np.take_along_axis(gains_BP, order_BP, axis=1)
     # The nDCGs then see scores already in order.
     values = {f"ndcg@{k}": ndcg(ranked_BP, ranked_gains_BP, k) for k in NDCG_CUTS}
-    hits_BP = np.take_along_axis(relevant(gains_BP), order_BP, axis=1)
-    relevant_B = hits_BP.sum(axis=1)
-    table_BM = binary_measures(hits_BP & np.isfinite(ranked_BP), relevant_B)
-    return values | {name: table_BM[:, m] for m, name in enumerate(BINARY)}
+    found_BP = np.isfinite(ranked_BP)
+    for names, hits_BP in (
+        (ANY_GRADE, ranked_gains_BP > 0),
+        (HIGHEST_GRADE, np.take_along_axis(highest(gains_BP), order_BP, axis=1)),
+    ):
+        table_BM = binary_measures(hits_BP & found_BP, hits_BP.sum(axis=1))
+        values |= {name: table_BM[:, BINARY.index(text)] for name, text in names.items()}
+    return values
 
 
 def binary_measures(hits_BP: np.ndarray, relevant_B: np.ndarray) -> np.ndarray:
@@ -100,7 +107,7 @@ def _by_library(ranks: list[np.ndarray], relevant: list[int]) -> list[tuple[floa
     """
     import ir_measures
 
-    wanted = {ir_measures.parse_measure(text): m for m, text in enumerate(BINARY.values())}
+    wanted = {ir_measures.parse_measure(text): m for m, text in enumerate(BINARY)}
     values = np.zeros((len(ranks), len(BINARY)))
     runs, qrels = {}, {}
     for n, (ranks_H, count) in enumerate(zip(ranks, relevant, strict=True)):

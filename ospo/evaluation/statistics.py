@@ -125,6 +125,37 @@ def seed_test(differences_SC: np.ndarray) -> np.ndarray:
     return 2 * t.sf(statistic_C, df=len(differences_SC) - 1)
 
 
+def difference_test(
+    differences_SRC: np.ndarray, resamples: int, seed: int, groups_R: np.ndarray | None = None
+) -> np.ndarray:
+    """Two-sided p-values (C,) of paired differences (S training seeds, R requests, C comparisons).
+
+    With one seed the randomisation test over requests (shoppers). With several the larger one of
+    that test, of the means over seeds, and of the t-test over seeds: a difference counts only where
+    it is clear over requests and over training runs (intersection-union test, Berger 1982).
+    """
+    differences_SRC = np.asarray(differences_SRC, dtype=np.float64)
+    p_C = randomisation_test(differences_SRC.mean(axis=0), resamples, seed, groups_R)
+    if len(differences_SRC) > 1:
+        p_C = np.maximum(p_C, seed_test(differences_SRC.mean(axis=1)))
+    return p_C
+
+
+def seed_interval(values_S: np.ndarray, level: float = 0.95) -> Interval:
+    """The t interval of a mean over S training seeds, for figures with one value per seed. Raises
+    ValueError for fewer than two.
+    """
+    from scipy.stats import t
+
+    values_S = np.asarray(values_S, dtype=np.float64)
+    if len(values_S) < 2:
+        raise ValueError("an interval over seeds needs at least two of them")
+    error = values_S.std(ddof=1) / np.sqrt(len(values_S))
+    half = t.ppf((1 + level) / 2, len(values_S) - 1) * error
+    mean = float(values_S.mean())
+    return Interval(mean, mean - float(half), mean + float(half))
+
+
 def affordable(resamples: int, units: int) -> int:
     """How many resamples to draw: as asked, fewer (but at least 1,000) where there are very many
     units.

@@ -22,13 +22,14 @@ import polars as pl
 from ospo import registry
 from ospo.config import Config
 from ospo.errors import InputError
-from ospo.evaluation.analysis import Comparison, load_values, read_table
+from ospo.evaluation.analysis import Comparison
 from ospo.evaluation.statistics import (
     bootstrap_means,
     holm,
     percentile_interval,
     randomisation_test,
 )
+from ospo.evaluation.tables import load_values, read_table
 from ospo.files import read_json
 
 MAX_P, TOLERANCE = 0.05, 0.01
@@ -100,7 +101,7 @@ def compare(
     files.
     """
     wide, _, retrievers = load_values([evaluation])
-    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"))
+    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"), glob=False)
     groups = wide.select("request_id").join(
         slices, on="request_id", how="left", maintain_order="left"
     )["group"]

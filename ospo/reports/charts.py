@@ -1,20 +1,23 @@
 """Charts as inline SVG: no script, no image file, readable at 350 pixels wide, in light and dark,
 and on paper.
 
-Colours are classes (``s0`` … ``s5``) of the page's style sheet; every series differs in shape or
-dash as well. Each chart carries a title and a description for screen readers; the page puts the
-same figures in a table beside it.
+Colours are classes (``s0`` … ``s5``) of ``templates/charts.css``, which every page includes; every
+series differs in shape or dash as well. Each chart carries a title and a description for screen
+readers; the page puts the same figures in a table beside it. ``standalone`` makes a file of one.
 """
 
 import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from markupsafe import Markup
 
 WIDTH = 360
+_STYLE = Path(__file__).parent / "templates" / "charts.css"
 _DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 4")
+_BAR, _NAMES = 22, 128  # height of a bar with its gap; width left of the bars, for their names
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,21 @@ def _svg(height: float, title: str, description: str, parts: list[Markup]) -> Ma
     return head + Markup("").join(parts) + Markup("</svg>")
 
 
+def standalone(chart: Markup) -> str:
+    """The chart as an SVG file of its own, for documents: light colours and a background
+    included.
+    """
+    style = _STYLE.read_text(encoding="utf-8")
+    background = '<rect width="100%" height="100%" fill="var(--page)"/>'
+    head, close, rest = chart.partition("</desc>")
+    return f"{head}{close}<style>\n{style}</style>{background}{rest}\n"
+
+
+def _dash(series: int) -> str:
+    """The dash of a series. Colours repeat after six series; their dashes are then shifted."""
+    return _DASHES[(series + series // len(_DASHES)) % len(_DASHES)]
+
+
 def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "label") -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
         x, y, anchor, kind, text
@@ -100,12 +118,11 @@ def _legend(names: Sequence[tuple[str, int]], y: float, lines: bool) -> tuple[li
         if x > 4 and x + width > WIDTH:
             x, y = 4.0, y + 16
         if lines:
-            dash = _DASHES[s % len(_DASHES)]
             sample = Markup(
                 '<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="curve s{}" '
                 'stroke-dasharray="{}"/>'
             )
-            parts.append(sample.format(x, y - 4, x + 18, y - 4, s % 6, dash))
+            parts.append(sample.format(x, y - 4, x + 18, y - 4, s % 6, _dash(s)))
         else:
             parts.append(marker(s, x + 9, y - 4))
         parts.append(_text(x + 23, y, name))
@@ -147,11 +164,7 @@ def line_chart(
                 f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in zip(line.x, values, strict=False)
             )
             if path:
-                parts.append(
-                    curve.format(
-                        path, kind, s % 6, _DASHES[s % len(_DASHES)] if kind == "curve" else ""
-                    )
-                )
+                parts.append(curve.format(path, kind, s % 6, _dash(s) if kind == "curve" else ""))
     return _svg(bottom + 34, title, description, parts)
 
 
@@ -162,7 +175,9 @@ def dot_chart(
     series: Sequence[str],
     x_name: str,
 ) -> Markup:
-    """One band a row, its label above it, one dot with interval a series; a line marks 0."""
+    """One band per row, its label above it, one dot with its interval per series; a line marks 0.
+    Raises ValueError where there is no value at all.
+    """
     values = [bound for _, dots in rows for dot in dots for bound in (dot.low, dot.high)]
     if not values:
         raise ValueError("no values to draw")
@@ -195,6 +210,21 @@ def dot_chart(
         y += height
     parts.append(_text(right, bottom + 28, x_name, "end", "axis"))
     return _svg(bottom + 34, title, description, parts)
+
+
+def bar_chart(title: str, bars: Sequence[tuple[str, int]]) -> Markup:
+    """One horizontal bar per (name, count), in the given order, its count written at its end."""
+    most = max((count for _, count in bars), default=0) or 1
+    longest = WIDTH - _NAMES - 60  # leaves place for the count
+    parts: list[Markup] = []
+    bar = Markup('<rect x="{}" y="{}" width="{:.1f}" height="16" class="mark s0"/>')
+    for place, (name, count) in enumerate(bars):
+        y, width = _BAR * place, longest * count / most
+        parts.append(_text(_NAMES - 6, y + 15, name[:22], "end"))
+        parts.append(bar.format(_NAMES, y + 3, width))
+        parts.append(_text(_NAMES + width + 4, y + 15, f"{count:,}"))
+    description = ", ".join(f"{name} {count}" for name, count in bars)
+    return _svg(_BAR * len(bars), title, description, parts)
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:

@@ -5,7 +5,6 @@ SVG bars.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,10 @@ import polars as pl
 from ospo.data.dataset import PreparedData
 from ospo.data.schemas import SPLITS
 from ospo.errors import InputError
-from ospo.files import atomic_directory, atomic_file, read_json
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; } th, td { text-align: left; padding: .15rem 1rem .15rem 0; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: currentColor; }
-rect { fill: #3b6ea5; }
-"""
+from ospo.files import atomic_directory, read_json
+from ospo.reports import pages
+from ospo.reports.charts import bar_chart
+from ospo.reports.wording import shown
 
 
 @dataclass(frozen=True)
@@ -145,35 +137,8 @@ def _example(data: PreparedData, row: int) -> str:
 
 def write_page(profile: Profile, file: str | Path) -> None:
     """Write the profile as one self-contained HTML page, atomically. Text from data is escaped."""
-    rows = "".join(
-        f"<tr><th scope=row>{escape(name)}</th><td class=n>{escape(value)}</td></tr>"
-        for name, value in profile.figures.items()
-    )
-    charts = "".join(_svg(bars) for bars in profile.charts)
-    examples = "".join(f"<li>{escape(text)}</li>" for text in profile.examples)
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width">'
-        f"<title>{escape(profile.name)}: prepared data</title><style>{_STYLE}</style>"
-        f"<h1>{escape(profile.name)}: prepared data</h1><table>{rows}</table>{charts}"
-        f"<h2>Three requests</h2><ul>{examples}</ul></html>\n"
-    )
-    with atomic_file(file) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-
-
-def _svg(bars: Bars) -> str:
-    most = max((count for _, count in bars.counts), default=0) or 1
-    height = 22 * len(bars.counts)
-    parts = []
-    for place, (name, count) in enumerate(bars.counts):
-        y, width = 22 * place, round(380 * count / most, 1)
-        parts.append(
-            f'<text x="150" y="{y + 15}" text-anchor="end">{escape(name[:24])}</text>'
-            f'<rect x="156" y="{y + 3}" width="{width}" height="16"/>'
-            f'<text x="{160 + width}" y="{y + 15}">{count:,}</text>'
-        )
-    label = escape(f"{bars.title}: " + ", ".join(f"{name} {count}" for name, count in bars.counts))
-    body = "".join(parts)
-    picture = f'<svg role="img" aria-label="{label}" viewBox="0 0 620 {height}">{body}</svg>'
-    return f"<h2>{escape(bars.title)}</h2>{picture}"
+    charts = [
+        (bars.title, bar_chart(bars.title, [(shown(name, 40), n) for name, n in bars.counts]))
+        for bars in profile.charts
+    ]
+    pages.write_page(file, "profile.html.j2", profile=profile, charts=charts)

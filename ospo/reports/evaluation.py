@@ -2,14 +2,12 @@
 alone.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from ospo.errors import InputError
@@ -18,39 +16,12 @@ from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.selection import label, ordered
 from ospo.evaluation.slices import SLICES
 from ospo.files import atomic_file, read_json
-from ospo.paths import REPORTS
+from ospo.metrics import read_metrics
 from ospo.reports.charts import Dot, Line, dot_chart, line_chart, smooth
-from ospo.reports.wording import (
-    ALPHA,
-    find,
-    headline,
-    interval_text,
-    marks,
-    p_text,
-    percent,
-    shown,
-    signed,
-)
+from ospo.reports.pages import write_page
+from ospo.reports.wording import ALPHA, find, headline, interval_text, marks, percent, shown, signed
 
-
-def read_log(file: Path) -> list[dict[str, float]]:
-    """Lines of a training run's ``metrics.jsonl``; a last line torn by a kill is left out.
-    InputError for any other.
-    """
-    if not file.is_file():
-        return []
-    rows = []
-    lines = file.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            row = json.loads(line)
-            row["step"] = int(row["step"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                file, f"line {number}", "is not a line of metrics", "remove it"
-            ) from None
-        rows.append(row)
-    return rows
+REPORTS = Path("reports")
 
 
 def _cards(analysis: Analysis) -> list[dict[str, str]]:
@@ -136,8 +107,8 @@ def _logs(policy: Mapping[str, Any], run: Path) -> list[list[dict[str, float]]]:
     """
     models = [Path(entry["model"]) for entry in policy.get("runs", [policy])]
     if len(models) == 1 and run.is_dir():
-        return [read_log(run / "metrics.jsonl")]
-    return [read_log(model.parent / "metrics.jsonl") for model in models]
+        return [read_metrics(run / "metrics.jsonl")]
+    return [read_metrics(model.parent / "metrics.jsonl") for model in models]
 
 
 def _log_points(log: list[dict[str, float]]) -> dict[int, float]:
@@ -175,45 +146,31 @@ def _robustness_chart(analysis: Analysis) -> Markup | None:
 def _slice_tables(analysis: Analysis) -> list[dict[str, Any]]:
     tables = []
     for name, title in SLICES.items():
-        found = [entry for entry in analysis.slices if entry.slice == name]
-        if not found:
+        parts = [entry for entry in analysis.slices if entry.slice == name]
+        if not parts:
             continue
         rows = [
             (shown(entry.value, 40), [Dot(entry.gain.value, entry.gain.low, entry.gain.high)])
-            for entry in found
+            for entry in parts
         ]
         spoken = "; ".join(f"{text}: {signed(dots[0].value)}" for text, dots in rows)
         chart = dot_chart(
             f"{title}: gain of {label(analysis.best)}", spoken, rows, ["gain"], "gain in nDCG@10"
         )
-        tables.append({"title": title, "chart": chart, "rows": found})
+        tables.append({"title": title, "chart": chart, "rows": parts})
     return tables
-
-
-def credit_class(value: float) -> str:
-    """The colour class of a phrase: ``h1``–``h3`` helped, ``b1``–``b3`` hurt, ``n`` hardly either.
-
-    The steps are in nDCG and the same for all examples, so that a strong colour means the same
-    everywhere.
-    """
-    if abs(value) < 0.02:
-        return "n"
-    size = 1 + (abs(value) >= 0.1) + (abs(value) >= 0.3)
-    return f"{'h' if value > 0 else 'b'}{size}"
 
 
 def _examples(directory: Path, policy: str) -> dict[str, list[dict[str, Any]]]:
     file = directory / "examples.json"
-    kept = [
-        example
-        for example in (read_json(file) if file.is_file() else [])
-        if example["policy"] == policy
-    ]
-    for example in kept:
-        for phrase in example["phrases"]:
-            phrase["class"] = credit_class(phrase["credit"])
+    examples = read_json(file) if file.is_file() else []
+    if examples and "lost" not in examples[0]:
+        raise InputError(
+            file, "lost", "is missing: written by an older version", "run the evaluation again"
+        )
+    mine = [example for example in examples if example["policy"] == policy]
     return {
-        kind: [example for example in kept if example["kind"] == kind]
+        kind: [example for example in mine if example["kind"] == kind]
         for kind in ("improved", "worse")
     }
 
@@ -225,21 +182,16 @@ def _measure_rows(analysis: Analysis) -> list[dict[str, Any]]:
         "catalogue": "over the whole catalogue, greedy answers",
         "sampled": "within candidate pools, sampled answers",
     }
-    tables = []
+    found, tables = analysis.measures, []
     for scope, title in names.items():
-        if scope in analysis.measures:
-            found = analysis.measures[scope]
-            cells = [
-                (retriever, policy)
-                for retriever in analysis.retrievers
-                for policy in ordered(found)
-            ]
-            # Recall beyond the pool's size is 1 for everyone: a column that says nothing.
-            told = [
-                name for name in MEASURES if any(found[policy][r][name] < 1 for r, policy in cells)
-            ]
-            rows = [(r, policy, [found[policy][r][name] for name in told]) for r, policy in cells]
-            tables.append({"title": title, "measures": told, "rows": rows})
+        cells = [(r, policy) for r in analysis.retrievers for policy in found.policies(scope)]
+        # Recall beyond the pool's size is 1 for everyone: such a column shows nothing.
+        columns = [
+            name for name in MEASURES if any(found.value(scope, p, r, name) < 1 for r, p in cells)
+        ]
+        rows = [(r, p, [found.value(scope, p, r, name) for name in columns]) for r, p in cells]
+        if cells:
+            tables.append({"title": title, "measures": columns, "rows": rows})
     return tables
 
 
@@ -294,50 +246,38 @@ def write_report(
                 directory, "", "holds no evaluation (no details.json)", "run the evaluation first"
             )
     analysis = analyse(directories, resamples=resamples, seed=seed)
-    details = read_json(directories[0] / "details.json")
+    values = _values(analysis, directories[0])
+    write_page(out, "report.html.j2", **values, facts=dict(facts or {}))
+    return analysis
+
+
+def _values(analysis: Analysis, directory: Path) -> dict[str, Any]:
+    """What the page's template is filled with."""
+    details = read_json(directory / "details.json")
     lineage = details["lineage"]
-    curves, curve_table = _curves(details, directories[0])
-    environment = Environment(
-        loader=PackageLoader("ospo.reports", "templates"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "shown": shown,
-        "signed": signed,
-        "interval": interval_text,
-        "p": p_text,
-        "label": label,
-        "percent": percent,
-    }
-    page = environment.get_template("report.html.j2").render(
-        analysis=analysis,
-        details=details,
-        headline=headline(analysis),
-        cards=_cards(analysis),
-        marks={
+    curves, curve_table = _curves(details, directory)
+    return {
+        "analysis": analysis,
+        "details": details,
+        "headline": headline(analysis),
+        "cards": _cards(analysis),
+        "marks": {
             p: {r: marks(analysis, p, r) for r in analysis.retrievers} for p in analysis.policies
         },
-        curves=curves,
-        curve_table=curve_table,
-        robustness_chart=_robustness_chart(analysis),
-        slices=_slice_tables(analysis),
-        examples=_examples(directories[0], analysis.best),
-        measure_tables=_measure_rows(analysis),
-        counts={policy: details["answers"][policy] for policy in analysis.policies},
-        facts=dict(facts or {}),
-        data_files=lineage["data"],
-        preparation=_flat(lineage["stats"]),
-        params=_flat(lineage["params"]),
-        packages=_flat(lineage["packages"]) + _flat(lineage["machine"]),
-        commands=_commands(details),
-        alpha=ALPHA,
-    )
-    with atomic_file(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return analysis
+        "curves": curves,
+        "curve_table": curve_table,
+        "robustness_chart": _robustness_chart(analysis),
+        "slices": _slice_tables(analysis),
+        "examples": _examples(directory, analysis.best),
+        "measure_tables": _measure_rows(analysis),
+        "counts": {policy: details["answers"][policy] for policy in analysis.policies},
+        "data_files": lineage["data"],
+        "preparation": _flat(lineage["stats"]),
+        "params": _flat(lineage["params"]),
+        "packages": _flat(lineage["packages"]) + _flat(lineage["machine"]),
+        "commands": _commands(details),
+        "alpha": ALPHA,
+    }
 
 
 def publish_report(evaluation: Path, name: str) -> Path:

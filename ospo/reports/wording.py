@@ -39,8 +39,9 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def interval_text(interval: Interval, digits: int = 3) -> str:
-    """``0.123 to 0.234``."""
-    return f"{interval.low:.{digits}f} to {interval.high:.{digits}f}".replace("-", "−")
+    """``0.123 to 0.234``, with true minuses, and no sign where a bound rounds to 0."""
+    low, high = (signed(bound, digits).removeprefix("+") for bound in (interval.low, interval.high))
+    return f"{low} to {high}"
 
 
 def p_text(p: float) -> str:

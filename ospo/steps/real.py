@@ -116,7 +116,7 @@ def _evaluate(
         update={"evaluation": config.evaluation.model_copy(update={"catalogue": False})}
     )
     prepared = directory / "prepared" / f"{dataset}-{NAME}"
-    prepare(dataset, raw, prepared, config)
+    prepare(dataset, raw, prepared, config, evaluation_only=True)
     vectors = directory / "vectors" / prepared.name
     before = RUNS / dataset / NAME / "vectors" / prepared.name
     if before.is_dir() and not vectors.exists():  # those that are still right are not made again

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from ospo.config import Model
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
+from ospo.metrics import read_metrics
 from ospo.policy.weights import save_policy
 from ospo.training.run import OnLog, OnTable
 
@@ -54,16 +55,6 @@ _NAMES = {
     "seconds/reward": "seconds/reward",
     "seconds/credit": "seconds/credit",
 }
-
-
-def read_metrics(file: Path) -> list[dict[str, float]]:
-    """Lines of a metrics file, in order; a last line torn by a kill is left out."""
-    if not file.is_file():
-        return []
-    rows = []
-    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-        rows.append(json.loads(line))
-    return rows
 
 
 class MetricsLog(TrainerCallback):

@@ -17,8 +17,18 @@ from ospo.cli import app
 from ospo.data.dataset import load_prepared
 from ospo.errors import InputError
 from ospo.evaluation.evaluate import evaluate
-from ospo.reports.evaluation import credit_class, read_log, write_report
-from ospo.reports.wording import headline, percent, shown, signed, summary_markdown
+from ospo.evaluation.statistics import Interval
+from ospo.metrics import read_metrics
+from ospo.reports.evaluation import write_report
+from ospo.reports.pages import credit_class
+from ospo.reports.wording import (
+    headline,
+    interval_text,
+    percent,
+    shown,
+    signed,
+    summary_markdown,
+)
 
 HOSTILE = '<script>alert("x")</script><img src=//evil.example/a.png onerror=alert(1)>"\'&{{ 7*7 }}\u202egnp.exe'
 LONG = "x" * 5000
@@ -182,6 +192,8 @@ def test_words(evaluation: Path, tmp_path: Path) -> None:
     assert signed(-0.0004) == "0.000"
     assert signed(0.1) == "+0.100"
     assert signed(-0.1) == "−0.100"
+    assert interval_text(Interval(0.1, -0.0004, 0.2)) == "0.000 to 0.200"
+    assert interval_text(Interval(-0.1, -0.2, -0.03), 2) == "−0.20 to −0.03"
     assert percent(-0.2) == "−20 %"
     assert shown("a\x00b\u202ec\nd\ud800") == "a b c d"
     assert shown("y" * 50, 10) == "y" * 9 + "…"
@@ -210,10 +222,10 @@ def test_missing_or_empty_evaluation(tmp_path: Path, evaluation: Path) -> None:
 
 def test_training_log(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
-    assert read_log(file) == []
+    assert read_metrics(file) == []
     file.write_text('{"step": 1, "ndcg": 0.5}\nnonsense\n')
     with pytest.raises(InputError, match="line 2"):
-        read_log(file)
+        read_metrics(file)
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,9 +225,8 @@ def test_the_tagger_forgets_the_words_of_texts() -> None:
     """spaCy keeps every new string for ever unless told otherwise."""
     segment_many(new_texts(0, 50))
     strings = load_tagger().vocab.strings
-    before, lexemes = len(strings), len(load_tagger().vocab)
+    before = len(strings)
     found = segment_many(new_texts(1000, 400))
     assert all(len(one) > 1 for one in found)
     assert "zq1007" not in strings
     assert len(strings) - before < 20
-    assert len(load_tagger().vocab) - lexemes < 20

@@ -1,14 +1,19 @@
-"""Ranking measures against hand-computed values and against ir_measures over whole rankings."""
+"""Ranking measures against hand-computed values, and against ir_measures and trec_eval itself over
+whole rankings.
+"""
 
 import math
 
 import ir_measures
 import numpy as np
 import pytest
+import pytrec_eval
 
 from ospo.evaluation.measures import (
+    ANY_GRADE,
     BINARY,
-    IR_MEASURES,
+    GRADED,
+    HIGHEST_GRADE,
     MEASURES,
     binary_measures,
     full_catalogue,
@@ -26,9 +31,28 @@ def test_hand_computed() -> None:
     assert values["ndcg@10"][0] == pytest.approx(dcg / ideal, rel=1e-7)
     exact = (1 / math.log2(3) + 1 / math.log2(5)) / (1 + 1 / math.log2(3))
     assert values["ndcg_exact@10"][0] == pytest.approx(exact, rel=1e-7)
-    assert values["rr"][0] == 0.5
-    assert values["ap"][0] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert values["rr_exact"][0] == 0.5
+    assert values["ap_exact"][0] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert values["recall_exact@10"][0] == 1.0
+    # With every grade counted the item on rank 1 is relevant too.
+    assert values["rr"][0] == 1.0
+    assert values["ap"][0] == pytest.approx((1 / 1 + 2 / 2 + 3 / 4) / 3)
     assert values["recall@10"][0] == 1.0
+
+
+def test_every_grade_counts_unless_the_name_says_exact() -> None:
+    """Of three relevant items one has the highest grade; it stands on rank 12, the others on ranks
+    2 and 30.
+    """
+    scores = -np.arange(40, dtype=np.float64)[None]
+    gains = np.zeros((1, 40), dtype=np.float32)
+    gains[0, [1, 11, 29]] = 0.1, 1.0, 0.01
+    values = {name: float(value[0]) for name, value in measure(scores, gains).items()}
+    assert [values[f"recall@{k}"] for k in (10, 20, 50)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [values[f"recall_exact@{k}"] for k in (10, 20, 50)] == [0, 1, 1]
+    assert (values["rr"], values["rr_exact"]) == pytest.approx((1 / 2, 1 / 12))
+    assert values["ap"] == pytest.approx((1 / 2 + 2 / 12 + 3 / 30) / 3)
+    assert values["ap_exact"] == pytest.approx(1 / 12)
 
 
 def test_cut_offs_bite() -> None:
@@ -57,27 +81,35 @@ def test_against_ir_measures(seed: int) -> None:
         str(r): {str(p): round(100 * float(gains[r, p])) for p in range(pool)}
         for r in range(requests)
     }
-    binary = {q: {p: int(gain == 100) for p, gain in row.items()} for q, row in graded.items()}
-    for name in MEASURES:
-        qrels = graded if name.startswith("ndcg@") else binary
-        found = ir_measures.iter_calc([ir_measures.parse_measure(IR_MEASURES[name])], qrels, run)
-        by_request = {metric.query_id: metric.value for metric in found}
-        expected = [by_request[str(r)] for r in range(requests)]
+    exact = {q: {p: int(gain == 100) for p, gain in row.items()} for q, row in graded.items()}
+    for names, qrels in ((GRADED, graded), (ANY_GRADE, graded), (HIGHEST_GRADE, exact)):
+        for name, text in names.items():
+            found = ir_measures.iter_calc([ir_measures.parse_measure(text)], qrels, run)
+            by_request = {metric.query_id: metric.value for metric in found}
+            expected = [by_request[str(r)] for r in range(requests)]
+            np.testing.assert_allclose(ours[name], expected, atol=1e-7, err_msg=name)
+    # trec_eval's own recall, reciprocal rank and average precision of the graded judgements.
+    names = {"recip_rank": "rr", "map": "ap"} | {f"recall_{k}": f"recall@{k}" for k in (10, 20, 50)}
+    asked = {"recip_rank", "map", "recall.10,20,50"}
+    by_trec = pytrec_eval.RelevanceEvaluator(graded, asked).evaluate(run)
+    for theirs, name in names.items():
+        expected = [by_trec[str(r)][theirs] for r in range(requests)]
         np.testing.assert_allclose(ours[name], expected, atol=1e-7, err_msg=name)
+    assert set(ours) == set(MEASURES)
 
 
 def by_hand(hits: list[int], relevant: int) -> dict[str, float]:
     """Binary measures from the ranks (from 1) of the relevant items found: the textbook formulas,
-    one by one.
+    one by one, by their names in ir_measures.
     """
     ideal = sum(1 / math.log2(1 + rank) for rank in range(1, min(relevant, 10) + 1))
     values = {
-        "ndcg_exact@10": sum(1 / math.log2(1 + rank) for rank in hits if rank <= 10) / ideal,
-        "rr": 1 / hits[0] if hits else 0.0,
-        "ap": sum((n + 1) / rank for n, rank in enumerate(hits)) / relevant,
+        "nDCG@10": sum(1 / math.log2(1 + rank) for rank in hits if rank <= 10) / ideal,
+        "RR": 1 / hits[0] if hits else 0.0,
+        "AP": sum((n + 1) / rank for n, rank in enumerate(hits)) / relevant,
     }
     return values | {
-        f"recall@{k}": sum(rank <= k for rank in hits) / relevant for k in (10, 20, 50, 100, 1000)
+        f"R@{k}": sum(rank <= k for rank in hits) / relevant for k in (10, 20, 50, 100, 1000)
     }
 
 
@@ -140,8 +172,10 @@ def test_full_catalogue_counts_what_was_not_retrieved() -> None:
     scores = np.array([[3.0, 2.0], [3.0, 2.0]], dtype=np.float32)
     values = measure(*full_catalogue(rows, scores, pools, gains, items=10))
     assert values["recall@1000"].tolist() == [0.5, 1.0]
-    assert values["ap"].tolist() == [0.5, 0.5]
-    assert values["rr"].tolist() == [1.0, 0.5]
+    assert values["ap_exact"].tolist() == [0.5, 0.5]
+    assert values["rr_exact"].tolist() == [1.0, 0.5]
+    assert values["ap"].tolist() == [0.5, 1.0]
+    assert values["rr"].tolist() == [1.0, 1.0]
     # Request 0: one of two relevant items, on rank 1. Request 1: 0.1 on rank 1, 1.0 on rank 2.
     ideal = 1 + 1 / math.log2(3)
     assert values["ndcg@10"][0] == pytest.approx(1 / ideal)

@@ -512,8 +512,9 @@ def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
     assert (by_sample["0"] != by_sample["1"]).any()
     analysis = analyse([tmp_path / "out"], resamples=200)
     means = drawn.filter(pl.col("retriever") == "bm25")["ndcg@10"].mean()
-    assert analysis.measures["sampled"]["mine"]["bm25"]["ndcg@10"] == pytest.approx(means)
-    assert "raw" not in analysis.measures["sampled"]
+    assert analysis.measures.value("sampled", "mine", "bm25", "ndcg@10") == pytest.approx(means)
+    assert analysis.measures.policies("sampled") == ["mine"]
+    assert analysis.measures.policies("pool") == ["raw", "mine"]
 
 
 def test_examples_show_the_credit(result) -> None:
