@@ -28,4 +28,4 @@ def prepare_database(uri: str) -> None:
         return
     assert upgrade.callback is not None  # a click command: this is its function
     with atomic_file(file, keep_existing=True) as temporary:
-        upgrade.callback(f"{SQLITE}{temporary}")  # type: ignore[misc]  # click types it optional
+        upgrade.callback(f"{SQLITE}{temporary}")

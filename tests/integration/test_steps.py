@@ -180,6 +180,8 @@ def test_a_fingerprint_covers_all_code_that_the_step_runs(start, sources):
     names = {file.relative_to(ROOT / "ospo").as_posix() for file in found}
     assert len(names) > 30
     assert {name for name in names if not name.startswith((*sources, *elsewhere))} == set()
+    unused = [part for part in sources if not any(name.startswith(part) for name in names)]
+    assert unused == [], "no step depends on these"
 
 
 def test_a_second_run_on_the_same_dataset_is_refused(workspace):
