@@ -29,6 +29,8 @@ from ospo.serving.requests import MAX_NEW_TOKENS
 from ospo.tracking.facts import git_commit, git_dirty
 from ospo.tracking.store import TrackingError
 
+_LOGGED_NAME = "rewriter"  # what packaging.log_model calls a model
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -159,8 +161,8 @@ def _remove_orphans(client: MlflowClient, run_id: str) -> None:
     logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
     if not logged:
         return
-    used = {item.model_id for item in client.search_model_versions(f"run_id = '{run_id}'")}
+    used = {item.source for item in client.search_model_versions(f"run_id = '{run_id}'")}
     for model in logged:
-        if model.model_id not in used:
+        if model.name == _LOGGED_NAME and model.model_uri not in used:
             get_artifact_repository(model.artifact_location).delete_artifacts()
             client.delete_logged_model(model.model_id)

@@ -26,7 +26,7 @@ _SHARED_SOURCES = (
     "retrieval",
     "reward",
 )
-TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/completions.py")
+TRAINING_SOURCES = (*_SHARED_SOURCES, "metrics.py", "training")
 EVALUATION_SOURCES = (*_SHARED_SOURCES, "data/query_key.py", "evaluation")
 DATA_SOURCES = ("data",)
 _TRAINING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "spacy")

@@ -26,5 +26,6 @@ def prepare_database(uri: str) -> None:
     file = Path(uri.removeprefix(SQLITE).partition("?")[0])
     if file.exists() or file.name in ("", ":memory:"):
         return
+    assert upgrade.callback is not None  # a click command: this is its function
     with atomic_file(file, keep_existing=True) as temporary:
-        upgrade.callback(f"{SQLITE}{temporary}")  # type: ignore[misc]  # click types it optional
+        upgrade.callback(f"{SQLITE}{temporary}")

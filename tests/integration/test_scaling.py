@@ -36,19 +36,27 @@ def test_the_kubernetes_pool_makes_a_job() -> None:
     chosen = {
         "image": "registry.example.org/ospo:1",
         "gpus": 8,
-        "env": {"MLFLOW_TRACKING_URI": "http://mlflow:5000"},
     }
+    brought = {"command": "touch /tmp/here", "env": {"A": "1"}}
+    assert not set(brought) & set(template["variables"]["properties"])
+    assert template["variables"]["additionalProperties"] is False
     properties = template["variables"]["properties"]
-    values = {
-        name: item["default"]
-        for name, item in properties.items()
-        if item.get("default") is not None
-    } | chosen
+    values = (
+        {
+            name: item["default"]
+            for name, item in properties.items()
+            if item.get("default") is not None
+        }
+        | chosen
+        | brought
+    )
     made = worker.KubernetesWorkerJobConfiguration(
         **apply_values(template["job_configuration"], values)
     )
     spec = made.job_manifest["spec"]["template"]["spec"]
     [container] = spec["containers"]
+    assert "args" not in container
+    assert "env" not in container
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8, "memory": "64Gi"}
     assert container["image"] == "registry.example.org/ospo:1"
     assert container["envFrom"] == [{"secretRef": {"name": "ospo-env"}}]
@@ -241,13 +249,23 @@ def test_the_whole_job_on_postgresql_and_s3_and_through_a_queue(
     deployments = yaml.safe_load((shop.root / "prefect.yaml").read_text())
     queued = yaml.safe_load((SCALE / "slurm-deployment.yaml").read_text())["deployments"][0]
     queued["parameters"] |= {"dataset": "hm", "policy": "nano"}
-    deployments["deployments"].append(queued)
-    (shop.root / "prefect.yaml").write_text(yaml.safe_dump(deployments))
+    every = yaml.safe_dump(deployments | {"deployments": [*deployments["deployments"], queued]})
+    worker = None
     try:
         shop.up()
+        prefect = str(Path(sys.executable).parent / "prefect")
+        pool = ["--type", "process", "--base-job-template", "configs/scale/slurm-pool.json"]
+        inside = {"cwd": shop.root, "env": shop.place.environment() | shop.environment()}
+        inside["env"] |= {"PREFECT_API_URL": f"{shop.place.prefect}/api"}
+        subprocess.run([prefect, "work-pool", "create", "ospo-slurm", *pool], check=True, **inside)
+        (shop.root / "prefect.yaml").write_text(every)
+        subprocess.run(
+            [prefect, "--no-prompt", "deploy", "--name", "ospo-slurm"], check=True, **inside
+        )
+        worker = subprocess.Popen([prefect, "worker", "start", "--pool", "ospo-slurm"], **inside)
         shop.completed(shop.run("pipeline-dataset/nightly-esci"))
         shop.completed(shop.run("ospo/ospo-slurm", dataset="hm", policy="nano", algorithm="ospo"))
-        assert "--gres=gpu:1" in (tmp_path / "queued").read_text()
+        assert "--partition=gpu --gres=gpu:1" in (tmp_path / "queued").read_text()
         assert not list(shop.root.glob("*.db")), "nothing went to sqlite"
         assert not (shop.root / ".prefect" / "prefect.db").exists()
         assert not (shop.root / "mlartifacts").exists()
@@ -282,4 +300,7 @@ def test_the_whole_job_on_postgresql_and_s3_and_through_a_queue(
             )
             assert int(counted.stdout) >= 5, counted.stderr
     finally:
+        if worker is not None:
+            worker.terminate()
+            worker.wait()
         shop.servers("down")

@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from operations import Shop, free_port, wait_for
 
 from ospo.files import read_json
+from ospo.steps.replace import attempt
 from servers import processes
 from servers.place import LIMIT, POOL, leader
 
@@ -188,9 +189,12 @@ def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: Mlfl
             value for key, value in tags.items() if key.startswith("data.esci.")
         }
         assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["esci"]
-    assert not [key for key in kinds["sft"].data.params if key.startswith(("rl.", "credit."))], (
-        "of its own step only"
-    )
+    others = [key for key in kinds["sft"].data.params if key.startswith(("rl.", "credit."))]
+    assert set(others) == {
+        "rl.max_prompt_tokens",
+        "rl.max_completion_tokens",
+        "rl.checkpoint_every",
+    }, "of its own step only"
     parent = kinds["pipeline"]
     assert parent.data.tags["prefect.flow_run_id"] == run_id
     assert all(
@@ -319,18 +323,7 @@ def training(shop: Shop, dataset: str, seed: int) -> tuple[str, Path]:
     run_id = paced(shop, dataset, seed)
     folder = shop.root / "runs" / dataset / "grpo"
 
-    def begun() -> bool:
-        state = (
-            read_json(folder / "step.json")
-            if (folder / "step.json").exists()
-            else {"finished": True}
-        )
-        return (
-            not state["finished"]
-            and len(list(folder.glob("checkpoints/checkpoint-*/manifest.json"))) > 0
-        )
-
-    wait_for(begun)
+    wait_for(lambda: list(attempt(folder).glob("checkpoints/checkpoint-*/manifest.json")))
     return run_id, folder
 
 
@@ -348,14 +341,14 @@ def paced(shop: Shop, dataset: str, seed: int) -> str:
 
 def steps_done(folder: Path) -> int:
     """Steps of a run so far."""
-    return (folder / "metrics.jsonl").read_bytes().count(b"\n")
+    return (attempt(folder) / "metrics.jsonl").read_bytes().count(b"\n")
 
 
 def still_at_work(folder: Path, steps: int = 2) -> None:
     """The run makes some more steps, and has not ended with them."""
     wanted = steps_done(folder) + steps
     wait_for(lambda: steps_done(folder) >= wanted)
-    assert not read_json(folder / "step.json")["finished"], "the run must still be at work"
+    assert not read_json(attempt(folder) / "step.json")["finished"], "it must still be training"
 
 
 def sync(shop: Shop) -> None:
@@ -413,11 +406,10 @@ def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(
         return [run for run, after in due if timedelta(0) <= after < timedelta(seconds=3)]
 
     wait_for(lambda: not processes.marked(shop.place.state, "worker"))
-    state = read_json(folder / "step.json")
+    state = read_json(attempt(folder) / "step.json")
     assert not state["finished"]
-    last = max(
-        int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoints/checkpoint-*")
-    )
+    checkpoints = attempt(folder).glob("checkpoints/checkpoint-*")
+    last = max(int(path.name.rpartition("-")[2]) for path in checkpoints)
     assert 1 <= last < LONG
     # It says so itself where MLflow answers within seconds; on a busy machine the next command says
     # it.
@@ -500,6 +492,26 @@ def test_ctrl_c_at_every_stage_is_one_line_without_orphans_and_the_next_start_go
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_json(shop.root / "reports" / "demo.json")
+
+
+def test_sigterm_is_one_line_and_the_next_start_resumes(shop: Shop) -> None:
+    """While a flow runs, where Prefect handles the signal first."""
+    environment = shop.environment() | {"PREFECT_API_URL": f"{shop.place.prefect}/api"}
+    command = [sys.executable, "-m", "flows.demo", "--dataset", "hm"]
+    (shop.root / "params.yaml").write_text(
+        (shop.root / "params.yaml").read_text().replace("seed: 21", "seed: 22", 1)
+    )
+    log = shop.root / "sigterm.log"
+    with log.open("wb") as stream:
+        demo = subprocess.Popen(
+            command, cwd=shop.root, env=environment, stdout=stream, stderr=stream
+        )
+        wait_for(lambda: (shop.root / "runs/hm/.sft.next/metrics.jsonl").exists())
+        demo.terminate()
+        assert demo.wait(timeout=120) == 143, log.read_text()[-3000:]
+    wanted = "ospo: terminated; `make demo` resumes where it stopped"
+    assert log.read_text().rstrip().splitlines()[-1] == wanted, log.read_text()[-3000:]
+    log.unlink()
 
 
 def _session(process: psutil.Process) -> int:
