@@ -60,7 +60,7 @@ def refuse_unknown_parameters() -> None:
         return enforce(params, schema)
 
     vars(enforce_strictly)["refuses"] = PARAMETERS
-    mlflow.pyfunc._enforce_params_schema = enforce_strictly  # type: ignore[assignment]
+    mlflow.pyfunc._enforce_params_schema = enforce_strictly  # type: ignore[attr-defined]
 
 
 class OspoRewriter(PythonModel):
