@@ -6,7 +6,9 @@ temperature (:class:`Decoding`); what a model's ``generation_config.json`` asks 
 off every policy it loads, which holds for sampling during training too.
 
 Sampling draws its noise per (seed, sample, prompt, step), so a sampled answer does not depend on
-the batch in which it was generated.
+the batch in which it was generated. What remains is rounding: logits of a float32 policy differ by
+about 1e-6 between batches; those of a bfloat16 one by up to 1e-1, so that a near-tie may fall
+differently beside other requests (of SmolLM2's greedy answers about one in ten).
 """
 
 import inspect

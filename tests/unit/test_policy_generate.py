@@ -225,7 +225,7 @@ def test_a_thought_that_the_template_opened_is_no_answer_anywhere(
 
 
 def test_a_warm_start_closes_the_thought_before_the_answer(esci_tiny: PreparedData) -> None:
-    config = small_config()
+    config = small_config("presets.nano.rl.max_completion_tokens=32")
     teacher = Teacher(esci_tiny, 0.0, 0)
     tokenizer = build_tokenizer(teacher.tokenizer_texts(), 600)
     tokenizer.chat_template += "<think>"

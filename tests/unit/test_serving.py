@@ -171,6 +171,7 @@ def test_a_version_says_what_it_is(shop: Shop) -> None:
     assert len(version.tags["git_commit"]) == 40
     assert "| **OSPO (this)** | 0.4500 | 0.3200 |" in version.description
     assert "against minilm" in version.description
+    assert "Decoding, the same in training, evaluation and serving: greedy" in version.description
     client = MlflowClient(shop.config.tracking.uri)
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
