@@ -1,4 +1,4 @@
-"""Training: SFT, the policy that every algorithm starts from, and RL from there; one step a flow
+"""Training: SFT, the policy that every algorithm starts from, and RL from there; one step per flow
 run.
 """
 

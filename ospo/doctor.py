@@ -198,7 +198,7 @@ def _dvc(root: Path) -> Iterator[Finding]:
                 fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 yield Finding(
-                    "warn", "DVC is at work here", "wait for it to end before the next `dvc repro`"
+                    "warn", "DVC is running here", "wait for it to end before the next `dvc repro`"
                 )
                 return
     file = folder / "rwlock"

@@ -178,7 +178,7 @@ def _only_one(place: Place) -> Iterator[None]:
             yield
     except Timeout:
         raise ServerError(
-            "another `make up` or `make down` is at work here. Fix: wait for it"
+            "another `make up` or `make down` is running here. Fix: wait for it"
         ) from None
 
 
