@@ -154,23 +154,22 @@ class _Reader:
         field = np.minimum(mark, stop)
         count = np.searchsorted(commas, field) - np.searchsorted(commas, begins)
         count += np.searchsorted(plain, stop) - np.searchsorted(plain, np.maximum(field, begins))
-        opening = marks[self.inside :: 2]
-        lines = []
-        for begin, commas_here, marked in zip(begins, count, mark < len(block), strict=True):
-            if begin < 0 and self.hidden:
-                earlier = self.hidden
-                commas_here, marked = commas_here + earlier.commas, marked or earlier.marked
-                lines.append(_Line(earlier.offset, earlier.opened, int(commas_here), bool(marked)))
-                continue
+        if self.hidden:
+            count[0] += self.hidden.commas
+        opening, marked = marks[self.inside :: 2], mark < len(block)
+
+        def line(row: int) -> _Line:
+            offset, begin = self.offset + int(begins[row]) + 1, int(begins[row])
             before = opening[: np.searchsorted(opening, begin)]
             opened = self.offset + int(before[-1]) if len(before) else self.opened
-            offset = self.offset + int(begin) + 1
-            lines.append(_Line(offset, opened, int(commas_here), bool(marked)))
+            if begin < 0 and self.hidden:
+                offset, opened = self.hidden.offset, self.hidden.opened
+            return _Line(offset, opened, int(count[row]), bool(marked[row]))
+
         whole = stop < len(block)
-        for line, ended in zip(lines, whole, strict=True):
-            if ended and line.commas == self.columns - 1:
-                raise self._hides(line)
-        self.hidden = None if whole[-1] else lines[-1]
+        if (bad := np.flatnonzero(whole & (count == self.columns - 1))).size:
+            raise self._hides(line(int(bad[0])))
+        self.hidden = None if whole[-1] else line(len(begins) - 1)
 
     def _check_records(
         self, block: np.ndarray, marks: np.ndarray, ends: np.ndarray, within: np.ndarray
