@@ -487,7 +487,7 @@ def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
         "evaluation.max_requests=10",
         "presets.nano.rl.max_completion_tokens=6",
     ]
-    evaluate(
+    summary = evaluate(
         shop.config(*overrides),
         data,
         {"mine": tiny_policy},
@@ -512,6 +512,15 @@ def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
     assert (by_sample["0"] != by_sample["1"]).any()
     analysis = analyse([tmp_path / "out"], resamples=200)
     means = drawn.filter(pl.col("retriever") == "bm25")["ndcg@10"].mean()
+    greedy = table.filter(
+        (pl.col("retriever") == "bm25")
+        & (pl.col("split") == "test")
+        & (pl.col("scope") == "pool")
+        & (pl.col("decoding") == "greedy")
+    )["ndcg@10"].mean()
+    assert greedy != pytest.approx(means)
+    assert summary["test"]["mine"]["bm25"] == pytest.approx(greedy)
+    assert analysis.means["mine"]["bm25"].value == pytest.approx(greedy)
     assert analysis.measures.value("sampled", "mine", "bm25", "ndcg@10") == pytest.approx(means)
     assert analysis.measures.policies("sampled") == ["mine"]
     assert analysis.measures.policies("pool") == ["raw", "mine"]

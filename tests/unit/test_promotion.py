@@ -14,15 +14,19 @@ from ospo import registry
 from ospo.errors import InputError
 from ospo.evaluation.analysis import Comparison
 from ospo.evaluation.measures import MEASURES
-from ospo.evaluation.statistics import Interval
+from ospo.evaluation.statistics import (
+    Interval,
+    bootstrap_means,
+    percentile_interval,
+    randomisation_test,
+)
 from ospo.registry import promotion
 from ospo.registry.promotion import decide
 
 
-def compared(retriever: str, value: float, p: float) -> Comparison:
-    return Comparison(
-        "ospo", "champion", retriever, Interval(value, value - 0.01, value + 0.01), p, p
-    )
+def compared(retriever: str, value: float, p: float, p_holm: float | None = None) -> Comparison:
+    interval = Interval(value, value - 0.01, value + 0.01)
+    return Comparison("ospo", "champion", retriever, interval, p, p if p_holm is None else p_holm)
 
 
 @pytest.mark.parametrize(
@@ -47,15 +51,31 @@ def test_the_rule(
     assert decision.figures["minilm"]["p"] == p
 
 
+def test_the_one_primary_test_is_not_corrected_for_others() -> None:
+    """p of the training retriever decides: not Holm's, which counts the unseen ones too, and not
+    the p of an unseen one.
+    """
+    others = [compared("bm25", 0.01, 0.9), compared("static", 0.0, 0.001)]
+    assert decide([*others, compared("minilm", 0.02, 0.03, 0.09)], "minilm").promoted
+    assert not decide([*others, compared("minilm", 0.02, 0.3, 0.9)], "minilm").promoted
+
+
 def test_without_the_training_retriever_there_is_no_decision() -> None:
     with pytest.raises(ValueError, match="minilm"):
         decide([compared("bm25", 1.0, 0.0)], "minilm")
 
 
 def write_evaluation(
-    folder: Path, gains: dict[str, float], requests: int = 120, against: str = "champion"
+    folder: Path,
+    gains: dict[str, float],
+    requests: int = 120,
+    against: str = "champion",
+    noise: float = 0.02,
+    each: int = 1,
 ) -> Path:
-    """An evaluation of two policies whose values differ by a gain a retriever plus noise."""
+    """An evaluation of two policies whose values differ by a gain per retriever plus noise.
+    ``each`` requests in a row come from one shopper and fare alike.
+    """
     folder.mkdir()
     random = np.random.default_rng(0)
     ids = [f"r{number:03}" for number in range(requests)]
@@ -64,7 +84,7 @@ def write_evaluation(
         base = random.uniform(0.2, 0.6, requests)
         for policy, values in (
             (against, base),
-            ("ospo", base + gain + random.normal(0, 0.02, requests)),
+            ("ospo", base + gain + np.repeat(random.normal(0, noise, requests // each), each)),
         ):
             columns = {
                 "policy": policy,
@@ -79,7 +99,8 @@ def write_evaluation(
             }
             frames.append(pl.DataFrame(columns | dict.fromkeys(MEASURES, values)))
     pl.concat(frames).write_parquet(folder / "evaluation.parquet")
-    slices = pl.DataFrame({"request_id": ids, "group": ids})
+    shoppers = [ids[n - n % each] for n in range(requests)]
+    slices = pl.DataFrame({"request_id": ids, "group": shoppers})
     slices.write_parquet(folder / "slices.parquet")
     details = {"training_retriever": "minilm", "policies": {against: {}, "ospo": {}}}
     (folder / "details.json").write_text(json.dumps(details))
@@ -133,6 +154,41 @@ def test_the_first_version_must_be_better_than_the_raw_query(
         shop.config, "esci", better, challenger="ospo", champion="raw"
     ).promoted
     assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["against"] == "raw"
+
+
+def test_requests_of_one_shopper_count_as_one(tmp_path: Path) -> None:
+    """Every comparison has its own column's p-value and interval, over shoppers; over requests the
+    same differences would look clear.
+    """
+    gains = {"bm25": 0.0, "minilm": 0.05, "static": 0.3}
+    folder = write_evaluation(tmp_path / "e", gains, requests=120, noise=0.3, each=6)
+    found, requests = promotion.compare(folder, "ospo", "champion", 0)
+    assert requests == 120
+    table = pl.read_parquet(folder / "evaluation.parquet").sort("request_id")
+    groups = np.repeat(np.arange(20), 6)
+    for comparison in found:
+        one = table.filter(pl.col("retriever") == comparison.retriever)
+        ours, theirs = (one.filter(pl.col("policy") == p)["ndcg@10"] for p in ("ospo", "champion"))
+        apart = (ours - theirs).to_numpy()[:, None]
+        [p] = randomisation_test(apart, promotion.RESAMPLES, 0, groups)
+        draws = bootstrap_means(apart, promotion.RESAMPLES, 0, groups)[:, 0]
+        interval = percentile_interval(float(apart.mean()), draws)
+        assert comparison.p == pytest.approx(p)
+        assert comparison.difference.low == pytest.approx(interval.low)
+        assert comparison.difference.high == pytest.approx(interval.high)
+    by_name = {comparison.retriever: comparison for comparison in found}
+    assert by_name["static"].p < 0.05 < by_name["bm25"].p
+    assert by_name["static"].p_holm == pytest.approx(3 * by_name["static"].p)
+
+
+def test_the_gain_of_few_shoppers_does_not_promote(two_versions: Shop, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", {"minilm": 0.08}, noise=0.25, each=12)
+    decision = promotion.consider(two_versions.config, "esci", folder, challenger="ospo")
+    assert decision.figures["minilm"]["difference"] > 0
+    assert not decision.promoted
+    table = pl.read_parquet(folder / "slices.parquet").with_columns(group=pl.col("request_id"))
+    table.write_parquet(folder / "slices.parquet")  # as if each request were a shopper of its own
+    assert promotion.consider(two_versions.config, "esci", folder, challenger="ospo").promoted
 
 
 def test_an_evaluation_without_the_champion_is_one_clear_line(
