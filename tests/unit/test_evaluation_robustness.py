@@ -313,14 +313,14 @@ class Broken:
 
 
 @pytest.mark.parametrize("how", ["few", "nan", "infinite", "raises"])
-def test_broken_scores_are_told(data, how: str) -> None:
+def test_broken_scores_are_reported(data, how: str) -> None:
     rows = data.rows("test")[:3]
     with pytest.raises(OspoError, match=r"retriever .?broken"):
         score_texts(Broken(how), ["a"] * 3, data.pools_RP[rows], data.gains_RP[rows])
 
 
 @pytest.mark.parametrize("how", ["few", "unknown", "twice", "order"])
-def test_broken_search_is_told(data, how: str) -> None:
+def test_broken_search_is_reported(data, how: str) -> None:
     rows = data.rows("test")[:3]
     retriever = Broken(how)
     retriever.index(data.item_ids, data.item_texts)
