@@ -250,7 +250,7 @@ def replay_training(
     """
     import polars as pl
 
-    table = pl.read_parquet(file)
+    table = pl.read_parquet(file, glob=False)
     retriever.forget()
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
     seconds, count, asked = [], [], []

@@ -151,7 +151,7 @@ def sequential(
 def measure(
     config: Config, data: PreparedData, names: list[str], rows: np.ndarray, sample: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Time both ways for every retriever; returns a row each and the totals."""
+    """Time both ways for every retriever; returns one row per retriever and the totals."""
     texts = texts_of_policies(data, rows)
     step = max(1, len(rows) // sample)
     few = rows[::step][:sample]
@@ -215,7 +215,7 @@ def repeated(data: PreparedData, requests: int) -> PreparedData:
     places = number % count
     copied = pl.Series(number >= count)
     frame = data.requests.frame[places].with_columns(
-        # A shopper each: repeated queries on two sides of the split are no leak then.
+        # One shopper per request: repeated queries on two sides of the split are then no leak.
         request_id=pl.col("request_id") + "-" + pl.Series((number // count).astype(str)),
         split=pl.when(copied).then(pl.lit("test")).otherwise(pl.col("split")),
     )

@@ -58,12 +58,14 @@ def _products(dataset: str, folder: Path, items: int) -> tuple[list[str], list[s
     format.
     """
     if dataset == "esci":
-        table = pl.read_parquet(folder / "shopping_queries_dataset_products.parquet")
+        table = pl.read_parquet(folder / "shopping_queries_dataset_products.parquet", glob=False)
         table = table.filter(pl.col("product_locale") == "us").sort("product_id").head(items)
         titles, more = table["product_title"], table["product_bullet_point"]
     else:
         table = (
-            pl.read_csv(folder / "articles.csv", infer_schema=False).sort("article_id").head(items)
+            pl.read_csv(folder / "articles.csv", infer_schema=False, glob=False)
+            .sort("article_id")
+            .head(items)
         )
         columns = (
             "colour_group_name",

@@ -8,8 +8,8 @@ The vectors are made up: unit vectors in clusters of about 200 with the spread t
 vectors show (a neighbour in the cluster has a cosine of about 0.6). Queries are of two kinds: near
 an item, as a search text that names its product, and far from every cluster, the worst case for a
 graph. They are written with ``ospo.retrieval.vectors``, by another process, below
-``.cache/benchmarks``; memory is read from /proc: ``private_mb`` counts what the process holds
-itself, ``peak_mb`` also pages of the mapped file, which the system takes back when it needs them.
+``.cache/benchmarks``; memory is read from /proc: ``private_mb`` counts what the process
+allocated, ``peak_mb`` also pages of the mapped file, which the system reclaims when needed.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def _chunk(centres: np.ndarray, begin: int, end: int) -> np.ndarray:
 
 
 def write(path: Path, items: int) -> None:
-    """Write the made-up vectors; those that are there stay."""
+    """Write the made-up vectors, unless they are written already."""
     centres = _centres(items)
     ids = [f"B{n:09d}" for n in range(items)]
     write_resumably(path, ids, lambda begin, end: _chunk(centres, begin, end), f"made up {items}")
@@ -91,13 +91,13 @@ def measure(
         flat[f"ms_{kind}"] = round((time.perf_counter() - begin) / queries * 1e3, 2)
         progress(f"flat, {kind}: {flat[f'ms_{kind}']} ms a query")
     memory["flat"] = _memory()
-    begin, told, work = time.perf_counter(), 0.0, time.process_time()
+    begin, reported, work = time.perf_counter(), 0.0, time.process_time()
 
     def tell(done: int) -> None:
-        nonlocal told
-        if time.perf_counter() - told > 20:
-            told = time.perf_counter()
-            progress(f"graph: {done:,} of {items:,} items after {told - begin:.0f} s")
+        nonlocal reported
+        if time.perf_counter() - reported > 20:
+            reported = time.perf_counter()
+            progress(f"graph: {done:,} of {items:,} items after {reported - begin:.0f} s")
 
     if not graph:
         return {"flat": flat, "memory": memory}

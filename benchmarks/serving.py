@@ -99,11 +99,13 @@ def scratch_registry(config: Config, folder: Path) -> Config:
     registry.register(
         config,
         "esci",
-        policy="sft",
-        model_dir=folder / "model",
-        run_id=run.id,
-        data_md5="none",
-        summary={"sft": {"none": 0.0}},
+        registry.Candidate(
+            algorithm="sft",
+            model_dir=folder / "model",
+            run_id=run.id,
+            data_md5="none",
+            summary={"sft": {"none": 0.0}},
+        ),
     )
     return config
 
@@ -245,7 +247,7 @@ def transformers_loop(directory: Path, max_new_tokens: int) -> Callable[[list[st
     def call(queries: list[str]) -> list[str]:
         answers = []
         for query in queries:
-            messages = prompt_messages(parse_request(query))  # type: ignore[arg-type]
+            messages = prompt_messages(parse_request(query))
             inputs = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
@@ -267,7 +269,7 @@ def run(config: Config, dataset: str, requests: int, threads: int) -> dict[str, 
     from ospo.serving.rewriter import Rewriter
 
     torch.set_num_threads(threads)
-    version, directory = registry.usable_champion(config, dataset)
+    version, directory = registry.whole_champion(config, dataset)
     tokens = int(version.tags["max_new_tokens"])
     rewriter = Rewriter.load(
         directory, max_prompt_tokens=int(version.tags["max_prompt_tokens"]), max_new_tokens=tokens

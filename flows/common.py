@@ -1,16 +1,12 @@
-"""What every flow needs: its parameters with their types, data brought up to date by DVC, one run a
-dataset.
+"""What every flow needs: its parameters with their types, data brought up to date by DVC, one run
+per dataset at a time.
 """
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Annotated
 
 from prefect import get_run_logger, task
@@ -22,7 +18,8 @@ from pydantic import Field
 from ospo import steps
 from ospo.config import Config, Dataset, load_config
 from ospo.errors import OspoError
-from ospo.steps import Lineage
+from ospo.steps import ParentRuns
+from servers.dvc import run_dvc
 from servers.processes import follow_worker
 
 # What a form shows and the server checks before a run is made; the library checks again, against
@@ -60,9 +57,9 @@ def flow_config(
     return load_config(params, changes)
 
 
-def lineage() -> Lineage:
+def parent_runs() -> ParentRuns:
     """The MLflow parent run and the Prefect flow run that a step belongs to."""
-    return Lineage(parent_run_id=_PARENT.get(), prefect_run_id=str(flow_run.id or ""))
+    return ParentRuns(mlflow=_PARENT.get(), prefect=str(flow_run.id or ""))
 
 
 @contextmanager
@@ -79,8 +76,8 @@ def within(parent_run_id: str) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(dataset: Dataset) -> Iterator[None]:
-    """Nobody else at work on the dataset and, under a worker of `make up`, this run's turn on this
-    machine.
+    """Hold the dataset's runs and, under a worker of `make up`, one of this machine's places for
+    training.
 
     The run waits for both. Within a pipeline both hold already.
     """
@@ -90,7 +87,7 @@ def one_at_a_time(dataset: Dataset) -> Iterator[None]:
     limit = os.environ.get("OSPO_LIMIT")  # set by `make up`, which makes the limit
     with (
         concurrency(limit, lease_duration=LEASE_SECONDS) if limit else nullcontext(),
-        steps.dataset_lock(dataset, patience=WAIT_SECONDS, told=get_run_logger().warning),
+        steps.dataset_lock(dataset, patience=WAIT_SECONDS, report=get_run_logger().warning),
     ):
         yield
 
@@ -108,49 +105,21 @@ def dataset_ready(dataset: Dataset) -> Iterator[None]:
 def dvc_repro(dataset: Dataset) -> None:
     """Bring one dataset's prepared data and item vectors up to date.
 
-    DVC runs in a process group of its own: an interrupted flow ends it with everything it started.
-    Raises OspoError with DVC's last line where a stage fails.
+    An interrupted flow ends DVC with everything it started. Raises OspoError with DVC's last line
+    where a stage fails.
     """
     logger = get_run_logger()
-    deadline, told = time.monotonic() + WAIT_SECONDS, False
+    deadline, warned = time.monotonic() + WAIT_SECONDS, False
     while True:
-        code, said = _dvc("repro", f"vectors@{dataset}")
+        code, line = run_dvc("repro", f"vectors@{dataset}")
         if not code:
             return
         if (
-            not any(words in said for words in ("acquire lock", "is busy"))
+            not any(words in line for words in ("acquire lock", "is busy"))
             or time.monotonic() > deadline
         ):
-            raise OspoError(f"`dvc repro vectors@{dataset}` failed: {said.removeprefix('ospo: ')}")
-        if not told:
-            logger.warning("another DVC is at work here (%s); waiting for it to end", said)
-        told = True
+            raise OspoError(f"`dvc repro vectors@{dataset}` failed: {line.removeprefix('ospo: ')}")
+        if not warned:
+            logger.warning("another DVC is running here (%s); waiting for it to end", line)
+        warned = True
         time.sleep(5)
-
-
-def _dvc(*arguments: str) -> tuple[int, str]:
-    """Run DVC; its exit code and the line that says most."""
-    command = [sys.executable, "-m", "dvc", *arguments]
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    }
-    process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    lines: list[str] = []
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            sys.stderr.write(line)
-            if line.strip():
-                lines.append(line.strip())
-        code = process.wait()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        raise
-    said = next(
-        (line for line in lines if line.startswith("ospo: ")),
-        lines[-1] if lines else "it printed nothing",
-    )
-    return code, said

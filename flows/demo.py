@@ -13,9 +13,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ospo.config import DATASETS, Config, Dataset, load_config
+from ospo.endings import TERMINATED, ending, exit_on_sigterm
 from ospo.errors import OspoError
+from ospo.files import storage_problem
+from ospo.paths import DEMO_REPORT, RUNS, SAMPLE
 
-REPORT = Path("reports/demo.json")
 # Where the tests look for real rows too. Without such a folder the demo ends with the sample shops.
 REAL = Path(os.environ.get("OSPO_SHARED", "../shared")) / "data"
 
@@ -36,7 +38,7 @@ def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Datas
     return {
         dataset: real / dataset
         for dataset in datasets
-        if raws[dataset] == f"data/sample/{dataset}" and (real / dataset).is_dir()
+        if Path(raws[dataset]) == SAMPLE / dataset and (real / dataset).is_dir()
     }
 
 
@@ -44,22 +46,28 @@ def run(datasets: list[Dataset], folder: Path) -> None:
     """Run the pipeline flow, and the policies on real rows where there are any; print and write
     what it measured.
     """
-    config = load_config()  # wrong parameters are told before a server starts
+    config = load_config()  # wrong parameters are refused before a server starts
+    from prefect.exceptions import TerminationSignal
+
     from flows.pipeline import pipeline
     from flows.real import real
     from ospo.reports.demo_table import demo_table, write_demo_report
     from ospo.reports.evaluation import publish_report
-    from ospo.steps import RUNS
 
     started = time.monotonic()
-    results = pipeline(datasets)
+    try:
+        results = pipeline(datasets)
+        transferred = {
+            f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()
+        }
+    except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
+        raise SystemExit(TERMINATED) from error
     summaries = {dataset: result["summary"] for dataset, result in results.items()}
     registered = {dataset: result["registered"] for dataset, result in results.items()}
-    transferred = {
-        f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()
-    }
     seconds = time.monotonic() - started
-    write_demo_report(REPORT, summaries, registered=registered, seconds=seconds, commit=commit())
+    write_demo_report(
+        DEMO_REPORT, summaries, registered=registered, seconds=seconds, commit=commit()
+    )
     console = Console()
     console.print()
     console.print(demo_table(summaries, config.retrievers.training))
@@ -77,11 +85,11 @@ def run(datasets: list[Dataset], folder: Path) -> None:
         console.print("\nThe same policies on real rows, which they have never seen:")
         console.print(demo_table(transferred, config.retrievers.training))
         console.print(
-            f"reports in {', '.join(f'{REPORT.parent / name}.html' for name in transferred)}",
+            f"reports in {', '.join(f'{DEMO_REPORT.parent / name}.html' for name in transferred)}",
             highlight=False,
         )
     console.print(
-        f"\n{seconds:.0f} s; figures in {REPORT}. Next:\n"
+        f"\n{seconds:.0f} s; figures in {DEMO_REPORT}. Next:\n"
         '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
         "  make up      runs, registered models, flow runs and schedules in the browser",
         highlight=False,
@@ -99,14 +107,21 @@ def main() -> None:
         help="folder of esci/ and hm/ with real rows in the official formats",
     )
     arguments = parser.parse_args()
+    exit_on_sigterm()
     try:
         run(arguments.dataset or list(DATASETS), arguments.real)
-    except OspoError as error:
-        print(f"ospo: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("ospo: interrupted; `make demo` goes on where it was", file=sys.stderr)
-        sys.exit(130)
+    except (SystemExit, KeyboardInterrupt) as error:
+        ended = ending(error)
+        if ended is None:
+            raise
+        print(f"ospo: {ended[1]}; `make demo` resumes where it stopped", file=sys.stderr)
+        sys.exit(ended[0])
+    except Exception as error:
+        problem = error if isinstance(error, OspoError) else storage_problem(error)
+        if problem is None:
+            raise
+        print(f"ospo: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
 
 
 if __name__ == "__main__":

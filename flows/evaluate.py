@@ -14,7 +14,7 @@ from flows.common import (
     Seed,
     dataset_ready,
     flow_config,
-    lineage,
+    parent_runs,
 )
 from ospo import steps
 from ospo.config import Config, Dataset
@@ -24,7 +24,7 @@ from ospo.files import read_json
 @task(name="evaluate", task_run_name="evaluate {dataset}", cache_policy=NO_CACHE)
 def evaluate_policies(config: Config, dataset: Dataset) -> steps.StepResult:
     """Evaluate every policy, or skip where nothing changed."""
-    return steps.run_evaluation(config, dataset, lineage())
+    return steps.run_evaluation(config, dataset, parent_runs())
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{dataset}")

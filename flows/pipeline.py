@@ -14,7 +14,7 @@ from flows.common import (
     Seed,
     dataset_ready,
     flow_config,
-    lineage,
+    parent_runs,
     within,
 )
 from flows.evaluate import evaluate
@@ -55,7 +55,7 @@ def pipeline_dataset(
     }
     with (
         dataset_ready(dataset),
-        steps.pipeline_run(config, dataset, lineage()) as parent_run_id,
+        steps.pipeline_run(config, dataset, parent_runs()) as parent_run_id,
         within(parent_run_id),
     ):
         sft(dataset, **same)

@@ -6,7 +6,7 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Overrides, ParamsFile, flow_config, lineage, one_at_a_time
+from flows.common import Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
 from ospo import steps
 from ospo.config import Config, Dataset
 from ospo.files import read_json
@@ -21,7 +21,7 @@ from ospo.steps.real import NAME, run_transfer
 )
 def evaluate_real(config: Config, dataset: Dataset, raw: str) -> steps.StepResult:
     """Evaluate, or skip where nothing changed."""
-    return run_transfer(config, dataset, raw, lineage())
+    return run_transfer(config, dataset, raw, parent_runs())
 
 
 @flow(name="real", flow_run_name="real-{dataset}")

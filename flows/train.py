@@ -15,7 +15,7 @@ from flows.common import (
     Seed,
     dataset_ready,
     flow_config,
-    lineage,
+    parent_runs,
 )
 from ospo import steps as job
 from ospo.config import Algorithm, Config, Dataset
@@ -27,8 +27,8 @@ def train_step(
 ) -> job.StepResult:
     """Train, resume or skip one step; an RL step brings its SFT policy up to date first."""
     if step == "sft":
-        return job.run_sft(config, dataset, lineage())
-    return job.run_rl(config, dataset, step, lineage())
+        return job.run_sft(config, dataset, parent_runs())
+    return job.run_rl(config, dataset, step, parent_runs())
 
 
 def _trained(config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm) -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from ospo.config import DATASETS, Config, load_config
 from ospo.errors import OspoError
+from ospo.paths import ARTIFACTS, PARAMS, PREPARED, RUNS, SAMPLE, SERVERS
 
 Level = Literal["ok", "warn", "fail"]
 PORTS = {"MLflow": 5000, "Prefect": 4200}
@@ -105,7 +106,7 @@ def _disk(root: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(root).free / 1e9
     fix = (
         "free some space: `make clean` removes what can be rebuilt; "
-        "checkpoints and mlartifacts/ grow most"
+        f"checkpoints and {ARTIFACTS}/ grow most"
     )
     level: Level = "fail" if free < MIN_FREE_GB else "warn" if free < LOW_FREE_GB else "ok"
     yield Finding(level, f"{free:.1f} GB free on the disk", "" if level == "ok" else fix)
@@ -156,7 +157,7 @@ def _raw(config: Config, root: Path) -> Iterator[Finding]:
         missing = [name for name in _RAW[dataset] if not (root / folder / name).is_file()]
         if not missing:
             yield Finding("ok", f"{dataset}: raw files in {folder}")
-        elif folder.as_posix() == f"data/sample/{dataset}":
+        elif folder == SAMPLE / dataset:
             yield Finding(
                 "ok", f"{dataset}: the built-in sample shop, not made yet (`dvc repro` makes it)"
             )
@@ -170,7 +171,7 @@ def _raw(config: Config, root: Path) -> Iterator[Finding]:
 
 def _prepared(root: Path) -> Iterator[Finding]:
     for dataset in DATASETS:
-        folder = root / "data" / "prepared" / dataset
+        folder = root / PREPARED / dataset
         if not all(
             (folder / f"{name}.parquet").is_file()
             for name in ("catalogue", "requests", "qrels", "pools")
@@ -231,9 +232,9 @@ def _answers(url: str) -> bool:
 def _noted(root: Path) -> dict[str, dict[str, Any]]:
     """Name → what `make up` noted about the server that it started."""
     return {
-        name: json.loads((root / ".run" / f"{name}.json").read_text(encoding="utf-8"))
+        name: json.loads((root / SERVERS / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("mlflow", "prefect", "worker")
-        if (root / ".run" / f"{name}.json").is_file()
+        if (root / SERVERS / f"{name}.json").is_file()
     }
 
 
@@ -309,7 +310,7 @@ def _waiting(root: Path) -> Iterator[Finding]:
     from ospo.tracking.journal import FOLDER
 
     waiting = 0
-    for file in (root / "runs").rglob(f"{FOLDER}/*.jsonl"):
+    for file in (root / RUNS).rglob(f"{FOLDER}/*.jsonl"):
         with file.open("rb") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -320,7 +321,7 @@ def _waiting(root: Path) -> Iterator[Finding]:
         yield Finding("warn", f"records of {waiting} run(s) wait to be sent to MLflow", "ospo sync")
 
 
-def examine(params: str | Path = "params.yaml", root: str | Path = ".") -> list[Finding]:
+def examine(params: str | Path = PARAMS, root: str | Path = ".") -> list[Finding]:
     """Every finding, in the order in which problems are best mended. Nothing is changed."""
     root = Path(root)
     findings: list[Finding] = []

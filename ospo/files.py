@@ -1,48 +1,70 @@
 """Writing files so that a reader never sees half of one: write to a temporary name, then rename."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ospo.errors import InputError
+from ospo.errors import InputError, OspoError
+
+# mkstemp's and mkdtemp's eight random characters stand between the two.
+_LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\..*)?")
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, keep_existing: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any
     failure.
+
+    ``keep_existing``: a file that another process has made there meanwhile stays. What killed
+    processes left beside ``path`` goes first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent
-    )
-    os.close(handle)
-    temporary = Path(name)
+    remove_leftovers(path.parent)
+
+    def make() -> Path:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent
+        )
+        os.close(handle)
+        return Path(name)
+
+    temporary, lock = _locked(make)
     try:
         yield temporary
         temporary.chmod(0o644)
-        temporary.replace(path)
+        if keep_existing:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        else:
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(lock)
 
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yield a temporary directory beside ``path`` that replaces ``path`` as a whole on success.
 
-    An older directory at ``path`` stays untouched until the new one is complete.
+    An older directory at ``path`` stays untouched until the new one is complete. What killed
+    processes left beside ``path`` goes first.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    remove_leftovers(path.parent)
+    temporary, lock = _locked(
+        lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    )
     old = path.with_name(f".{path.name}.old")
     try:
         yield temporary
@@ -54,6 +76,66 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(path: Path) -> int | None:
+    """A descriptor that holds ``path`` for this process, to be closed; None where another process
+    holds it or it is gone.
+
+    The lock ends with the process, however that ends: what is not held is a leftover.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    except OSError:
+        pass  # held, or removed between opening and locking
+    os.close(descriptor)
+    return None
+
+
+def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
+    """A new temporary path and the descriptor that holds it; made again where another process took
+    it for a leftover before it was held.
+    """
+    while True:
+        path = make()
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: nothing there is taken for a leftover
+            return path, descriptor
+        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            return path, descriptor
+        os.close(descriptor)
+
+
+def remove_leftovers(directory: str | Path, below: bool = False) -> list[Path]:
+    """Remove temporary files and folders in ``directory`` (with ``below`` at any depth) whose
+    process was killed; returns their paths. Those of living processes stay.
+    """
+    removed = []
+    found = Path(directory).rglob(".*") if below else Path(directory).glob(".*")
+    for path in sorted(found):
+        if not _LEFTOVER.fullmatch(path.name) or (lock := _lock(path)) is None:
+            continue
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        finally:
+            os.close(lock)
+        removed.append(path)
+    return removed
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -101,6 +183,34 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+_REFUSED = {
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "lies on a read-only file system",
+}
+
+
+def storage_problem(error: BaseException) -> OspoError | None:
+    """``error`` as one line where it says that the disk is full or that a place cannot be written;
+    None for any other.
+    """
+    place = error.filename if isinstance(error, OSError) and error.filename else None
+    if is_full(error):
+        where = f"{place}: " if place else ""
+        return OspoError(
+            f"{where}the disk is full. Fix: free some space (`ospo doctor` says how much there "
+            "is), then run the same command again"
+        )
+    if isinstance(error, OSError) and error.errno in _REFUSED and place:
+        return InputError(
+            place,
+            "",
+            _REFUSED[error.errno],
+            "make it accessible to this user, or work in another folder",
+        )
+    return None
 
 
 MANIFEST = "manifest.json"

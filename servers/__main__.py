@@ -1,5 +1,4 @@
-"""``make up`` and ``make down``: MLflow, Prefect and one worker on this machine, at home in this
-folder.
+"""``make up`` and ``make down``: MLflow, Prefect and one worker on this machine, for this folder.
 
 python -m servers up|down|status
 
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ospo.endings import ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import read_json, sha256_file, write_json
 from servers.place import HOST, POOL, Place, ServerError, leader, place_here
@@ -36,13 +36,13 @@ def check(place: Place) -> list[str]:
         ("prefect", place.prefect_port),
         ("worker", 0),
     ):
-        found = leader(place, name)
+        running = leader(place, name)
         left = marked(place.state, name)
-        if found is not None:
+        if running is not None:
             wanted = "" if name == "worker" else f"{HOST}:{port}"
-            if wanted and not found.address.endswith(wanted):
+            if wanted and not running.address.endswith(wanted):
                 raise ServerError(
-                    f"the {name} server runs on {found.address} already. Fix: `make down` first, "
+                    f"the {name} server runs on {running.address} already. Fix: `make down` first, "
                     "or leave the port"
                 )
             continue
@@ -74,9 +74,9 @@ def up(place: Place) -> list[str]:
                     started[name] = launch(place, name)
             for name in ("mlflow", "prefect"):
                 wait(place, name, started.get(name))
-            _deploy(place, _prefect("limits", place, str(place.runs))["deployments"])
+            _deploy(place, _prefect("prepare", place, str(place.runs))["deployments"])
             if "worker" in missing:
-                _prefect("bury", place)
+                _prefect("close-lost-runs", place)
                 started["worker"] = launch(place, "worker")
                 wait(place, "worker", started["worker"])
         except BaseException:
@@ -102,7 +102,7 @@ def _prefect(action: str, place: Place, *arguments: str) -> dict[str, object]:
     )
     if done.returncode:
         raise ServerError(
-            f"Prefect did not do it: {last_line(done.stderr)}. "
+            f"Prefect refused: {last_line(done.stderr)}. "
             f"Fix: look at {place.log('prefect')}, then `make down`, `make up`"
         )
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -130,7 +130,7 @@ def _deploy(place: Place, known: object) -> None:
             "it"
         )
     write_json(
-        file, note | {"deployments": _prefect("limits", place, str(place.runs))["deployments"]}
+        file, note | {"deployments": _prefect("prepare", place, str(place.runs))["deployments"]}
     )
 
 
@@ -151,11 +151,11 @@ def down(place: Place) -> list[str]:
 
 
 def status(place: Place) -> list[str]:
-    """One line a server."""
+    """One line per server."""
     lines = []
     for name in ("mlflow", "prefect", "worker"):
-        found = leader(place, name)
-        if found is None:
+        running = leader(place, name)
+        if running is None:
             left = marked(place.state, name)
             lines.append(
                 f"{name:8} "
@@ -164,8 +164,8 @@ def status(place: Place) -> list[str]:
         else:
             works = name == "worker" or health(place, name)
             lines.append(
-                f"{name:8} {found.address}, process "
-                f"{found.pid}{'' if works else ', DOES NOT ANSWER'}"
+                f"{name:8} {running.address}, process "
+                f"{running.pid}{'' if works else ', DOES NOT ANSWER'}"
             )
     return lines
 
@@ -189,15 +189,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("action", choices=("up", "down", "status"))
     action = parser.parse_args(arguments).action
+    exit_on_sigterm()
     try:
         place = place_here(Path.cwd())
         print("\n".join({"up": up, "down": down, "status": status}[action](place)))
     except OspoError as error:
         print(f"ospo: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("ospo: interrupted; what this command had started was stopped again", file=sys.stderr)
-        sys.exit(130)
+    except (SystemExit, KeyboardInterrupt) as error:
+        ended = ending(error)
+        if ended is None:
+            raise
+        print(f"ospo: {ended[1]}; what this command had started was stopped again", file=sys.stderr)
+        sys.exit(ended[0])
 
 
 if __name__ == "__main__":

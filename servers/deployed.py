@@ -1,19 +1,18 @@
 """What ``make up`` asks of the Prefect server: the work pool, limits, and runs that a dead worker
 left behind.
 
-python -m servers.deployed limits RUNS | bury      prints one JSON object
+python -m servers.deployed prepare RUNS | close-lost-runs      prints one JSON object
 
 Runs in a process of its own: Prefect reads the server's address when it is imported.
 """
 
 import json
 import sys
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -27,13 +26,42 @@ from prefect.states import Cancelled, Crashed
 
 from servers.place import LIMIT, POOL
 
+# What a flow run or a deployment may set for its process. Not the command, the environment or the
+# working directory, as Prefect's own template allows: whoever may start a run could then run
+# anything. ``env`` must not stand in job_configuration either: Prefect merges a run's into it.
+POOL_TEMPLATE: dict[str, Any] = {
+    "variables": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "name": {"type": "string", "title": "Name of the process"},
+            "labels": {
+                "type": "object",
+                "title": "Labels",
+                "additionalProperties": {"type": "string"},
+            },
+            "stream_output": {"type": "boolean", "default": True, "title": "Show its output"},
+        },
+    },
+    "job_configuration": {
+        "name": "{{ name }}",
+        "labels": "{{ labels }}",
+        "stream_output": "{{ stream_output }}",
+    },
+}
 
-def limits(client: SyncPrefectClient, runs: int) -> dict[str, Any]:
-    """Make the work pool, and the limit on how many flow runs train at a time."""
-    with suppress(ObjectAlreadyExists):
+
+def prepare(client: SyncPrefectClient, runs: int) -> dict[str, Any]:
+    """Make the work pool with its template, and the limit on how many flow runs train at a time."""
+    description = "Processes on this machine."
+    try:
         client.create_work_pool(
-            WorkPoolCreate(name=POOL, type="process", description="Processes on this machine.")
+            WorkPoolCreate(
+                name=POOL, type="process", description=description, base_job_template=POOL_TEMPLATE
+            )
         )
+    except ObjectAlreadyExists:
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=POOL_TEMPLATE))
     client.upsert_global_concurrency_limit_by_name(LIMIT, runs)
     pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
     return {"limit": runs, "deployments": len(client.read_deployments(work_pool_filter=pool))}
@@ -45,8 +73,8 @@ def _runs(client: SyncPrefectClient, *types: StateType) -> list[FlowRun]:
     return client.read_flow_runs(flow_run_filter=wanted, work_pool_filter=pool)
 
 
-def bury(client: SyncPrefectClient) -> dict[str, Any]:
-    """Set right what happened while no worker was there; called when none is.
+def close_lost_runs(client: SyncPrefectClient) -> dict[str, Any]:
+    """Correct the states of runs while no worker is there.
 
     Runs that say they run are crashed: their worker is dead. Of the scheduled runs of a deployment
     that were missed, the latest is kept and the others are cancelled: one run makes up for all of
@@ -55,7 +83,7 @@ def bury(client: SyncPrefectClient) -> dict[str, Any]:
     dead = _runs(client, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
     for run in dead:
         client.set_flow_run_state(
-            run.id, Crashed(message="Its worker was killed; run it again to go on."), force=True
+            run.id, Crashed(message="Its worker was killed; run it again to resume."), force=True
         )
     now = datetime.now(UTC)
     late: dict[Any, list[FlowRun]] = {}
@@ -77,7 +105,9 @@ def main() -> None:
     """Command line for servers."""
     action, *arguments = sys.argv[1:]
     with get_client(sync_client=True) as client:
-        answer = limits(client, int(arguments[0])) if action == "limits" else bury(client)
+        answer = (
+            prepare(client, int(arguments[0])) if action == "prepare" else close_lost_runs(client)
+        )
     print(json.dumps(answer))
 
 

@@ -9,12 +9,45 @@ from pathlib import Path
 
 from ospo.errors import OspoError
 from ospo.files import read_json
+from ospo.paths import SERVERS
 from servers.processes import Marked, is_alive
 
 HOST = "127.0.0.1"
 POOL = "ospo"
 # Prefect's global concurrency limit: training and evaluation on this machine at a time.
 LIMIT = "ospo-training"
+
+
+# Names under which a reverse proxy shows these servers, separated by commas.
+HOSTS_VARIABLE = "OSPO_ALLOWED_HOSTS"
+_OWN_NAMES = (HOST, "localhost", "[::1]")
+
+
+def _configured_hosts() -> list[str]:
+    given = os.environ.get(HOSTS_VARIABLE, "").split(",")
+    return [name.strip().lower() for name in given if name.strip()]
+
+
+def allowed_hosts() -> list[str]:
+    """Names in a request's ``Host`` that are answered, without port: this machine's own, and those
+    configured.
+    """
+    return [*_OWN_NAMES, *_configured_hosts()]
+
+
+def allowed_origins(port: int) -> list[str]:
+    """Pages whose requests are answered: those of the server at ``port`` itself, and those of the
+    configured names.
+    """
+    own = [f"http://{name}:{port}" for name in _OWN_NAMES]
+    return [*own, *(f"https://{name}" for name in _configured_hosts())]
+
+
+def _auth_strings() -> dict[str, str]:
+    """Prefect's password, where one is set for the server or for its clients, for both."""
+    names = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")
+    given = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    return dict.fromkeys(names, given) if given else {}
 
 
 class ServerError(OspoError):
@@ -33,7 +66,7 @@ class Place:
     @property
     def state(self) -> Path:
         """Folder of process notes and logs."""
-        return self.root / ".run"
+        return self.root / SERVERS
 
     @property
     def mlflow(self) -> str:
@@ -63,6 +96,7 @@ class Place:
             "PATH": os.pathsep.join(path),
             "PREFECT_HOME": home,
             "PREFECT_API_URL": f"{self.prefect}/api",
+            **_auth_strings(),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             # A server that restarts is waited for: about two minutes, in growing steps.
@@ -101,8 +135,8 @@ def place_here(root: Path) -> Place:
         return int(text)
 
     def port(name: str, default: int) -> int:
-        found = leader(usual, name)
-        used = int(found.address.rpartition(":")[2]) if found else default
+        running = leader(usual, name)
+        used = int(running.address.rpartition(":")[2]) if running else default
         return number(f"{name.upper()}_PORT", used, 1024, 65535)
 
     return Place(root, port("mlflow", 5000), port("prefect", 4200), number("RUNS", 1, 1, 64))

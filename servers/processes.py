@@ -70,7 +70,7 @@ def marked(state: Path, name: str) -> list[psutil.Process]:
 
 def follow_worker() -> None:
     """End this process as SIGTERM does once the worker that it runs under is gone, so that it never
-    trains on unseen.
+    trains on with nothing to stop it.
 
     Without effect where no worker of `make up` started it. The thread is a daemon: it keeps nothing
     alive.

@@ -1,5 +1,6 @@
 """One server: its command, whether it does its work, how it starts and ends."""
 
+import base64
 import json
 import os
 import signal
@@ -14,7 +15,17 @@ from pathlib import Path
 import psutil
 
 from ospo.files import write_json
-from servers.place import HOST, LIMIT, POOL, Place, ServerError, leader
+from ospo.paths import ARTIFACTS, PARAMS
+from servers.place import (
+    HOST,
+    LIMIT,
+    POOL,
+    Place,
+    ServerError,
+    allowed_hosts,
+    allowed_origins,
+    leader,
+)
 from servers.processes import MARK, NAME, identity, marked
 
 START_SECONDS = 240.0
@@ -28,7 +39,7 @@ def backend(root: Path) -> str:
     from ospo.config import load_config
     from ospo.tracking.store import is_server, without_password
 
-    uri = load_config(root / "params.yaml").tracking.uri
+    uri = load_config(root / PARAMS).tracking.uri
     if is_server(uri):
         raise ServerError(
             f"tracking.uri is a server already ({without_password(uri)}). "
@@ -51,58 +62,51 @@ def commands(place: Place) -> dict[str, tuple[list[str], dict[str, str]]]:
         for key, value in environment.items()
         if key not in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
     }
-    mlflow = [
-        str(scripts / "mlflow"),
-        "server",
-        "--workers",
-        "1",
-        "--host",
-        HOST,
-        "--port",
-        str(place.mlflow_port),
-    ]
-    artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(place.root / "mlartifacts")
-    # By the environment: a command line, which may hold a database's password, is for all to see.
-    store = {
-        "MLFLOW_BACKEND_STORE_URI": backend(place.root),
-        "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
-    }
-    prefect = [
-        str(scripts / "prefect"),
-        "server",
-        "start",
-        "--host",
-        HOST,
-        "--port",
-        str(place.prefect_port),
-    ]
-    worker = [
-        str(scripts / "prefect"),
-        "worker",
-        "start",
-        "--pool",
-        POOL,
-        "--type",
-        "process",
-        "--name",
-        "ospo-worker",
-    ]
+    mlflow = [str(scripts / "mlflow"), "server", "--workers", "1"]
+    prefect = [sys.executable, "-m", "servers.prefect_app"]
+    worker = [str(scripts / "prefect"), "worker", "start", "--pool", POOL, "--type", "process"]
     return {
-        "mlflow": (mlflow, {**server, **store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}),
+        "mlflow": (
+            [*mlflow, "--host", HOST, "--port", str(place.mlflow_port)],
+            server | _mlflow_settings(place),
+        ),
         "prefect": (
-            prefect,
-            {
-                **server,
-                "PREFECT_UI_API_URL": f"{place.prefect}/api",
-                # In memory, its default, a restart forgets who holds a limit's slot, and the slot
-                # is lost for good.
-                "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
-            },
+            [*prefect, "--host", HOST, "--port", str(place.prefect_port)],
+            server | _prefect_settings(place),
         ),
         "worker": (
-            worker,
+            [*worker, "--name", "ospo-worker"],
             {**environment, "OSPO_LIMIT": LIMIT, "PREFECT_WORKER_QUERY_SECONDS": "5"},
         ),
+    }
+
+
+def _mlflow_settings(place: Place) -> dict[str, str]:
+    """MLflow's store and files, and the pages and names that it answers.
+
+    By the environment: a command line, which may hold a database's password, is for all to see.
+    """
+    port = place.mlflow_port
+    artifacts = os.environ.get("MLFLOW_ARTIFACTS_DESTINATION") or str(place.root / ARTIFACTS)
+    names = allowed_hosts()
+    hosts = [*names, *(f"{name}:{port}" for name in names)]
+    return {
+        "MLFLOW_BACKEND_STORE_URI": backend(place.root),
+        "MLFLOW_ARTIFACTS_DESTINATION": artifacts,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(allowed_origins(port)),
+    }
+
+
+def _prefect_settings(place: Place) -> dict[str, str]:
+    """Where Prefect's pages find its API, and which pages may call it."""
+    return {
+        "PREFECT_UI_API_URL": f"{place.prefect}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": ",".join(allowed_origins(place.prefect_port)),
+        # In memory, its default, a restart forgets which run holds a limit's slot, and the slot is
+        # lost for good.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
     }
 
 
@@ -128,7 +132,10 @@ def health(place: Place, name: str) -> bool:
 def _heartbeats(place: Place) -> list[float]:
     """When the pool's workers last called, in seconds since the epoch."""
     address = f"{place.prefect}/api/work_pools/{POOL}/workers/filter"
-    request = urllib.request.Request(address, b"{}", {"Content-Type": "application/json"})  # noqa: S310
+    headers = {"Content-Type": "application/json"}
+    if auth := place.environment().get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(auth.encode()).decode()}"
+    request = urllib.request.Request(address, b"{}", headers)  # noqa: S310
     try:
         with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310 (addresses of this module only)
             workers = json.load(response)
@@ -141,7 +148,7 @@ def _heartbeats(place: Place) -> list[float]:
 
 
 def holder(port: int) -> str | None:
-    """Who listens on ``port`` of this machine, in words; None where nobody does."""
+    """What listens on ``port`` of this machine, in words; None where it is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -160,7 +167,13 @@ def holder(port: int) -> str | None:
 
 
 def launch(place: Place, name: str) -> "subprocess.Popen[bytes]":
-    """Start one server and note it; ``wait`` says when it does its work."""
+    """Start one server and note it; ``wait`` says when it does its work. TrackingError where
+    MLflow's database cannot be opened.
+    """
+    if name == "mlflow":
+        from ospo.tracking.store import open_database
+
+        open_database(backend(place.root))
     command, environment = commands(place)[name]
     environment |= {MARK: str(place.state), NAME: name}
     place.state.mkdir(parents=True, exist_ok=True)
@@ -188,9 +201,9 @@ def wait(place: Place, name: str, process: "subprocess.Popen[bytes] | None") -> 
     deadline = time.monotonic() + (START_SECONDS if process is not None else ANSWER_SECONDS)
     while not health(place, name):
         if process is not None and process.poll() is not None:
-            said = last_line(place.log(name).read_text(encoding="utf-8", errors="replace"))
+            reason = last_line(place.log(name).read_text(encoding="utf-8", errors="replace"))
             raise ServerError(
-                f"the {name} server ended at once: {said}. Fix: read {place.log(name)}"
+                f"the {name} server ended at once: {reason}. Fix: read {place.log(name)}"
             )
         if time.monotonic() > deadline:
             raise ServerError(
@@ -202,8 +215,9 @@ def wait(place: Place, name: str, process: "subprocess.Popen[bytes] | None") -> 
 
 
 def last_line(text: str) -> str:
+    """The last line that is not blank, for an error message."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 def stop(place: Place, name: str) -> int:

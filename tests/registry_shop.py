@@ -87,11 +87,13 @@ class Shop:
         return registry.register(
             self.config,
             dataset,
-            policy=policy,
-            model_dir=model_dir,
-            run_id=run.id,
-            summary=SUMMARY,
-            data_md5="0" * 32,
+            registry.Candidate(
+                algorithm=policy,
+                model_dir=model_dir,
+                run_id=run.id,
+                summary=SUMMARY,
+                data_md5="0" * 32,
+            ),
             champion_if_first=champion_if_first,
             root=ROOT,
         )

@@ -7,6 +7,7 @@ import typer
 
 from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption
 from ospo.config import load_config
+from ospo.paths import PREPARED, REPORTS
 
 app = typer.Typer(help="Check, describe and fetch data.", no_args_is_help=True)
 
@@ -46,8 +47,8 @@ def describe(
     from ospo.reports.data_profile import describe as describe_data
     from ospo.reports.data_profile import write_page, write_plots
 
-    profile = describe_data(load_prepared(data or Path("data/prepared") / dataset))
-    page = html or Path("reports") / f"data-{dataset}.html"
+    profile = describe_data(load_prepared(data or PREPARED / dataset))
+    page = html or REPORTS / f"data-{dataset}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_page(profile, page)
     if plots:
@@ -64,7 +65,7 @@ def fetch(
         str | None, typer.Option(help="another base address with the same file names")
     ] = None,
 ) -> None:
-    """Download the official raw files, going on where a download stopped. H&M wants KAGGLE_USERNAME
+    """Download the official raw files, resuming where a download stopped. H&M wants KAGGLE_USERNAME
     and KAGGLE_KEY.
     """
     from tqdm import tqdm

@@ -34,7 +34,7 @@ def models(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
     from ospo import registry
 
     table = Table(
-        "model", "version", "aliases", "algorithm", "policy", "nDCG@10", title_justify="left"
+        "model", "version", "aliases", "algorithm", "preset", "nDCG@10", title_justify="left"
     )
     for version in registry.models(load_config(params, overrides)):
         figures = {
@@ -45,7 +45,7 @@ def models(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
             str(version.version),
             " ".join(f"@{alias}" for alias in version.aliases),
         ]
-        row += [version.tags.get("algorithm", ""), version.tags.get("policy", "")]
+        row += [version.tags.get("algorithm", ""), version.tags.get("preset", "")]
         table.add_row(
             *map(escape, row), escape(", ".join(f"{k} {float(v):.3f}" for k, v in figures.items()))
         )
@@ -86,7 +86,7 @@ def rewrite(
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],
 ) -> None:
-    """Rewrite shopping requests with the registered champion; one search text a line."""
+    """Rewrite shopping requests with the registered champion; one search text per line."""
     from ospo import registry
 
     for text in registry.rewrite(load_config(params, overrides), dataset, list(queries)):

@@ -3,14 +3,18 @@ and fix.
 """
 
 import difflib
+import reprlib
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ospo.config.schema import Config
+from ospo.config.strict_yaml import NotYaml, parse_yaml
 from ospo.errors import ConfigError
+
+_LIMIT = 1 << 18
+"""Largest params.yaml, in bytes; the repository's has about 8,000."""
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
@@ -50,7 +54,7 @@ def _config_error(file: Path, error: ValidationError) -> ConfigError:
         )
     problem = first["msg"].removeprefix("Value error, ")
     if not isinstance(first["input"], dict | BaseModel):
-        problem += f", got {first['input']!r:.80}"
+        problem += f", got {reprlib.repr(first['input'])}"
     return ConfigError(
         file, key, problem, "give a value of the type and range that params.yaml shows for it"
     )
@@ -58,23 +62,25 @@ def _config_error(file: Path, error: ValidationError) -> ConfigError:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as stream:
+            content = stream.read(_LIMIT + 1)
+        text = content.decode("utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(
             file, "", "file not found", "run from the repository root or pass --params FILE"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             file, "", f"cannot be read ({error})", "make it a readable UTF-8 file"
         ) from None
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}" if mark else ""
+    if len(content) > _LIMIT:
         raise ConfigError(
-            file, where, "is not YAML", "check indentation, colons and quotes there"
-        ) from None
+            file, "", f"is larger than {_LIMIT:,} bytes", "start from the repository's params.yaml"
+        )
+    try:
+        values = parse_yaml(text)
+    except NotYaml as error:
+        raise ConfigError(file, f"line {error.line}", f"is not YAML ({error})", error.fix) from None
     if not isinstance(values, dict):
         raise ConfigError(
             file,
@@ -103,13 +109,20 @@ def set_value(values: dict[str, Any], key: str, value: Any, file: Path) -> None:
 
 
 def parse_override(text: str, file: Path) -> tuple[str, Any]:
-    """``KEY=VALUE`` with VALUE in YAML → (key, value)."""
+    """``KEY=VALUE`` with VALUE in YAML → (key, value). Raises ConfigError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(
             file, text, "an override must read KEY=VALUE", "for example --set reward.k=20"
         )
-    return key.strip(), yaml.safe_load(value) if value else ""
+    if not value:
+        return key.strip(), ""
+    try:
+        return key.strip(), parse_yaml(value)
+    except NotYaml as error:
+        raise ConfigError(
+            file, key.strip(), f"the value is not YAML ({error})", error.fix
+        ) from None
 
 
 def load_config(file: str | Path = "params.yaml", overrides: list[str] | None = None) -> Config:

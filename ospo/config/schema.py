@@ -1,308 +1,172 @@
-"""What params.yaml may hold: its sections, their types, ranges and defaults."""
+"""The whole of params.yaml: types, ranges and defaults of its keys, and what each key does.
+
+The sections about data are in ``config/data.py``, those about policies in ``config/presets.py``.
+"""
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ospo.config.algorithms import Algorithm
+from ospo.config.data import Data, Sample
+from ospo.config.presets import Preset
+from ospo.config.section import Section
 
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
-NO_QUERIES = "ospo/data/no_queries.jsonl"
-
-
-class Section(BaseModel):
-    """A section of params.yaml: unknown keys and wrong types are errors, values never change after
-    loading.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
-
-
-class EsciData(Section):
-    """How ESCI's raw files become requests."""
-
-    raw: str
-    locale: Literal["us", "jp", "es"] = "us"
-    labels: list[Literal["E", "S", "C", "I"]] = ["E", "S", "C", "I"]
-    gains: dict[Literal["E", "S", "C", "I"], float] = {"E": 1.0, "S": 0.1, "C": 0.01, "I": 0.0}
-    small_version: bool = False
-    min_exact: int = Field(1, ge=1)
-    max_exact: int = Field(50, ge=1)
-    title_overlap: float = Field(0.0, ge=0, le=1)
-    max_requests: int = Field(0, ge=0)
-
-    @field_validator("gains")
-    @classmethod
-    def _gains(cls, gains: dict[str, float]) -> dict[str, float]:
-        if missing := [label for label in "ESCI" if label not in gains]:
-            raise ValueError(f"no gain for label {', '.join(missing)}")
-        if any(not 0 <= gain <= 1 for gain in gains.values()):
-            raise ValueError("gains must lie in [0, 1]")
-        return gains
-
-
-class HmData(Section):
-    """How H&M's raw files become requests."""
-
-    raw: str
-    history: int = Field(6, ge=1)
-    min_history: int = Field(1, ge=0)
-    requests_per_customer: int = Field(2, ge=1)
-    holdout_days: int = Field(7, ge=1)
-    max_requests: int = Field(0, ge=0)
-    queries_file: str = NO_QUERIES
-
-    @field_validator("queries_file")
-    @classmethod
-    def _queries_file(cls, file: str) -> str:
-        if not file:  # DVC depends on the file, and cannot on none
-            raise ValueError(f"must name a file; {NO_QUERIES}, which is empty, stands for none")
-        return file
-
-
-class Split(Section):
-    """Shares of queries (ESCI) or customers (H&M) held out."""
-
-    validation: float = Field(0.15, gt=0, lt=1)
-    test: float = Field(0.25, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _shares(self) -> "Split":
-        if self.validation + self.test >= 1:
-            raise ValueError("validation + test must be below 1")
-        return self
-
-
-class Pool(Section):
-    """Sizes of a candidate pool: relevant items first, then negatives in these shares, up to
-    ``size``.
-    """
-
-    size: int = Field(100, ge=2)
-    hard: int = Field(50, ge=0)
-    related: int = Field(30, ge=0)
-    random: int = Field(20, ge=0)
-
-
-class Data(Section):
-    """Data preparation."""
-
-    esci: EsciData
-    hm: HmData
-    split: Split = Split()
-    pool: Pool = Pool()
-
-
-class SampleEsci(Section):
-    """Size of the built-in ESCI-format shop."""
-
-    queries: int = Field(1000, ge=20)
-    products: int = Field(4000, ge=200)
-
-
-class SampleHm(Section):
-    """Size of the built-in H&M-format shop."""
-
-    customers: int = Field(900, ge=20)
-    articles: int = Field(3000, ge=200)
-    days: int = Field(120, ge=30)
-
-
-class Sample(Section):
-    """The built-in sample shops."""
-
-    esci: SampleEsci = SampleEsci()
-    hm: SampleHm = SampleHm()
 
 
 class Retrievers(Section):
     """The retriever that gives the reward and those seen only in evaluation."""
 
-    training: str = "minilm"
-    unseen: list[str] = ["bm25", "static"]
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    flat_up_to: int = Field(500_000, ge=0)
+    training: str = Field(
+        "minilm", description="Retriever whose nDCG is the reward (docs/retrievers.md names them)."
+    )
+    unseen: list[str] = Field(
+        ["bm25", "static"], description="Retrievers that are used only for evaluation."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Number format in which dense encoders compute; auto takes bfloat16 where the "
+        "processor computes in it.",
+    )
+    flat_up_to: int = Field(
+        500_000,
+        ge=0,
+        description="Largest catalogue, in items, that is searched exactly; larger ones are "
+        "searched through an HNSW graph.",
+    )
 
     @model_validator(mode="after")
     def _unseen(self) -> "Retrievers":
         if self.training in self.unseen:
             raise ValueError(f"unseen holds the training retriever {self.training!r}")
+        if twice := [name for name in self.unseen if self.unseen.count(name) > 1]:
+            raise ValueError(f"unseen names {twice[0]!r} twice")
         return self
 
 
 class Reward(Section):
     """The search reward."""
 
-    k: int = Field(10, ge=1)
-    cache_texts: int = Field(200_000, ge=0)
+    k: int = Field(10, ge=1, description="Depth of the reward's nDCG@k, in ranks.")
+    cache_texts: int = Field(
+        200_000,
+        ge=0,
+        description="Largest number of (request, text) pairs whose reward is kept in memory.",
+    )
 
 
 class Credit(Section):
     """How one reward becomes credit for segments, and credit becomes token advantages."""
 
-    segments: Literal["phrases", "delimiters", "sentences", "tokens"] = "phrases"
-    unions: Literal["none", "sentences", "clauses"] = "none"
+    segments: Literal["phrases", "delimiters", "sentences", "tokens"] = Field(
+        "phrases", description="Pieces of an answer that receive credit: the players of the game."
+    )
+    unions: Literal["none", "sentences", "clauses"] = Field(
+        "none",
+        description="Groups of segments that join coalitions together (Owen values); none gives "
+        "Shapley values.",
+    )
     estimator: Literal[
         "auto", "exact", "contiguous", "permutation", "stratified", "kernel", "bayes", "surrogate"
-    ] = "auto"
-    window: int = Field(8, ge=1)
-    budget: int = Field(32, ge=2)
+    ] = Field(
+        "auto",
+        description="How credit is computed from coalition values; auto is exact where the budget "
+        "allows it, then surrogate or bayes.",
+    )
+    window: int = Field(
+        8,
+        ge=1,
+        description="Longest coalition of neighbouring segments of the estimator contiguous, in "
+        "segments.",
+    )
+    budget: int = Field(
+        32,
+        ge=2,
+        description="Coalitions evaluated per completion, the empty and the full one included.",
+    )
     redistribution: Literal[
         "paper-prop", "paper-rank", "hybrid", "signed-prop", "additive", "to-go"
-    ] = "to-go"
-    alpha: float = Field(1.0, ge=0)
-    discount: float = Field(0.5, ge=0, le=1)
-    clip: float = Field(2.0, gt=0)
-
-
-class Model(Section):
-    """Where the policy's weights come from: ``scratch``, ``wheel:NAME``, ``hub:ORG/NAME`` or
-    ``path:DIR``.
-    """
-
-    source: str
-    vocab_size: int = Field(4096, ge=300)
-    hidden_size: int = Field(256, ge=16)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    autocast: Literal["auto", "none", "bfloat16"] = "auto"
-    quantization: Literal["none", "nf4"] = "none"
-    lora_rank: int = Field(0, ge=0)
-    lora_alpha: int = Field(16, ge=1)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-
-    @field_validator("source")
-    @classmethod
-    def _source(cls, source: str) -> str:
-        if source != "scratch" and source.partition(":")[0] not in ("wheel", "hub", "path"):
-            raise ValueError("must be scratch, wheel:NAME, hub:ORG/NAME or path:DIR")
-        return source
-
-
-class Updates(Section):
-    """How often, and on how many examples, weights that learn from written examples are updated."""
-
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(gt=0)
-
-    @property
-    def examples(self) -> int:
-        """Examples that all updates take together."""
-        return self.steps * self.batch_size * self.gradient_accumulation
-
-
-class Sft(Updates):
-    """Supervised warm start on noisy teacher texts."""
-
-    warmup: int = Field(0, ge=0)
-    teacher_noise: float = Field(0.5, ge=0, le=1)
-
-
-class Rl(Section):
-    """Reinforcement learning: one budget for every algorithm."""
-
-    steps: int = Field(ge=1)
-    prompts_per_step: int = Field(ge=1)
-    generations: int = Field(ge=2)
-    per_device_batch_size: int = Field(0, ge=0)
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(gt=0)
-    scheduler: Literal["constant", "cosine", "linear"] = "constant"
-    warmup: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    optimizer: str = "adamw_torch"
-    beta: float = Field(0.0, ge=0)
-    temperature: float = Field(1.0, gt=0)
-    repeat_cost: float = Field(0.0, ge=0, le=1)
-    word_cost: float = Field(0.0, ge=0, le=1)
-    max_prompt_tokens: int = Field(ge=8)
-    max_completion_tokens: int = Field(ge=2)
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = "dapo"
-    importance_sampling_level: str = "token"
-    use_vllm: bool = False
-    vllm_mode: Literal["colocate", "server"] = "colocate"
-    vllm_server: str = "http://127.0.0.1:8000"
-    gradient_checkpointing: bool = False
-    share_prompts: bool = True
-    checkpoint_every: int = Field(20, ge=1)
-    table_every: int = Field(25, ge=1)
-    collapse_reward: float = Field(0.5, ge=0, lt=1)
-    collapse_entropy: float = Field(0.005, ge=0)
-
-    @field_validator("importance_sampling_level")
-    @classmethod
-    def _token_level(cls, level: str) -> str:
-        if level != "token":
-            raise ValueError(
-                "must be token: a sequence-level ratio is one number a completion and erases token "
-                "credit"
-            )
-        return level
-
-
-class Rft(Updates):
-    """SFT by rejection sampling: the SFT policy's own completions whose reward is above
-    ``threshold``.
-    """
-
-    threshold: float = Field(0.5, ge=0, le=1)
-
-
-class Dpo(Updates):
-    """DPO on pairs of the SFT policy's completions whose rewards differ by ``gap``, the better
-    above ``floor``.
-    """
-
-    beta: float = Field(0.1, gt=0)
-    gap: float = Field(0.05, gt=0, le=1)
-    floor: float = Field(0.1, ge=0, le=1)
-
-
-class Preset(Section):
-    """A policy with the settings it trains well under."""
-
-    model: Model
-    sft: Sft
-    rft: Rft
-    dpo: Dpo
-    rl: Rl
+    ] = Field("to-go", description="How credit becomes token advantages (docs/credit.md).")
+    alpha: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the credit term (to-go, additive) or of the proportional part "
+        "(hybrid).",
+    )
+    discount: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Factor, per later phrase, on the credit of later phrases that a phrase "
+        "answers for (to-go).",
+    )
+    clip: float = Field(
+        2.0,
+        gt=0,
+        description="Largest distance of a token's advantage from 0, in standard deviations of the "
+        "group's advantages.",
+    )
 
 
 class Evaluation(Section):
     """Evaluation on held-out requests."""
 
-    max_requests: int = Field(400, ge=0)
-    batch_size: int = Field(64, ge=1)
-    samples: int = Field(0, ge=0)
-    catalogue: bool = True
-    resamples: int = Field(10_000, ge=100)
+    max_requests: int = Field(
+        400,
+        ge=0,
+        description="Largest number of held-out requests that are scored, chosen by seeded hash; 0 "
+        "scores all.",
+    )
+    batch_size: int = Field(64, ge=1, description="Requests answered per call of the policy.")
+    samples: int = Field(
+        0,
+        ge=0,
+        description="Answers per request also drawn at the training temperature, beside the greedy "
+        "one.",
+    )
+    catalogue: bool = Field(
+        True, description="Also search the whole catalogue, not the candidate pools alone."
+    )
+    resamples: int = Field(
+        10_000,
+        ge=100,
+        description="Number of resamples of the bootstrap and of the randomisation test.",
+    )
 
 
 class Tracking(Section):
     """Where MLflow keeps runs and registered models."""
 
-    uri: str = "sqlite:///mlflow.db"
-    experiment: str = "ospo"
+    uri: str = Field("sqlite:///mlflow.db", description="Address of MLflow's store or server.")
+    experiment: str = Field("ospo", description="Name of the MLflow experiment of all runs.")
 
 
 class Config(Section):
     """The whole of params.yaml."""
 
-    seed: int = Field(0, ge=0)
-    data: Data
-    sample: Sample = Sample()
-    retrievers: Retrievers = Retrievers()
-    reward: Reward = Reward()
-    credit: Credit = Credit()
-    policy: str = "nano"
-    algorithms: list[Algorithm] = Field(["grpo", "ospo"], min_length=1)
-    presets: dict[str, Preset]
-    evaluation: Evaluation = Evaluation()
-    tracking: Tracking = Tracking()
+    seed: int = Field(
+        0, ge=0, description="Seed of all random choices, in data, training and evaluation."
+    )
+    data: Data = Field(description="Data preparation.")
+    sample: Sample = Field(Sample(), description="Sizes of the built-in sample shops.")
+    retrievers: Retrievers = Field(
+        Retrievers(), description="The retrievers of training and of evaluation."
+    )
+    reward: Reward = Field(Reward(), description="The search reward.")
+    credit: Credit = Field(Credit(), description="From a reward to token advantages.")
+    policy: str = Field("nano", description="Name of the preset that is trained.")
+    algorithms: list[Algorithm] = Field(
+        ["grpo", "ospo"],
+        min_length=1,
+        description="Algorithms that train a policy each, all from the SFT policy.",
+    )
+    presets: dict[str, Preset] = Field(
+        description="Policies with their training settings, by name."
+    )
+    evaluation: Evaluation = Field(Evaluation(), description="Evaluation on held-out requests.")
+    tracking: Tracking = Field(Tracking(), description="Where runs and models are recorded.")
 
     @model_validator(mode="after")
     def _policy(self) -> "Config":

@@ -10,36 +10,14 @@ from typing import overload
 import numpy as np
 import polars as pl
 
+from ospo.data.request import Purchase, Request
 from ospo.data.schemas import PREPARED, SPLITS, check_prepared
 from ospo.errors import InputError
+from ospo.files import read_json
 
 _AGAIN = "prepare the dataset again (ospo prepare)"
 _CHUNK = 1 << 16
 _READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-
-
-@dataclass(frozen=True)
-class Purchase:
-    """An earlier purchase, as the policy sees it."""
-
-    item_id: str
-    name: str
-    type: str
-    colour: str
-
-
-@dataclass(frozen=True)
-class Request:
-    """A shopper's request. ``history`` is oldest first, empty for ESCI; ``customer_id`` is "" for
-    ESCI.
-    """
-
-    request_id: str
-    split: str
-    query: str
-    customer_id: str
-    history: tuple[Purchase, ...]
-    target_id: str
 
 
 class Requests(Sequence[Request]):
@@ -119,6 +97,19 @@ class PreparedData:
         return self.catalogue["text"].to_list()
 
     @cached_property
+    def locale(self) -> str:
+        """Locale of ESCI's queries, as stats.json records it; "" where it is not known. Raises
+        InputError where stats.json is damaged.
+        """
+        file = self.directory / "stats.json"
+        if not file.is_file():
+            return ""
+        try:
+            return str(read_json(file).get("used", {}).get("locale", ""))
+        except (OSError, ValueError, AttributeError) as error:
+            raise InputError(file, "used", f"is not readable ({error})", _AGAIN) from None
+
+    @cached_property
     def _rows_by_split(self) -> dict[str, np.ndarray]:
         splits = self.requests.frame["split"].to_numpy()
         return {split: np.flatnonzero(splits == split) for split in SPLITS}
@@ -142,7 +133,7 @@ def read_prepared_table(directory: Path, table: str) -> pl.DataFrame:
     """One prepared table, held to its contract. Raises InputError."""
     file = _existing(directory, table)
     try:
-        frame = pl.read_parquet(file)
+        frame = pl.read_parquet(file, glob=False)
     except _READ_ERRORS as error:
         raise _unreadable(file, error) from None
     check_prepared(file, frame, table)
@@ -167,7 +158,9 @@ def pool_items(directory: Path) -> pl.Series:
     """
     file = _existing(directory, "pools")
     try:
-        frame = pl.scan_parquet(file).select(item_id=pl.col("item_ids").explode().unique())
+        frame = pl.scan_parquet(file, glob=False).select(
+            item_id=pl.col("item_ids").explode().unique()
+        )
         return frame.collect(engine="streaming")["item_id"].sort()
     except _READ_ERRORS as error:
         raise _unreadable(file, error) from None
@@ -179,7 +172,7 @@ def _pool_tables(directory: Path) -> Iterator[pl.DataFrame]:
     begin = 0
     while True:
         try:
-            frame = pl.scan_parquet(file).slice(begin, _CHUNK).collect()
+            frame = pl.scan_parquet(file, glob=False).slice(begin, _CHUNK).collect()
         except _READ_ERRORS as error:
             raise _unreadable(file, error) from None
         check_prepared(file, frame, "pools")
@@ -193,8 +186,8 @@ def load_prepared(directory: str | Path) -> PreparedData:
     """Load a prepared dataset and check it.
 
     Raises InputError for a missing or corrupt table, an empty catalogue, a duplicate item or
-    request, an unknown split, a pool or judgement naming an unknown item, a request without
-    relevant items, and a relevant item that is missing from its pool.
+    request, an unknown split, a pool or judgement naming an unknown item, a gain that is NaN or
+    infinite, a request without relevant items, and a relevant item that is missing from its pool.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -279,6 +272,10 @@ def _gains(
 ) -> np.ndarray:
     """(R, P) gains of the items in the pools."""
     file = directory / "qrels.parquet"
+    if not qrels["gain"].is_finite().all():
+        odd = qrels.filter(~pl.col("gain").is_finite()).row(0, named=True)
+        problem = f"is {odd['gain']} for item {odd['item_id']!r} of request {odd['request_id']!r}"
+        raise InputError(file, "gain", problem, _AGAIN)
     items = catalogue.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     rows = requests.select("request_id", row=pl.int_range(pl.len(), dtype=pl.Int32))
     relevant = (

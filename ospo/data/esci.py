@@ -9,8 +9,11 @@ import polars as pl
 from scipy.sparse import csr_array
 
 from ospo.config import Config, EsciData
-from ospo.data.hashing import assign_split, hash_strings
+from ospo.data.hashing import hash_strings
 from ospo.data.pools import Judged, item_ranges, pool_chunks
+from ospo.data.query_key import query_keys
+from ospo.data.raw_files import collect, raw_folder
+from ospo.data.raw_parquet import scan_parquet
 from ospo.data.schemas import (
     ESCI_EXAMPLES,
     ESCI_EXAMPLES_NEEDED,
@@ -19,26 +22,31 @@ from ospo.data.schemas import (
     ESCI_PRODUCTS_NEEDED,
     ESCI_PRODUCTS_SCHEMA,
     HISTORY,
-    collect,
-    raw_folder,
-    scan_parquet,
 )
+from ospo.data.split import assign_split, require_splits
 from ospo.data.stats import Stats
 from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html, text_codes
 from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
 LABELS = ("E", "S", "C", "I")
+_WORDS = ("exact", "substitute", "complement", "irrelevant")
+"""The labels in words, as the paper writes them."""
 _HAS_ID = pl.col("product_id").fill_null("").str.strip_chars() != ""
 
 
-def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
-    """Read the raw files in ``raw`` and build the prepared tables. Raises InputError."""
+def prepare_esci(
+    raw: Path, config: Config, stats: Stats, evaluation_only: bool = False
+) -> Prepared:
+    """Read the raw files in ``raw`` and build the prepared tables. Raises InputError.
+
+    evaluation_only: training requests may be missing.
+    """
     raw = raw_folder(raw, "data.esci.raw", [ESCI_EXAMPLES, ESCI_PRODUCTS])
     options = config.data.esci
     judgements, others = _read_judgements(raw / ESCI_EXAMPLES, options, stats)
     catalogue = _read_catalogue(raw / ESCI_PRODUCTS, options, stats)
-    judged = _known_products(judgements, catalogue, stats)
+    judged = _known_products(raw, judgements, catalogue, stats)
     judged = _filter_queries(judged, catalogue, options, config.seed, stats)
     if judged.is_empty():
         fix = "loosen data.esci (labels, min_exact, max_exact, title_overlap, locale)"
@@ -46,26 +54,27 @@ def prepare_esci(raw: Path, config: Config, stats: Stats) -> Prepared:
             raw / ESCI_EXAMPLES, "query", "no query with relevant products is left", fix
         )
     catalogue = catalogue.with_columns(group=_groups(catalogue, judged))
-    return _assemble(judged, others, catalogue, config, stats)
+    judged = _best_first(judged, config.data.pool.size, stats)
+    requests = _requests(judged, config, stats)
+    fix = "supply more different queries, or change data.split or seed"
+    require_splits(raw / ESCI_EXAMPLES, "query", requests["split"], fix, evaluation_only)
+    return _assemble(judged, others, catalogue, requests, config)
 
 
 def _read_judgements(
     file: Path, options: EsciData, stats: Stats
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Judgements of the chosen locale: query_id, query, item_id, label, gain; one row a (query,
+    """Judgements of the chosen locale: query_id, query, item_id, label, gain; one row per (query,
     product).
 
     Second, query_id, item_id and label of the judgements whose label was not chosen: hard
     negatives, no more.
     """
-    frame = collect(file, scan_parquet(file, ESCI_EXAMPLES_NEEDED, ESCI_EXAMPLES_SCHEMA))
+    scan = scan_parquet(file, ESCI_EXAMPLES_NEEDED, ESCI_EXAMPLES_SCHEMA, stats)
+    frame = collect(file, "parquet", scan)
     stats.read["judgements"] = len(frame)
-    unknown = frame.filter(~pl.col("esci_label").is_in(LABELS) | pl.col("esci_label").is_null())
-    if len(unknown):
-        problem = f"unknown label {unknown['esci_label'][0]!r} ({len(unknown)} rows)"
-        raise InputError(
-            file, "esci_label", problem, "labels are E, S, C and I, as in the official file"
-        )
+    frame = _read_labels(file, frame, stats)
+    frame = _read_locale(frame, "judgement", stats)
     frame = stats.keep(frame, "judgement_other_locale", pl.col("product_locale") == options.locale)
     if options.small_version:
         frame = stats.keep(frame, "judgement_not_in_small_version", pl.col("small_version") == 1)
@@ -82,9 +91,8 @@ def _read_judgements(
         item_id=pl.col("product_id").fill_null(""),
         label="esci_label",
     )
-    frame = stats.keep(
-        frame, "judgement_empty_query", (pl.col("query") != "") & pl.col("query_id").is_not_null()
-    )
+    has_id = pl.col("query_id").cast(pl.String).fill_null("") != ""
+    frame = stats.keep(frame, "judgement_empty_query", (pl.col("query") != "") & has_id)
     gains = pl.col("label").replace_strict(options.gains, return_dtype=pl.Float32)
     # A pair judged twice keeps its better label.
     frame = frame.with_columns(gain=gains).sort(
@@ -95,11 +103,39 @@ def _read_judgements(
     return unique, others
 
 
+def _read_labels(file: Path, frame: pl.DataFrame, stats: Stats) -> pl.DataFrame:
+    """Judgements with E, S, C or I as label, also where the file has them in lower case or as
+    words.
+    """
+    names = {name.lower(): name for name in LABELS} | dict(zip(_WORDS, LABELS, strict=True))
+    written = pl.col("esci_label")
+    frame = frame.with_columns(
+        written=written,
+        esci_label=written.str.strip_chars()
+        .str.to_lowercase()
+        .replace_strict(names, default=None, return_dtype=pl.String),
+    )
+    unknown = frame.filter(written.is_null())
+    if len(unknown):
+        problem = f"unknown label {unknown['written'][0]!r} ({len(unknown)} rows)"
+        fix = "labels are E, S, C and I, as in the official file, or the words they stand for"
+        raise InputError(file, "esci_label", problem, fix)
+    stats.read_in_form("label_as_word", int((frame["written"] != frame["esci_label"]).sum()))
+    return frame.drop("written")
+
+
+def _read_locale(frame: pl.DataFrame, rows: str, stats: Stats) -> pl.DataFrame:
+    """``frame`` with its locales in lower case; ``rows``: what a row is, judgement or product."""
+    locale = frame["product_locale"].str.strip_chars().str.to_lowercase()
+    stats.read_in_form(f"{rows}_locale_in_capitals", int((locale != frame["product_locale"]).sum()))
+    return frame.with_columns(locale)
+
+
 def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
     """Products of the chosen locale as catalogue rows, sorted by item_id; group is filled
     in later.
     """
-    products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA)
+    products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA, stats)
     _check_products(file, products, options.locale, stats)
 
     def part(column: str) -> pl.Expr:
@@ -108,7 +144,7 @@ def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame
     texts = [pl.col(name) for name in ("title", "brand", "colour", "bullets", "description")]
     # One streaming pass: the raw texts never stand in memory as a whole.
     catalogue = (
-        products.filter((pl.col("product_locale") == options.locale) & _HAS_ID)
+        products.filter(_locale_is(options.locale) & _HAS_ID)
         .select(
             item_id="product_id",
             title=part("product_title"),
@@ -127,19 +163,24 @@ def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame
             description="description",
         )
     )
-    frame = collect(file, catalogue).sort("item_id")
+    frame = collect(file, "parquet", catalogue).sort("item_id")
     frame = stats.keep(frame, "product_without_text", pl.col("text") != "")
     if frame.is_empty():
         raise InputError(file, "product_title", "no product has any text", "use the official file")
     return frame
 
 
+def _locale_is(locale: str) -> pl.Expr:
+    return pl.col("product_locale").str.strip_chars().str.to_lowercase() == locale
+
+
 def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stats) -> None:
     """Count products; refuse a file without products of the locale, and a product that appears
     twice.
     """
-    frame = collect(file, products.select("product_id", "product_locale"))
+    frame = collect(file, "parquet", products.select("product_id", "product_locale"))
     stats.read["products"] = len(frame)
+    frame = _read_locale(frame, "product", stats)
     found = frame["product_locale"].unique().drop_nulls().sort()
     frame = stats.keep(frame, "product_other_locale", pl.col("product_locale") == locale)
     if frame.is_empty():
@@ -154,12 +195,18 @@ def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stat
 
 
 def _known_products(
-    judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats
+    raw: Path, judgements: pl.DataFrame, catalogue: pl.DataFrame, stats: Stats
 ) -> pl.DataFrame:
     """Judgements whose product is in the catalogue, with its row as ``item``."""
     items = catalogue.select("item_id", item=pl.int_range(pl.len(), dtype=pl.Int32))
     judged = judgements.join(items, on="item_id", how="left", maintain_order="left")
-    return stats.keep(judged, "judgement_unknown_product", pl.col("item").is_not_null())
+    known = stats.keep(judged, "judgement_unknown_product", pl.col("item").is_not_null())
+    if len(judged) and known.is_empty():
+        asked, held = judged["item_id"][0], catalogue["item_id"][0]
+        problem = f"no judged product is in {ESCI_PRODUCTS} ({asked!r} here, {held!r} there)"
+        fix = "use both files of the same export, with ids written alike"
+        raise InputError(raw / ESCI_EXAMPLES, "product_id", problem, fix)
+    return known
 
 
 def _filter_queries(
@@ -275,22 +322,46 @@ def _irrelevant(judged: pl.DataFrame, others: pl.DataFrame, items: pl.Series) ->
     return Judged(frame["row"].to_numpy().astype(np.int64), frame["item"].to_numpy())
 
 
+def _best_first(judged: pl.DataFrame, size: int, stats: Stats) -> pl.DataFrame:
+    """The judgements with their request_id, each request's best first; relevant products beyond
+    the ``size`` places of a pool left out.
+    """
+    judged = judged.with_columns(request_id=pl.col("query_id").cast(pl.String))
+    judged = judged.sort(["request_id", "gain", "item_id"], descending=[False, True, False])
+    place = pl.int_range(pl.len()).over("request_id")
+    return stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
+
+
+def _requests(judged: pl.DataFrame, config: Config, stats: Stats) -> pl.DataFrame:
+    """One row per request, with its split and the catalogue row of its target as ``item``: queries
+    whose normal forms are equal lie on one side.
+    """
+    requests = judged.group_by("request_id", maintain_order=True).first()
+    locale, shares = config.data.esci.locale, config.data.split
+    keys = query_keys(requests["query"], locale)
+    stats.used |= {
+        "locale": locale,
+        "queries_joined": requests["query"].n_unique() - keys.n_unique(),
+    }
+    return requests.select(
+        "request_id",
+        assign_split(keys, shares.validation, shares.test, config.seed),
+        "query",
+        "item",
+        customer_id=pl.lit(""),
+        history=pl.lit([], dtype=HISTORY),
+        target_id="item_id",
+    )
+
+
 def _assemble(
     judged: pl.DataFrame,
     others: pl.DataFrame,
     catalogue: pl.DataFrame,
+    requests: pl.DataFrame,
     config: Config,
-    stats: Stats,
 ) -> Prepared:
-    """Requests, qrels and pools of the filtered judgements."""
-    size = config.data.pool.size
-    judged = judged.with_columns(request_id=pl.col("query_id").cast(pl.String))
-    judged = judged.sort(["request_id", "gain", "item_id"], descending=[False, True, False])
-    place = pl.int_range(pl.len()).over("request_id")
-    judged = stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
-    requests = (
-        judged.group_by("request_id", maintain_order=True).first().rename({"item_id": "target_id"})
-    )
+    """Qrels and pools of the filtered judgements, beside their requests."""
     judged = judged.with_columns(row=judged["request_id"].rle_id())
     relevant = judged.filter(pl.col("gain") > 0)
     category, group = (text_codes(catalogue[name])[0] for name in ("category", "group"))
@@ -301,17 +372,6 @@ def _assemble(
         ranges=item_ranges(category, group, hash_strings(catalogue["item_id"], config.seed)),
         hashes_R=hash_strings(requests["request_id"], config.seed + 2),
         pool=config.data.pool,
-    )
-    shares = config.data.split
-    requests = requests.select(
-        "request_id",
-        assign_split(
-            requests["query"].str.to_lowercase(), shares.validation, shares.test, config.seed
-        ),
-        "query",
-        customer_id=pl.lit(""),
-        history=pl.lit([], dtype=HISTORY),
-        target_id="target_id",
     )
     qrels = judged.select("request_id", "item_id", "gain", "label").sort("request_id", "item_id")
     return Prepared(catalogue, requests["request_id"], [requests], qrels, pools)

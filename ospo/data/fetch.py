@@ -4,7 +4,7 @@ and sha256.
 ESCI comes from its repository (Git LFS content at a fixed commit; sizes and checksums are those of
 the LFS pointers). H&M comes from the competition's interface, for those who accepted its rules:
 credentials are taken from the environment, sent to that host alone, and never printed. docs/data.md
-tells sources and licences.
+names sources and licences.
 """
 
 import base64
@@ -45,7 +45,7 @@ _ACCEPT = "accept the competition's rules on its page and set KAGGLE_USERNAME an
 
 @dataclass(frozen=True)
 class Source:
-    """A file to download; size in bytes and sha256 where the publisher tells them, else the columns
+    """A file to download; size in bytes and sha256 where the publisher gives them, else the columns
     of its header.
     """
 

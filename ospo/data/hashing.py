@@ -60,14 +60,3 @@ def _hash_chunk(strings: pl.Series, seed: int) -> np.ndarray:
 def unit_interval(hashes: np.ndarray) -> np.ndarray:
     """uint64 hashes → float64 in [0, 1)."""
     return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def assign_split(keys: pl.Series, validation: float, test: float, seed: int) -> pl.Series:
-    """Split of each key (a query, a customer): a function of the key's text and the seed alone,
-    never of row order.
-    """
-    share = unit_interval(hash_strings(keys, seed))
-    names = np.where(
-        share < test, "test", np.where(share < test + validation, "validation", "train")
-    )
-    return pl.Series("split", names, dtype=pl.String)

@@ -129,9 +129,9 @@ def _chunk(
 ) -> np.ndarray:
     requests, items = len(hashes), len(ranges.order_I)
     relevant_count = np.bincount(relevant.request, minlength=requests)
-    room = np.maximum(pool.size - relevant_count, 0)
+    places = np.maximum(pool.size - relevant_count, 0)
     shares = max(pool.hard + pool.related + pool.random, 1)
-    hard, related = -(-room * pool.hard // shares), -(-room * pool.related // shares)
+    hard, related = -(-places * pool.hard // shares), -(-places * pool.related // shares)
     irrelevant = irrelevant.first(hard)
     irrelevant_count = np.bincount(irrelevant.request, minlength=requests)
     fixed_request = np.concatenate([relevant.request, irrelevant.request])
@@ -150,7 +150,7 @@ def _chunk(
         length - np.bincount(fixed_request[mask], minlength=requests)
         for length, mask in zip(lengths, held, strict=True)
     ]
-    takes = _share_out(room - irrelevant_count, hard - irrelevant_count, related, free)
+    takes = _share_out(places - irrelevant_count, hard - irrelevant_count, related, free)
 
     most_fixed = int(np.bincount(fixed_request, minlength=requests).max(initial=0))
     fixed = np.full((requests, most_fixed), -1, dtype=np.int64)
@@ -178,18 +178,18 @@ def _chunk(
 
 
 def _share_out(
-    room: np.ndarray, hard: np.ndarray, related: np.ndarray, free: list[np.ndarray]
+    places: np.ndarray, hard: np.ndarray, related: np.ndarray, free: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """How many negatives to draw from category, group and the rest: (C,) each; ``room`` places are
-    left.
+    """How many negatives to draw from category, group and the rest: (C,) each. places: (C,) places
+    that are left.
     """
     wanted = hard + related
-    hard = np.minimum(np.minimum(hard, room), free[0])
-    related = np.minimum(np.minimum(wanted - hard, room - hard), free[1])
-    rest = np.minimum(room - hard - related, free[2])
+    hard = np.minimum(np.minimum(hard, places), free[0])
+    related = np.minimum(np.minimum(wanted - hard, places - hard), free[1])
+    rest = np.minimum(places - hard - related, free[2])
     # A small catalogue: what is still missing comes from wherever items are left.
-    more_related = np.minimum(room - hard - related - rest, free[1] - related)
-    more_hard = np.minimum(room - hard - related - rest - more_related, free[0] - hard)
+    more_related = np.minimum(places - hard - related - rest, free[1] - related)
+    more_hard = np.minimum(places - hard - related - rest - more_related, free[0] - hard)
     return [hard + more_hard, related + more_related, rest]
 
 

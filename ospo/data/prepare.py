@@ -15,19 +15,24 @@ _PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
 
 
 def prepare(
-    dataset: str, raw_dir: str | Path, out_dir: str | Path, config: Config
+    dataset: str,
+    raw_dir: str | Path,
+    out_dir: str | Path,
+    config: Config,
+    evaluation_only: bool = False,
 ) -> dict[str, Any]:
     """Raw files in ``raw_dir`` → prepared tables in ``out_dir``, which appears (or is replaced) as
     a whole.
 
-    Returns the content of stats.json. Raises InputError with nothing written.
+    evaluation_only: the data serve to evaluate policies that exist, so training requests may be
+    missing. Returns the content of stats.json. Raises InputError with nothing written.
     """
     if dataset not in _PREPARE:
         raise InputError(
             str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}"
         )
     stats = Stats()
-    prepared = _PREPARE[dataset](Path(raw_dir), config, stats)
+    prepared = _PREPARE[dataset](Path(raw_dir), config, stats, evaluation_only)
     try:
         with atomic_directory(out_dir) as temporary:
             write_prepared(prepared, temporary, stats)

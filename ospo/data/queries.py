@@ -2,6 +2,7 @@
 user supplies.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,10 @@ from ospo.data.text import clean_space
 from ospo.errors import InputError
 
 QUERY_LIMIT = 400
-_FIX = 'write one JSON object a line: {"customer_id": "...", "article_id": "...", "query": "..."}'
+"""Longest query, in characters."""
+_LINE_LIMIT = 1 << 16
+"""Longest line of the file, in bytes; a query takes 5,000 at most, however it is escaped."""
+_FIX = 'write one JSON object per line: {"customer_id": "...", "article_id": "...", "query": "..."}'
 
 
 def template_queries(articles: pl.DataFrame, item_R: np.ndarray, hashes_R: np.ndarray) -> pl.Series:
@@ -79,37 +83,54 @@ def read_queries(file: Path, article_id: Callable[[pl.Expr], pl.Expr]) -> pl.Dat
 def _read_lines(file: Path) -> pl.DataFrame:
     rows: list[tuple[str, str, str]] = []
     try:
-        # Not splitlines(): a line separator of Unicode may stand inside a JSON string.
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        with file.open("rb") as stream:
+            # Not by any other line separator: those of Unicode may stand inside a JSON string.
+            for number in itertools.count(1):
+                line = stream.readline(_LINE_LIMIT + 1)
+                if not line:
+                    break
+                if row := _read_line(file, number, line):
+                    rows.append(row)
+    except OSError as error:
         raise InputError(
             file, "", f"cannot be read ({error})", "set data.hm.queries_file to a UTF-8 file"
         ) from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            raise InputError(file, f"line {number}", "is not JSON", _FIX) from None
-        names = ("customer_id", "article_id", "query")
-        if not isinstance(value, dict) or any(
-            not isinstance(value.get(name), str) for name in names
-        ):
-            raise InputError(
-                file, f"line {number}", f"lacks a text under one of {', '.join(names)}", _FIX
-            )
-        query = " ".join(value["query"].split())
-        if not 0 < len(query) <= QUERY_LIMIT:
-            raise InputError(
-                file,
-                f"line {number}",
-                f"query of {len(query)} characters",
-                f"write 1 to {QUERY_LIMIT}",
-            )
-        rows.append((value["customer_id"], value["article_id"], query))
     return pl.DataFrame(
         rows,
         schema=dict.fromkeys(("customer_id", "target_id", "supplied"), pl.String),
         orient="row",
     )
+
+
+def _read_line(file: Path, number: int, line: bytes) -> tuple[str, str, str] | None:
+    """Customer, article and query of a line; None for a blank line. Raises InputError."""
+    where = f"line {number}"
+    if len(line) > _LINE_LIMIT:
+        raise InputError(file, where, f"is longer than {_LINE_LIMIT:,} bytes", _FIX)
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        fix = "set data.hm.queries_file to a UTF-8 file"
+        raise InputError(file, where, f"cannot be read ({error})", fix) from None
+    if not text.strip():
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(file, where, "is not JSON", _FIX) from None
+    names = ("customer_id", "article_id", "query")
+    if not isinstance(value, dict) or any(not isinstance(value.get(name), str) for name in names):
+        raise InputError(file, where, f"lacks a text under one of {', '.join(names)}", _FIX)
+    if not all(_is_unicode(value[name]) for name in names):
+        raise InputError(
+            file, where, "holds half of a surrogate pair", "write the character itself"
+        )
+    query = " ".join(value["query"].split())
+    if not 0 < len(query) <= QUERY_LIMIT:
+        problem = f"query of {len(query)} characters"
+        raise InputError(file, where, problem, f"write 1 to {QUERY_LIMIT}")
+    return value["customer_id"], value["article_id"], query
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

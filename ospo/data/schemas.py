@@ -1,10 +1,7 @@
-"""Contracts of raw and prepared tables, as code, and the readers that hold files to them.
-
-A reader raises InputError, one line that names the file, the column and the fix, before anything is
-written.
+"""Contracts of raw and prepared tables, as code. The readers of raw files (``raw_csv``,
+``raw_parquet``) hold them to these.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,9 +104,6 @@ HM_ARTICLES_NEEDED = [
 HM_TRANSACTIONS_NEEDED = ["t_dat", "customer_id", "article_id"]
 HM_CUSTOMERS_NEEDED = ["customer_id"]
 
-# A damaged parquet file can make polars' Rust code panic; that is bad input too.
-_READ_ERRORS = (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
-
 CATALOGUE_SCHEMA = dict.fromkeys(
     ["item_id", "title", "text", "category", "group", "brand", "colour", "description"], pl.String
 )
@@ -136,116 +130,6 @@ PREPARED: dict[str, dict[str, Any]] = {
     "pools": POOLS_SCHEMA,
 }
 SPLITS = ("train", "validation", "test")
-
-
-def raw_folder(folder: str | Path, key: str, files: list[str]) -> Path:
-    """The folder of raw files; InputError where it or one of ``files`` is missing."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(
-            folder,
-            "",
-            "folder not found",
-            f"set {key} (or --raw) to the folder of the official files",
-        )
-    for name in files:
-        if not (folder / name).is_file():
-            raise InputError(folder / name, "", "file not found", f"put the official {name} there")
-    return folder
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def scan_parquet(
-    file: Path, needed: list[str], schema: Mapping[str, type[pl.DataType]]
-) -> pl.LazyFrame:
-    """Scan a raw parquet file's needed columns, cast to the contract's types.
-
-    Raises InputError for an unreadable file, a missing column or a column of a type that does not
-    cast.
-    """
-    try:
-        frame = pl.scan_parquet(file)
-        found = frame.collect_schema()
-    except _READ_ERRORS as error:
-        raise _unreadable(file, "parquet", error) from None
-    _check_columns(file, list(found.names()), needed)
-    casts = []
-    for column in needed:
-        kind, wanted = found[column], schema[column]
-        if wanted == pl.String and not (kind == pl.String or isinstance(kind, pl.Categorical)):
-            raise InputError(
-                file, column, f"has type {kind}, expected text", "use the official file"
-            )
-        if wanted != pl.String and not kind.is_numeric():
-            raise InputError(
-                file, column, f"has type {kind}, expected numbers", "use the official file"
-            )
-        number = (
-            pl.when(pl.col(column) == pl.col(column).round()).then(column)
-            if kind.is_float()
-            else pl.col(column)
-        )
-        casts.append(
-            (number if wanted != pl.String else pl.col(column))
-            .cast(wanted, strict=False)
-            .alias(column)
-        )
-    return frame.select(casts)
-
-
-def scan_csv(file: Path, needed: list[str], optional: list[str] | None = None) -> pl.LazyFrame:
-    """Scan a raw CSV file's needed columns as text; an optional column that is missing is null.
-
-    Raises InputError for an empty or unreadable file, or a missing column (a wrong delimiter shows
-    as one).
-    """
-    try:
-        frame = pl.scan_csv(file, infer_schema=False, encoding="utf8", truncate_ragged_lines=False)
-        found = frame.collect_schema().names()
-    except _READ_ERRORS as error:
-        raise _unreadable(file, "CSV", error) from None
-    if len(found) == 1 and any(mark in found[0] for mark in ";\t|"):
-        raise InputError(
-            file, "", "columns are not separated by commas", "save it with the delimiter ','"
-        )
-    _check_columns(file, found, needed)
-    absent = [
-        pl.lit(None, dtype=pl.String).alias(name) for name in optional or [] if name not in found
-    ]
-    return frame.select(*needed, *(name for name in optional or [] if name in found), *absent)
-
-
-def _unreadable(file: Path, kind: str, error: BaseException) -> InputError:
-    if "utf-8" in str(error).lower() or "utf8" in str(error).lower():
-        return InputError(
-            file, "", "is not UTF-8 text", "convert it (iconv -f WINDOWS-1252 -t UTF-8)"
-        )
-    return InputError(
-        file,
-        "",
-        f"is not a readable {kind} file ({_one_line(error)})",
-        "repair or download it again",
-    )
-
-
-def _check_columns(file: Path, found: list[str], needed: list[str]) -> None:
-    for column in needed:
-        if column not in found:
-            shown = ", ".join(found[:30])[:300]
-            raise InputError(
-                file, column, "column is missing", f"use the official file; found: {shown}"
-            )
-
-
-def collect(file: Path, frame: pl.LazyFrame) -> pl.DataFrame:
-    """Collect a query over ``file`` with the streaming engine; reading errors become InputError."""
-    try:
-        return frame.collect(engine="streaming")
-    except _READ_ERRORS as error:
-        raise _unreadable(file, "CSV" if file.suffix == ".csv" else "parquet", error) from None
 
 
 def check_prepared(file: Path, frame: pl.DataFrame, table: str) -> None:

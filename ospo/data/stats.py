@@ -47,17 +47,38 @@ REASONS = {
 }
 """Why something was left out, in words; docs/data.md and ``ospo data check`` show them."""
 
+FORMS = {
+    "file_in_utf16": "files in UTF-16",
+    "file_with_carriage_returns": "files whose lines end in a carriage return alone",
+    "column_without_values": "columns without any value and without a type",
+    "query_id_as_text": "files whose query_id is text",
+    "query_id_as_decimal": "files whose query_id is text of decimal numbers (12.0)",
+    "product_id_as_number": "files whose product_id is a number",
+    "product_id_as_decimal": "files whose product_id is text of decimal numbers (12.0)",
+    "label_as_word": "judgements whose label is in lower case or a word (exact, Substitute, …)",
+    "judgement_locale_in_capitals": "judgements whose locale is in capitals or between spaces",
+    "product_locale_in_capitals": "products whose locale is in capitals or between spaces",
+    "article_id_as_decimal": "articles whose id is a decimal number (108775015.0)",
+    "transaction_article_id_as_decimal": "transactions whose article_id is a decimal number",
+    "transaction_date_with_time": "transactions whose t_dat has a time of day, which is left out",
+}
+"""What was read although the official files write it in another form, in words."""
+
 
 @dataclass
 class Stats:
-    """Counters that end up in stats.json. ``dropped`` maps a reason to a number of rows, queries or
-    requests.
+    """Counters that end up in stats.json.
+
+    dropped: reason → number of rows, queries or requests. used: settings that adapted to the data,
+    and what they became. read_as: form other than the official one → number of files, columns or
+    rows in it.
     """
 
     read: dict[str, int] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
-    used: dict[str, int] = field(default_factory=dict)
+    used: dict[str, int | str] = field(default_factory=dict)
+    read_as: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, count: int) -> None:
         """Add ``count`` to a reason; the reason is listed even where the count is 0."""
@@ -71,6 +92,21 @@ class Stats:
         self.drop(reason, len(frame) - len(kept))
         return kept
 
+    def read_in_form(self, form: str, count: int) -> None:
+        """Add ``count`` to a form in which something was read; a form that did not occur is not
+        listed.
+        """
+        if form not in FORMS:
+            raise KeyError(f"no explanation for {form!r} in FORMS")
+        if count:
+            self.read_as[form] = self.read_as.get(form, 0) + int(count)
+
     def as_dict(self) -> dict[str, Any]:
         """The content of stats.json."""
-        return {"read": self.read, "kept": self.kept, "dropped": self.dropped, "used": self.used}
+        return {
+            "read": self.read,
+            "read_as": self.read_as,
+            "kept": self.kept,
+            "dropped": self.dropped,
+            "used": self.used,
+        }

@@ -68,7 +68,7 @@ def _write_table(directory: Path, name: str, table: pl.DataFrame) -> None:
 
 
 def _write_requests(chunks: Iterable[pl.DataFrame], file: Path) -> dict[str, int]:
-    """Write requests.parquet, a row group a chunk; the number of requests of each split."""
+    """Write requests.parquet, one row group per chunk; the number of requests of each split."""
     splits: dict[str, int] = {}
     writer: pq.ParquetWriter | None = None
     try:

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
-from ospo.evaluation.completions import Decoding, Rewriter, Rollout
+from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.evaluation.policies import Policy
 from ospo.files import atomic_file, sha256_json
+from ospo.policy.decoding import Decoding
 from ospo.policy.text import search_text
 
 _ANSWERS = pa.schema(
@@ -41,7 +42,7 @@ _ANSWERS = pa.schema(
 
 @dataclass(frozen=True)
 class Job:
-    """A set of rollouts: one policy of one training seed, one split, one decoding."""
+    """A set of completions: one policy of one training seed, one split, one decoding."""
 
     policy: str
     seed: int
@@ -99,12 +100,12 @@ def write_answers(
             )
             for part in _chunks(rows[job.split], chunk):
                 requests = [data.requests[row] for row in part]
-                rollouts = policies[job.policy, job.seed].rollouts(requests, job.decoding)
-                count["answers"] += len(rollouts)
-                count["empty"] += sum(not search_text(r.answer) for r in rollouts)
-                count["unfinished"] += sum(not r.finished for r in rollouts)
-                count["prompt_cut"] += sum(r.prompt_cut for r in rollouts)
-                writer.write_table(_answers_table(job, part, requests, rollouts))
+                completions = policies[job.policy, job.seed].complete(requests, job.decoding)
+                count["answers"] += len(completions)
+                count["empty"] += sum(not search_text(r.answer) for r in completions)
+                count["unfinished"] += sum(not r.finished for r in completions)
+                count["prompt_cut"] += sum(r.prompt_cut for r in completions)
+                writer.write_table(_answers_table(job, part, requests, completions))
                 bar.update(len(part))
             if not any(
                 (later.policy, later.seed) == (job.policy, job.seed) for later in jobs[number + 1 :]
@@ -114,9 +115,9 @@ def write_answers(
 
 
 def _answers_table(
-    job: Job, part: np.ndarray, requests: Sequence[Any], rollouts: Sequence[Rollout]
+    job: Job, part: np.ndarray, requests: Sequence[Any], completions: Sequence[Completion]
 ) -> pa.Table:
-    n = len(rollouts)
+    n = len(completions)
     columns = {
         "policy": [job.policy] * n,
         "seed": [job.seed] * n,
@@ -126,11 +127,11 @@ def _answers_table(
         "row": part.astype(np.int32),
         "request_id": [request.request_id for request in requests],
         "query": [request.query for request in requests],
-        "answer": [_storable(rollout.answer) for rollout in rollouts],
-        "completion": [_storable(rollout.completion) for rollout in rollouts],
-        "tokens": [rollout.tokens for rollout in rollouts],
-        "finished": [rollout.finished for rollout in rollouts],
-        "prompt_cut": [rollout.prompt_cut for rollout in rollouts],
+        "answer": [_storable(completion.answer) for completion in completions],
+        "completion": [_storable(completion.completion) for completion in completions],
+        "tokens": [completion.tokens for completion in completions],
+        "finished": [completion.finished for completion in completions],
+        "prompt_cut": [completion.prompt_cut for completion in completions],
     }
     return pa.table(columns, schema=_ANSWERS)
 
@@ -141,7 +142,7 @@ def _storable(text: str) -> str:
 
 
 def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job]:
-    """The rollouts an evaluation needs: greedy ones of both splits, and sampled ones of the test
+    """The completions an evaluation needs: greedy ones of both splits, and sampled ones of the test
     split if asked for.
 
     ``policies``: (name, training seed) → policy. A policy's jobs stand together: its model is in
@@ -154,7 +155,7 @@ def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job
             Job(name, seed, split, Decoding(rl.max_completion_tokens))
             for split in ("validation", "test")
         ]
-        if isinstance(policy, Rewriter):  # the others have one answer a request
+        if isinstance(policy, CachedPolicy):  # the others have one answer a request
             for sample in range(config.evaluation.samples):
                 decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)
                 jobs.append(Job(name, seed, "test", decoding))

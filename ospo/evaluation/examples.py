@@ -36,7 +36,9 @@ def pick(table: Path, training: str) -> pl.DataFrame:
     )
     columns = ["policy", "request_id", "ndcg@10", "rr_exact"]
     first_seed = pl.col("seed") == pl.col("seed").min().over("policy")
-    rows = pl.scan_parquet(table).filter(here).filter(first_seed).select(columns).collect()
+    rows = (
+        pl.scan_parquet(table, glob=False).filter(here).filter(first_seed).select(columns).collect()
+    )
     raw = rows.filter(pl.col("policy") == "raw").select(
         "request_id", raw="ndcg@10", raw_rr="rr_exact"
     )
@@ -83,7 +85,7 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
     picked = pick(out / "evaluation.parquet", config.retrievers.training)
     wanted = picked["request_id"].unique().implode()
     answers = (
-        pl.scan_parquet(out / "answers.parquet")
+        pl.scan_parquet(out / "answers.parquet", glob=False)
         .filter(
             (pl.col("split") == "test")
             & (pl.col("decoding") == "greedy")

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from ospo.data.dataset import PreparedData
+from ospo.data.query_key import query_key
 from ospo.errors import OspoError
 from ospo.policy.seen import FILE, read_seen, request_key
 
@@ -16,10 +17,6 @@ HELD_OUT = ("validation", "test")
 
 class LeakError(OspoError):
     """Held-out requests were seen in training: no figure computed from them would mean anything."""
-
-
-def _query_key(query: str) -> str:
-    return " ".join(query.casefold().split())
 
 
 def check_split(data: PreparedData) -> dict[str, int]:
@@ -36,7 +33,7 @@ def check_split(data: PreparedData) -> dict[str, int]:
         if request.customer_id:
             keys["customer"] = request.customer_id
         else:
-            keys["query"] = _query_key(request.query)
+            keys["query"] = query_key(request.query, data.locale)
         for kind, key in keys.items():
             twice = kind == "request id" and key in seen[kind]
             if twice or seen[kind].setdefault(key, request.split) != request.split:
@@ -51,6 +48,10 @@ def check_split(data: PreparedData) -> dict[str, int]:
     return {kind: len(keys) for kind, keys in seen.items()}
 
 
+def _columns(table: Path) -> list[str]:
+    return pl.scan_parquet(table, glob=False).collect_schema().names()
+
+
 def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: Path) -> int:
     """No request among ``rows`` was used in the policy's training.
 
@@ -63,10 +64,12 @@ def check_policy(data: PreparedData, rows: np.ndarray, policy: str, model_dir: P
     if trained is not None:
         source: Path = model_dir / FILE
         keys = {request_key(data.requests[row]): data.requests[row].request_id for row in rows}
-    elif log.is_file() and "request_id" in pl.read_parquet_schema(log):
+    elif log.is_file() and "request_id" in _columns(log):
         source = log
         trained = set(
-            pl.scan_parquet(log).select(pl.col("request_id").unique()).collect()["request_id"]
+            pl.scan_parquet(log, glob=False)
+            .select(pl.col("request_id").unique())
+            .collect()["request_id"]
         )
         keys = {data.requests[row].request_id: data.requests[row].request_id for row in rows}
     else:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ospo.config import Config
-from ospo.data.dataset import Request
+from ospo.data.request import Request
 from ospo.errors import InputError
-from ospo.evaluation.completions import Decoding, Rewriter, Rollout
+from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.files import sha256_file
+from ospo.policy.decoding import Decoding
 
 
 class Policy(Protocol):
@@ -19,8 +20,8 @@ class Policy(Protocol):
 
     hash: str
 
-    def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
-        """One rollout per request, in order."""
+    def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
+        """One completion per request, in order."""
         ...
 
     def release(self) -> None:
@@ -33,9 +34,9 @@ class RawQuery:
 
     hash = ""
 
-    def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
+    def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """The queries."""
-        return [Rollout(request.query, request.query, 0, True) for request in requests]
+        return [Completion(request.query, request.query, 0, True) for request in requests]
 
     def release(self) -> None:
         """Nothing to give back."""
@@ -81,7 +82,7 @@ class AnswerFile:
                     )
                 self.answers[request_id] = answer
 
-    def rollouts(self, requests: Sequence[Request], decoding: Decoding) -> list[Rollout]:
+    def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """The file's answers. Raises InputError for a request without one (an empty answer is
         written as ``""``).
         """
@@ -96,7 +97,7 @@ class AnswerFile:
             )
         found = [self.answers[request.request_id] for request in requests]
         return [
-            Rollout(a[:MAX_CHARACTERS], a[:MAX_CHARACTERS], 0, len(a) <= MAX_CHARACTERS)
+            Completion(a[:MAX_CHARACTERS], a[:MAX_CHARACTERS], 0, len(a) <= MAX_CHARACTERS)
             for a in found
         ]
 
@@ -139,4 +140,6 @@ def open_policy(source: Path | None, config: Config, cache: Path | None) -> Poli
                 source, "", "file not found", "name a policy directory or a file of answers"
             )
         return AnswerFile(source)
-    return Rewriter(source, config.evaluation.batch_size, config.preset.rl.max_prompt_tokens, cache)
+    return CachedPolicy(
+        source, config.evaluation.batch_size, config.preset.rl.max_prompt_tokens, cache
+    )

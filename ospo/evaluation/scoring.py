@@ -1,4 +1,4 @@
-"""Measures of answers under one retriever, with the retriever's contract checked."""
+"""Measures of answers under one retriever, whose results are checked before they are measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,68 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ospo.data.dataset import PreparedData
-from ospo.errors import OspoError
 from ospo.evaluation.measures import MEASURES, full_catalogue, measure
 from ospo.policy.text import search_text
-from ospo.retrieval.base import Retriever
+from ospo.retrieval.base import Retriever, checked_scores, checked_search
 
 TOP_K = 1000  # depth of a search over the whole catalogue
 SEARCHES = 512  # searches whose results are in memory at once
-
-
-def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
-    """``retriever.score`` with its contract checked: shape, a finite score per item, -inf for
-    padding.
-
-    Raises OspoError naming the retriever: a retriever that forgets items or returns NaN must not
-    become a figure.
-    """
-    try:
-        scores_BP = np.asarray(retriever.score(texts, rows_BP))
-    except ValueError as error:  # the built-in ones check themselves, and name themselves
-        raise OspoError(
-            f"{error}. Fix: repair the retriever, or take it out of params.yaml's retrievers"
-        ) from error
-    if scores_BP.shape != rows_BP.shape:
-        raise OspoError(
-            f"retriever {retriever.name!r} returned scores of shape {scores_BP.shape} for "
-            f"{rows_BP.shape} items. "
-            "Fix: score() must return one score per text and item"
-        )
-    real_BP = rows_BP >= 0
-    if not np.isfinite(scores_BP[real_BP]).all():
-        bad = int((~np.isfinite(scores_BP[real_BP])).sum())
-        raise OspoError(
-            f"retriever {retriever.name!r} returned {bad} scores that are not finite numbers. "
-            "Fix: score every item of a pool; the least relevant may get 0"
-        )
-    return np.where(real_BP, scores_BP, -np.inf)
-
-
-def _checked_search(
-    retriever: Retriever, texts: Sequence[str], items: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """``retriever.search`` over the whole catalogue with its contract checked (OspoError)."""
-    rows_BK, scores_BK = retriever.search(texts, TOP_K)
-    expected = (len(texts), min(TOP_K, items))
-    if rows_BK.shape != expected or scores_BK.shape != expected:
-        raise OspoError(
-            f"retriever {retriever.name!r} returned {rows_BK.shape} items of a search for "
-            f"{expected}. "
-            "Fix: search() must return the best top_k, or the whole catalogue where it is smaller"
-        )
-    ordered = np.sort(rows_BK, axis=1)
-    if ordered.min() < 0 or ordered.max() >= items or (ordered[:, 1:] == ordered[:, :-1]).any():
-        raise OspoError(
-            f"retriever {retriever.name!r} returned unknown or repeated items from search(). "
-            f"Fix: each must be a distinct catalogue row, 0 to {items - 1}"
-        )
-    if not np.isfinite(scores_BK).all() or (np.diff(scores_BK, axis=1) > 0).any():
-        raise OspoError(
-            f"retriever {retriever.name!r} returned scores from search() that are not finite or "
-            "not in order"
-        )
-    return rows_BK, scores_BK
 
 
 def score_texts(
@@ -96,7 +40,7 @@ def score_texts(
             distinct = {text: n for n, text in enumerate(dict.fromkeys(kept))}
             places = [distinct[text] for text in kept]
             rows_BK, scores_BK = (
-                found[places] for found in _checked_search(retriever, list(distinct), items)
+                found[places] for found in checked_search(retriever, list(distinct), TOP_K, items)
             )
             scores, gains = full_catalogue(
                 rows_BK, scores_BK, pools_BP[some], gains_BP[some], items

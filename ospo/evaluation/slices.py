@@ -89,7 +89,9 @@ def _grades(data: PreparedData) -> list[str]:
     ``purchase``).
     """
     file = data.directory / "qrels.parquet"
-    qrels = pl.read_parquet(file).filter(pl.col("gain") > 0).unique(["request_id", "label"])
+    qrels = (
+        pl.read_parquet(file, glob=False).filter(pl.col("gain") > 0).unique(["request_id", "label"])
+    )
     joined = (
         qrels.sort("request_id", "gain", "label", descending=[False, True, False])
         .group_by("request_id", maintain_order=True)

@@ -70,7 +70,7 @@ def load_values(
     retrievers: list[str] = []
     for number, directory in enumerate(directories):
         file = read_table(directory, "evaluation.parquet")
-        table = pl.scan_parquet(file)
+        table = pl.scan_parquet(file, glob=False)
         if "seed" not in table.collect_schema():  # evaluations made before there were seeds
             table = table.with_columns(seed=pl.lit(0, pl.Int32))
         frame = (
@@ -163,7 +163,7 @@ def measure_means(directories: Sequence[Path]) -> Measures:
     frames = []
     for directory in directories:
         file = read_table(directory, "evaluation.parquet")
-        table = pl.scan_parquet(file)
+        table = pl.scan_parquet(file, glob=False)
         if missing := [name for name in MEASURES if name not in table.collect_schema()]:
             raise InputError(
                 file, missing[0], "column is missing", "run the evaluation again (ospo evaluate)"
@@ -186,7 +186,7 @@ def slice_rows(directory: Path, wide: pl.DataFrame) -> pl.DataFrame:
     """The slices of the requests in ``wide``, in its order (``slices.parquet``). Raises InputError
     where a request is missing there.
     """
-    frame = pl.read_parquet(read_table(directory, "slices.parquet"))
+    frame = pl.read_parquet(read_table(directory, "slices.parquet"), glob=False)
     joined = wide.select("request_id").join(
         frame, on="request_id", how="left", maintain_order="left"
     )

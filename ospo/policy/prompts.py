@@ -4,10 +4,10 @@ policy.
 
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from ospo.data.dataset import Purchase, Request
+from ospo.data.request import Purchase, Request
+from ospo.errors import InputError
 
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
@@ -24,6 +24,8 @@ INSTRUCTION = (
 
 _TAGS = re.compile(r"</?\s*(?:answer|think)\s*>", re.IGNORECASE)
 _ANGLES = str.maketrans({"<": " ", ">": " "})
+# Characters that a chat template may add to a prompt; those in use add a few hundred.
+MAX_TEMPLATE = 20_000
 _MAX_FIELD = 400  # characters of one field: longer ones are noise, and tokenising them is slow
 
 
@@ -35,8 +37,8 @@ def clean(text: str) -> str:
     it.
 
     Angle brackets go altogether: without them no answer tag, and no special token such as
-    ``<|im_end|>`` or ``</s>``, can be written by a query or a product name (nor put together out of
-    the pieces that a removal leaves).
+    ``<|im_end|>`` or ``</s>``, can be written by a query or a product name (nor be made
+    of the pieces that a removal leaves).
     """
     text = _TAGS.sub(" ", text[: 4 * _MAX_FIELD]).translate(_ANGLES)
     kept = []
@@ -53,7 +55,7 @@ def clean(text: str) -> str:
     return " ".join("".join(kept).lower().split())[:_MAX_FIELD].rstrip()
 
 
-def purchase_line(purchase: "Purchase") -> str:
+def purchase_line(purchase: Purchase) -> str:
     """One purchase as ``name type colour``, empty parts left out."""
     return " ".join(
         part for part in map(clean, (purchase.name, purchase.type, purchase.colour)) if part
@@ -68,7 +70,7 @@ def _messages(query: str, history: list[str], instruct: bool) -> list[dict[str, 
     return [{"role": "system", "content": INSTRUCTION}, *messages] if instruct else messages
 
 
-def prompt_messages(request: "Request", instruct: bool = True) -> list[dict[str, str]]:
+def prompt_messages(request: Request, instruct: bool = True) -> list[dict[str, str]]:
     """The conversation a policy gets: the instruction, then the purchases, oldest first, and the
     request's text.
 
@@ -80,7 +82,7 @@ def prompt_messages(request: "Request", instruct: bool = True) -> list[dict[str,
 
 
 def fit_messages(
-    request: "Request", tokenizer: Any, max_tokens: int, instruct: bool = True
+    request: Request, tokenizer: Any, max_tokens: int, instruct: bool = True
 ) -> tuple[list[dict[str, str]], int]:
     """``prompt_messages`` that fit ``max_tokens`` under ``tokenizer``'s chat template, and the
     tokens they take.
@@ -91,11 +93,8 @@ def fit_messages(
     """
 
     def length(messages: list[dict[str, str]]) -> int:
-        return len(
-            tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)[
-                "input_ids"
-            ]
-        )
+        text = render_messages(tokenizer, messages)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     query = clean(request.query)
     history = [line for line in map(purchase_line, request.history) if line]
@@ -118,24 +117,59 @@ def fit_messages(
     return messages, tokens
 
 
-def extract_answer(completion: str) -> tuple[str, int]:
+def render_messages(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+    """The prompt's text under ``tokenizer``'s chat template, ready for the policy's answer.
+
+    Raises InputError where the template adds more than ``MAX_TEMPLATE`` characters.
+    """
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    if len(text) > MAX_TEMPLATE + sum(len(message["content"]) for message in messages):
+        raise InputError(
+            tokenizer.name_or_path,
+            "chat_template",
+            f"makes a prompt of {len(text)} characters, over {MAX_TEMPLATE} more than its messages",
+            "take a policy with an ordinary chat template",
+        )
+    return text
+
+
+def opens_thinking(tokenizer: Any) -> bool:
+    """Whether the chat template itself opens ``<think>``, so that completions begin inside it.
+
+    DeepSeek-R1 distills, QwQ and Qwen3's thinking models do that. Requests cannot: ``clean`` takes
+    every angle bracket out of them.
+    """
+    text = render_messages(tokenizer, _messages("red dress", [], True))
+    return text.rfind(THINK_OPEN) > text.rfind(THINK_CLOSE)
+
+
+def completion_text(answer: str, thinking: bool = False) -> str:
+    """A completion whose answer is ``answer``; where the prompt leaves ``<think>`` open
+    (``thinking``), the thought is closed first.
+    """
+    return f"{THINK_CLOSE if thinking else ''}{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
+
+
+def extract_answer(completion: str, thinking: bool = False) -> tuple[str, int]:
     """The search text of a completion, and the offset in characters at which it starts there.
 
-    It is what stands between ``<answer>`` after any thinking and the first ``</answer>`` that
-    follows it (or the end, where none follows), of repeated openings the last; without an opening
-    tag, what follows ``</think>``, up to a closing tag. Thinking that never ends holds no answer.
-    ``completion[offset : offset + len(answer)] == answer`` always.
+    ``thinking``: whether the prompt left ``<think>`` open (:func:`opens_thinking`), so that the
+    completion begins with a thought.
+
+    The answer stands between the first ``<answer>`` after the last thought and the first
+    ``</answer>`` that follows it (or the end, where none follows), of repeated openings the last;
+    without an opening tag it is what follows the thought, up to a closing tag. A thought that never
+    ends holds no answer, whatever it quotes. ``completion[offset : offset + len(answer)] ==
+    answer`` always.
     """
     start = completion.rfind(THINK_CLOSE)
-    if start >= 0:
-        start += len(THINK_CLOSE)
-    else:
-        thinking = completion.find(THINK_OPEN)
-        opened = completion.find(ANSWER_OPEN)
-        if thinking >= 0 and (opened < 0 or thinking < opened):
-            return "", len(completion)
-        start = 0
+    if start < 0 and thinking:
+        return "", len(completion)
+    start = 0 if start < 0 else start + len(THINK_CLOSE)
+    thought = completion.find(THINK_OPEN, start)
     opened = completion.find(ANSWER_OPEN, start)
+    if thought >= 0 and (opened < 0 or thought < opened):
+        return "", len(completion)
     end = completion.find(ANSWER_CLOSE, max(start, opened))
     end = len(completion) if end < 0 else end
     if opened >= 0:

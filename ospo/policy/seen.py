@@ -8,10 +8,14 @@ digest of its id, its query and its shopper.
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ospo.data.dataset import PreparedData, Request
+from ospo.data.request import Request
 from ospo.errors import InputError
 from ospo.files import read_json, write_json
+
+if TYPE_CHECKING:  # a policy loads without the data libraries
+    from ospo.data.dataset import PreparedData
 
 FILE = "training_requests.json"
 
@@ -22,7 +26,7 @@ def request_key(request: Request) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def request_keys(data: PreparedData, rows: Iterable[int]) -> list[str]:
+def request_keys(data: "PreparedData", rows: Iterable[int]) -> list[str]:
     """Keys of request rows, sorted, each once."""
     return sorted({request_key(data.requests[int(row)]) for row in rows})
 
@@ -33,8 +37,9 @@ def write_seen(directory: Path, keys: Iterable[str]) -> None:
 
 
 def read_seen(directory: Path) -> set[str] | None:
-    """The keys in a policy's directory, None where it tells none. Raises InputError for a damaged
-    file.
+    """The keys in a policy's directory, None where there is no such file.
+
+    Raises InputError for a damaged file.
     """
     file = directory / FILE
     if not file.is_file():
@@ -50,7 +55,7 @@ def read_seen(directory: Path) -> set[str] | None:
     return set(keys)
 
 
-def seen_after(data: PreparedData, start: Path | None = None) -> list[str]:
+def seen_after(data: "PreparedData", start: Path | None = None) -> list[str]:
     """Keys of what a policy has seen that was trained on ``data``, beginning as the policy in
     ``start``.
     """

@@ -2,6 +2,8 @@
 changes.
 """
 
+from ospo.registry.candidates import Candidate, register
+from ospo.registry.champions import note, promote, rollback, tag
 from ospo.registry.store import (
     CHALLENGER,
     CHAMPION,
@@ -10,19 +12,15 @@ from ospo.registry.store import (
     champion,
     model_name,
     models,
-    note,
     policy_directory,
-    promote,
-    register,
     rewrite,
-    rollback,
-    tag,
-    usable_champion,
+    whole_champion,
 )
 
 __all__ = [
     "CHALLENGER",
     "CHAMPION",
+    "Candidate",
     "RegistryError",
     "Version",
     "champion",
@@ -35,5 +33,5 @@ __all__ = [
     "rewrite",
     "rollback",
     "tag",
-    "usable_champion",
+    "whole_champion",
 ]

@@ -8,7 +8,7 @@ from ospo.serving.requests import MAX_NEW_TOKENS
 
 def model_card(
     dataset: str,
-    policy: str,
+    algorithm: str,
     config: Config,
     summary: Mapping[str, Mapping[str, float]],
     facts: Mapping[str, str],
@@ -20,10 +20,10 @@ def model_card(
     git_dirty.
     """
     training = config.retrievers.training
-    retrievers = sorted(summary[policy], key=lambda name: (name != training, name))
-    rows = [name for name in ("raw", "sft", policy) if name in summary]
+    retrievers = sorted(summary[algorithm], key=lambda name: (name != training, name))
+    rows = [name for name in ("raw", "sft", algorithm) if name in summary]
     table = [f"| nDCG@10 | {' | '.join(retrievers)} |", "|---" * (len(retrievers) + 1) + "|"]
-    labels = {"raw": "raw query", "sft": "SFT", policy: f"**{policy.upper()} (this)**"}
+    labels = {"raw": "raw query", "sft": "SFT", algorithm: f"**{algorithm.upper()} (this)**"}
     table += [
         f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |"
         for row in rows
@@ -31,13 +31,13 @@ def model_card(
     worse = [
         name
         for name in retrievers
-        if "raw" in summary and summary[policy][name] < summary["raw"][name]
+        if "raw" in summary and summary[algorithm][name] < summary["raw"][name]
     ]
     return "\n".join(
         [
-            f"Rewrites a shopper's request into a search text ({dataset}). Policy "
+            f"Rewrites a shopper's request into a search text ({dataset}). Preset "
             f"`{config.policy}`, trained with "
-            f"{policy.upper()} against {training}; the other retrievers were never seen in "
+            f"{algorithm.upper()} against {training}; the other retrievers were never seen in "
             "training.",
             "",
             "Held-out requests (test split), candidate pools:",

@@ -1,5 +1,5 @@
-"""A policy made ready for the registry: its files with checksums, its code, its requirements, as an
-MLflow model.
+"""A policy made ready for the registry: its files with checksums, the code and requirements
+that answering takes, as an MLflow model.
 """
 
 import json
@@ -12,18 +12,40 @@ import mlflow
 
 import ospo
 from ospo.files import MANIFEST, read_json, verify_manifest, write_json, write_manifest
+from ospo.policy.sources import (
+    BASE_FOLDER,
+    POLICY_SUFFIXES,
+    adapter_base,
+    base_directory,
+    base_is_bundled,
+    is_adapter,
+)
 
-BUNDLE_BYTES = (
-    1 << 30
-)  # a base model up to this size travels with its adapter; a larger one is named only
-_KEPT = (
-    ".json",
-    ".safetensors",
-    ".jinja",
-    ".model",
-    ".txt",
-)  # what a policy is made of; no pickles among them
-_REQUIREMENTS = ("mlflow", "torch", "transformers", "safetensors", "numpy", "pydantic", "PyYAML")
+# A base model up to this size travels with its adapter; a larger one is named only.
+BUNDLE_BYTES = 1 << 30
+# What ospo.serving imports, directly and below it: this much of ospo travels with a model.
+_CODE = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "config",
+    "data/__init__.py",
+    "data/request.py",
+    "policy",
+    "serving",
+)
+_REQUIREMENTS = (
+    "huggingface_hub",
+    "jinja2",  # chat templates; transformers does not ask for it
+    "mlflow",
+    "numpy",
+    "pydantic",
+    "PyYAML",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 _EXAMPLES = {
     "esci": ["running shoes", "gift for a coffee lover"],
     "hm": [
@@ -39,7 +61,7 @@ _EXAMPLES = {
 
 
 def copy_policy(model_dir: Path, target: Path) -> None:
-    """Copy what a policy is made of, bundle a small base model with its adapter, and write the
+    """Copy what a policy consists of, bundle a small base model with its adapter, and write the
     checksums.
 
     Raises InputError where the policy's own checksums say that a file is damaged.
@@ -47,31 +69,46 @@ def copy_policy(model_dir: Path, target: Path) -> None:
     if (model_dir / MANIFEST).is_file():
         verify_manifest(model_dir)
     for source in sorted(model_dir.rglob("*")):
-        if source.is_file() and source.suffix in _KEPT and source.name != MANIFEST:
+        if _belongs(source):
             to = target / source.relative_to(model_dir)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, to)
-    adapter = target / "adapter_config.json"
-    if adapter.is_file():
-        info = read_json(target / "base.json")
+    if is_adapter(target) and not base_is_bundled(target):
+        info = adapter_base(target)
         # Where the base lay on this machine says nothing elsewhere.
-        write_json(adapter, read_json(adapter) | {"base_model_name_or_path": info["source"]})
-        if info["source"] != "scratch":
-            from ospo.policy.weights import base_directory
-
-            base = Path(base_directory(info["source"]))
-            files = [path for path in base.rglob("*") if path.is_file() and path.suffix in _KEPT]
-            if base.is_dir() and sum(path.stat().st_size for path in files) <= BUNDLE_BYTES:
-                for path in files:
-                    to = target / "base" / path.relative_to(base)
-                    to.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(path, to)
+        config = target / "adapter_config.json"
+        write_json(config, read_json(config) | {"base_model_name_or_path": info["source"]})
+        base = base_directory(info["source"])
+        files = [path for path in sorted(base.iterdir()) if _belongs(path)]
+        if sum(path.stat().st_size for path in files) <= BUNDLE_BYTES:
+            (target / BASE_FOLDER).mkdir()
+            for path in files:
+                shutil.copyfile(path, target / BASE_FOLDER / path.name)
     write_manifest(target)
+
+
+def _belongs(file: Path) -> bool:
+    """Whether a file is part of a policy: no pickles, no checksums, nothing that training left."""
+    return file.is_file() and file.suffix in POLICY_SUFFIXES and file.name != MANIFEST
 
 
 def _requirements(adapter: bool) -> list[str]:
     names = [*_REQUIREMENTS, *(["peft"] if adapter else [])]
     return [f"{name}=={package_version(name).partition('+')[0]}" for name in names]
+
+
+def copy_code(target: Path) -> None:
+    """Copy the part of ospo that a served model needs: no data libraries, no retrieval, no
+    trainer.
+    """
+    package = Path(ospo.__file__).parent
+    for name in _CODE:
+        source, to = package / name, target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, to, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        else:
+            shutil.copyfile(source, to)
 
 
 def log_model(
@@ -81,9 +118,7 @@ def log_model(
     its URI.
     """
     code = folder / "ospo"
-    shutil.copytree(
-        Path(ospo.__file__).parent, code, ignore=shutil.ignore_patterns("__pycache__", "*.pyc")
-    )
+    copy_code(code)
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="rewriter",

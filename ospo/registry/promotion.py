@@ -72,21 +72,23 @@ def decide(
     }
     first = by_name[training]
     gain = first.difference.value
-    said = f"{gain:+.4f} nDCG@10 on {training} (p = {first.p:.4f})"
+    gained = f"{gain:+.4f} nDCG@10 on {training} (p = {first.p:.4f})"
     if gain <= 0:
-        return Decision(False, f"not better: {said}", figures)
+        return Decision(False, f"not better: {gained}", figures)
     if not first.p < max_p:
-        return Decision(False, f"not clearly better: {said}, p < {max_p:g} is needed", figures)
+        return Decision(False, f"not clearly better: {gained}, p < {max_p:g} is needed", figures)
     unseen = [item for name, item in by_name.items() if name != training]
     if not unseen:
-        return Decision(True, f"better: {said}; no unseen retriever was compared", figures)
+        return Decision(True, f"better: {gained}; no unseen retriever was compared", figures)
     worst = min(unseen, key=lambda item: item.difference.value)
     lost = f"worst unseen retriever {worst.retriever} {worst.difference.value:+.4f}"
     if worst.difference.value < -tolerance:
         return Decision(
-            False, f"better on {training} only: {said}, but {lost} (limit {-tolerance:+g})", figures
+            False,
+            f"better on {training} only: {gained}, but {lost} (limit {-tolerance:+g})",
+            figures,
         )
-    return Decision(True, f"better: {said}; {lost}", figures)
+    return Decision(True, f"better: {gained}; {lost}", figures)
 
 
 def compare(
@@ -99,7 +101,7 @@ def compare(
     files.
     """
     wide, _, retrievers = load_values([evaluation])
-    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"))
+    slices = pl.read_parquet(read_table(evaluation, "slices.parquet"), glob=False)
     groups = wide.select("request_id").join(
         slices, on="request_id", how="left", maintain_order="left"
     )["group"]

@@ -15,6 +15,7 @@ from ospo.evaluation.analysis import Analysis, analyse
 from ospo.evaluation.completions import CACHE
 from ospo.evaluation.evaluate import RAW, evaluate
 from ospo.files import read_json
+from ospo.paths import RUNS
 from ospo.reports.wording import ALPHA, interval_text, p_text, signed
 
 _FORMS = (
@@ -32,7 +33,7 @@ class Named:
     source: Path | None
 
 
-def resolve(reference: str, config: Config, runs: Path = Path("runs")) -> Named:
+def resolve(reference: str, config: Config, runs: Path = RUNS) -> Named:
     """The policy that ``reference`` names. Raises InputError (or the registry's one line) where
     there is none.
     """

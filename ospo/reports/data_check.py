@@ -11,6 +11,9 @@ from ospo.config import Config
 from ospo.data.dataset import load_prepared
 from ospo.data.esci import prepare_esci
 from ospo.data.hm import prepare_hm
+from ospo.data.raw_csv import csv_columns, read_csv
+from ospo.data.raw_files import collect
+from ospo.data.raw_parquet import parquet_columns, scan_parquet
 from ospo.data.schemas import (
     ESCI_EXAMPLES,
     ESCI_EXAMPLES_NEEDED,
@@ -29,11 +32,8 @@ from ospo.data.schemas import (
     HM_TRANSACTIONS_NEEDED,
     PREPARED,
     SPLITS,
-    collect,
-    scan_csv,
-    scan_parquet,
 )
-from ospo.data.stats import REASONS, Stats
+from ospo.data.stats import FORMS, REASONS, Stats
 from ospo.errors import InputError
 
 # File → official columns, columns that are needed.
@@ -105,11 +105,12 @@ def _check_raw(folder: Path, dataset: str, config: Config) -> Check:
             "items"
         )
     check.lines += [f"read {count:,} {name}" for name, count in stats.read.items()]
+    check.lines += [f"read {count:,} {FORMS[form]}" for form, count in stats.read_as.items()]
     check.lines += [
         f"left out {count:,}: {REASONS[reason]}" for reason, count in stats.dropped.items() if count
     ]
-    if stats.used.get("holdout_days", 0) > stats.used.get("holdout_days_asked", 0):
-        days, asked = stats.used["holdout_days"], stats.used["holdout_days_asked"]
+    days, asked = (stats.used.get(name, 0) for name in ("holdout_days", "holdout_days_asked"))
+    if days != asked:
         check.lines.append(
             f"the last {days} days are held out: {asked} leave too few validation or test requests"
         )
@@ -125,12 +126,12 @@ def _check_file(file: Path, official: list[str], needed: list[str], check: Check
     try:
         if file.suffix == ".parquet":
             schema = ESCI_EXAMPLES_SCHEMA if file.name == ESCI_EXAMPLES else ESCI_PRODUCTS_SCHEMA
-            frame = scan_parquet(file, needed, schema)
-            columns = pl.scan_parquet(file).collect_schema().names()
+            frame = scan_parquet(file, needed, schema, Stats())
+            columns = parquet_columns(file)
+            rows = int(collect(file, "parquet", frame.select(pl.len())).item())
         else:
-            frame = scan_csv(file, needed)
-            columns = pl.scan_csv(file, infer_schema=False).collect_schema().names()
-        rows = int(collect(file, frame.select(pl.len())).item())
+            columns = csv_columns(file)
+            rows = len(read_csv(file, needed, Stats()))
     except InputError as error:
         check.problems.append(str(error))
         return

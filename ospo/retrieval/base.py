@@ -1,4 +1,4 @@
-"""What a retriever is, and the parts that every one of them shares."""
+"""What a retriever is, what is checked of every one, and the parts that they share."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -9,10 +9,24 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ospo.errors import OspoError
+
+
+class RetrieverError(OspoError):
+    """A retriever that fails or breaks its contract while it works; one line names it and the
+    problem.
+    """
+
+    def __init__(self, name: str, problem: str, fix: str) -> None:
+        self.name, self.problem, self.fix = name, problem, fix
+        line = f"retriever {name!r}: {problem}. Fix: {fix}"
+        super().__init__("".join(c if c.isprintable() else " " for c in line))
+
 
 @runtime_checkable
 class Retriever(Protocol):
-    """Ranks a catalogue for a search text. A user's own class needs these names and nothing else.
+    """Ranks a catalogue for a search text. What training and evaluation call; a class of a user's
+    own needs less, see ``ospo.retrieval.custom``.
 
     ``linear`` says that a text's scores depend on the set of its distinct words alone and add up
     over them (see ``LinearRetriever``); a retriever that is not sure says False.
@@ -88,18 +102,134 @@ def check_rows(name: str, texts: Sequence[str], rows_BP: Any, items: int) -> np.
     return rows_BP
 
 
-def check_scores(name: str, scores: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """``scores`` as float32; raises ValueError naming the retriever on a wrong shape or a NaN."""
-    array = np.asarray(scores)
-    if array.shape != shape:
-        raise ValueError(f"retriever {name}: scores have shape {array.shape}, expected {shape}")
-    array = array.astype(np.float32, copy=False)
-    if np.isnan(array).any():
-        raise ValueError(
-            f"retriever {name}: returned NaN for text {int(np.argwhere(np.isnan(array))[0][0])} of "
-            "the batch"
+def check_scores(name: str, scores: Any, rows_BP: np.ndarray) -> np.ndarray:
+    """``scores`` as (B, P) float32, -inf where ``rows_BP`` is -1 (padding), whatever stood there.
+
+    ``scores`` may be anything that a retriever returned. Raises RetrieverError, which names the
+    retriever and the first wrong text (counted from 0), for scores that are no numbers, of another
+    shape, or not finite as float32.
+    """
+    array = _as_numbers(name, scores, rows_BP.shape)
+    if not array.size and not rows_BP.size:
+        return np.zeros(rows_BP.shape, dtype=np.float32)
+    if array.shape != rows_BP.shape:
+        raise RetrieverError(
+            name,
+            f"scores have shape {array.shape}, expected {rows_BP.shape}",
+            "return one score per text and item",
         )
-    return array
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found below
+        scores_BP = array.astype(np.float32)
+    scores_BP[rows_BP < 0] = -np.inf
+    bad_BP = ~np.isfinite(scores_BP) & (rows_BP >= 0)
+    if bad_BP.any():
+        text, place = (int(at) for at in np.argwhere(bad_BP)[0])
+        raise RetrieverError(
+            name,
+            f"returned {_what(array[text, place])} for text {text}, item {place} of its pool "
+            f"({int(bad_BP.sum())} such scores in {int(bad_BP.any(axis=1).sum())} of "
+            f"{len(rows_BP)} texts)",
+            "score every item of a pool with a finite number; the least relevant may get 0",
+        )
+    return scores_BP
+
+
+def _what(value: Any) -> str:
+    """What stands in place of a finite float32."""
+    if np.isnan(value):
+        return "NaN"
+    return f"{'-' if value < 0 else ''}infinity" if np.isinf(value) else f"{value}, beyond float32"
+
+
+def _as_numbers(name: str, scores: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """``scores`` as an array of numbers; RetrieverError names the first text that has others."""
+    fix = "return one number per text and item, all texts alike"
+    try:
+        array = np.asarray(scores)
+    except (ValueError, TypeError, RuntimeError) as error:
+        array, reason = None, str(error)
+    if array is not None and (array.dtype.kind in "biuf" or array.size == 0):
+        return array
+    if array is not None:
+        reason = f"scores are of type {array.dtype}"
+    if not isinstance(scores, Sequence | np.ndarray) or isinstance(scores, str):
+        raise RetrieverError(name, f"score() returned {type(scores).__name__}: {reason}", fix)
+    for text, row in enumerate(scores):
+        try:
+            row_P = np.asarray(row)
+        except (ValueError, TypeError, RuntimeError):
+            raise RetrieverError(name, f"scores of text {text} are ragged", fix) from None
+        if row_P.dtype.kind not in "biuf":
+            held = np.ravel(row_P).tolist()
+            wrong = next((value for value in held if not isinstance(value, int | float)), held[0])
+            problem = f"scores of text {text} are no numbers, such as {wrong!r}"
+            raise RetrieverError(name, problem[:300], fix)
+        if row_P.shape != shape[1:]:
+            problem = f"scores of text {text} have shape {row_P.shape}, expected {shape[1:]}"
+            raise RetrieverError(name, problem, fix)
+    raise RetrieverError(name, reason, fix)
+
+
+def checked_scores(retriever: Retriever, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
+    """``retriever.score``, checked by ``check_scores``; RetrieverError also where it raises
+    ValueError.
+    """
+    try:
+        scores = retriever.score(texts, rows_BP)
+    except ValueError as error:
+        raise RetrieverError(
+            retriever.name, str(error), "repair it, or take it out of params.yaml's retrievers"
+        ) from error
+    return check_scores(retriever.name, scores, rows_BP)
+
+
+def checked_search(
+    retriever: Retriever, texts: Sequence[str], top_k: int, items: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """``retriever.search`` over a catalogue of ``items``: rows (B, K) and scores (B, K).
+
+    Raises RetrieverError for another shape, unknown or repeated rows, and scores that are not
+    finite or not in order.
+    """
+    rows_BK, scores_BK = retriever.search(texts, top_k)
+    rows_BK = check_found_rows(retriever.name, rows_BK, (len(texts), min(top_k, items)), items)
+    scores_BK = check_scores(retriever.name, scores_BK, rows_BK)
+    if (unordered := (np.diff(scores_BK, axis=1) > 0).any(axis=1)).any():
+        raise RetrieverError(
+            retriever.name,
+            f"search() returned scores out of order for text {int(unordered.argmax())}",
+            "return the best first",
+        )
+    return rows_BK, scores_BK
+
+
+def check_found_rows(name: str, rows: Any, shape: tuple[int, int], items: int) -> np.ndarray:
+    """The rows that a search found as int64; RetrieverError for another shape or type, unknown or
+    repeated rows.
+    """
+    try:
+        rows_BK = np.asarray(rows)
+    except ValueError as error:
+        raise RetrieverError(
+            name, f"rows of search() are ragged ({error})", "return as many rows for each text"
+        ) from None
+    if rows_BK.shape != shape or rows_BK.dtype.kind not in "iu":
+        raise RetrieverError(
+            name,
+            f"search() returned rows of shape {rows_BK.shape} and type {rows_BK.dtype}, expected "
+            f"integers {shape}",
+            "return the best top_k rows, or the whole catalogue where it is smaller",
+        )
+    ordered = np.sort(rows_BK, axis=1)
+    wrong_B = ((ordered < 0) | (ordered >= items)).any(axis=1)
+    wrong_B |= (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+    if wrong_B.any():
+        raise RetrieverError(
+            name,
+            f"search() returned unknown or repeated rows for text {int(wrong_B.argmax())}",
+            f"each must be a distinct catalogue row, 0 to {items - 1}",
+        )
+    return rows_BK.astype(np.int64, copy=False)
 
 
 def top_rows(scores_BI: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +244,8 @@ def top_rows(scores_BI: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]
         threshold_B = -np.partition(-scores_BI, top_k - 1, axis=1)[:, top_k - 1]
         above_BI = scores_BI > threshold_B[:, None]
         level_BI = scores_BI == threshold_B[:, None]
-        room_B = top_k - above_BI.sum(axis=1)
-        keep_BI = above_BI | (level_BI & (np.cumsum(level_BI, axis=1) <= room_B[:, None]))
+        left_B = top_k - above_BI.sum(axis=1)
+        keep_BI = above_BI | (level_BI & (np.cumsum(level_BI, axis=1) <= left_B[:, None]))
         rows_BK = np.nonzero(keep_BI)[1].reshape(len(scores_BI), top_k)
     else:
         rows_BK = np.tile(np.arange(items), (len(scores_BI), 1))

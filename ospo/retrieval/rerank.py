@@ -1,5 +1,5 @@
-"""A cross-encoder as re-ranker: it reads text and item together, too slow for all items but the
-first stage's best.
+"""A cross-encoder as re-ranker: it reads text and item together, which is too slow for more than a
+first stage's best items.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from ospo.errors import InputError
 from ospo.retrieval.base import Retriever, check_rows, check_scores
+from ospo.retrieval.sentence import refuse_pickles
 
 DEPTH = 100
 
@@ -28,8 +29,14 @@ class RerankRetriever:
         from sentence_transformers import CrossEncoder
 
         self.name, self.first, self.depth, self.ready, self.items = name, first, depth, ready, 0
+        refuse_pickles(Path(source), name)
         try:
-            self._model = CrossEncoder(source, num_labels=1, trust_remote_code=False)
+            self._model = CrossEncoder(
+                source,
+                num_labels=1,
+                trust_remote_code=False,
+                model_kwargs={"use_safetensors": True},
+            )
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
@@ -56,9 +63,7 @@ class RerankRetriever:
             for row in rows
         ]
         scores = self._model.predict(pairs, show_progress_bar=False) if pairs else np.zeros(0)
-        return check_scores(self.name, np.asarray(scores).reshape(-1), (len(pairs),)).reshape(
-            rows_BK.shape
-        )
+        return check_scores(self.name, np.asarray(scores).reshape(rows_BK.shape), rows_BK)
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
         """Scores (B, P) float32; see ``Retriever``."""

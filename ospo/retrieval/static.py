@@ -2,7 +2,7 @@
 embeddings.
 
 Weights and tokenizer are read straight from the package: its own loader asks the network for files
-that it holds.
+that the package holds.
 """
 
 from collections.abc import Sequence

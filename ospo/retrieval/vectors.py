@@ -1,8 +1,8 @@
 """Item vectors on disk: one safetensors file with the item ids and a fingerprint of what made them.
 
-Writing goes chunk by chunk into a part file, so that a run that was killed goes on where it
-stopped; reading maps the file into memory, so that a catalogue of millions of items takes no more
-of it than the rows in use. Same input, same bytes, however often the writing was interrupted.
+Writing goes chunk by chunk into a part file, so that a killed run resumes where it stopped;
+reading maps the file into memory, so that a catalogue of millions of items needs no more
+memory than the rows in use. Same input, same bytes, however often the writing was interrupted.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ import numpy as np
 from ospo.errors import InputError
 from ospo.files import atomic_file
 
-CHUNK = 4096  # items encoded between two writes: what a kill can cost
+# Items per batch, encoded together and written together; a kill costs at most one. Batches are
+# counted from the first item, so that a resumed file is made of the same batches.
+CHUNK = 4096
 _AGAIN = "delete it; `dvc repro` writes it anew"
 _CHECKED_ROWS = 1 << 13
 
@@ -86,13 +88,13 @@ def write_resumably(
     part: str | Path | None = None,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> int:
-    """Write the vectors of ``item_ids``, going on where an earlier call stopped; returns how many
+    """Write the vectors of ``item_ids``, resuming where an earlier call stopped; returns how many
     were encoded.
 
     encode: (begin, end) → vectors (end - begin, D) float32 of those items. part: where an
     unfinished file waits (default: a hidden one beside ``path``). progress: called with the number
-    of rows that are there. A finished file of the same fingerprint stays as it is. Raises
-    InputError where the disk is full or forbidden.
+    of rows written so far. A finished file of the same fingerprint stays as it is. Raises
+    InputError where the disk is full or may not be written.
     """
     path = Path(path)
     part = Path(part) if part else path.with_name(f".{path.name}.part")
@@ -123,10 +125,13 @@ def _write_part(
     begin = done = 0
     if dimensions := _part_dimensions(part, items, len(ids), fingerprint):
         head = len(_header(items, dimensions, len(ids), fingerprint))
-        begin = done = min((part.stat().st_size - head) // (4 * dimensions), items)
+        begin = min((part.stat().st_size - head) // (4 * dimensions), items)
+        if begin < items:  # a batch that was cut short is encoded again as a whole
+            begin -= begin % CHUNK
+        done = begin
     with part.open("r+b" if dimensions else "wb") as stream:
         if dimensions:
-            stream.truncate(head + done * 4 * dimensions)  # a row or ids that a kill cut short
+            stream.truncate(head + done * 4 * dimensions)  # a batch or ids that a kill cut short
             stream.seek(0, os.SEEK_END)
         progress(done)
         while done < items or not dimensions:
@@ -138,7 +143,7 @@ def _write_part(
             stream.flush()
             os.fsync(
                 stream.fileno()
-            )  # after a power cut, too, the rows that the size tells are there
+            )  # after a power cut, too, the file holds as many rows as its size says
             done += len(vectors)
             progress(done)
         stream.write(ids)
@@ -173,8 +178,8 @@ def _head_fits(path: Path, item_ids: Sequence[str], fingerprint: str) -> bool:
 
 
 def _metadata(path: Path) -> dict:
-    """What the file says of itself, once safetensors has checked its form; "" as fingerprint where
-    it is not ours.
+    """The file's own metadata, once safetensors has checked its form; fingerprint "" where another
+    program wrote it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -189,7 +194,7 @@ def _metadata(path: Path) -> dict:
 
 
 def stored_fingerprint(path: str | Path) -> str:
-    """The fingerprint in a vectors file. Raises InputError where it is none."""
+    """The fingerprint in a vectors file. Raises InputError where it is no vectors file."""
     return str(_metadata(Path(path))["fingerprint"])
 
 
@@ -242,8 +247,8 @@ def load_vectors(path: str | Path, fingerprint: str, items: int) -> np.ndarray |
 
 
 def _all_finite(vectors: np.memmap) -> bool:
-    """Whether all entries are finite; pages that were looked at are given back, so that memory does
-    not fill.
+    """Whether all entries are finite; pages that were read are released, so that memory does
+    not fill up.
     """
     for begin in range(0, len(vectors), _CHECKED_ROWS):
         if not np.isfinite(vectors[begin : begin + _CHECKED_ROWS]).all():

@@ -24,8 +24,8 @@ SMALL = 8_000_000  # vector entries (64 MB in float64)
 
 
 class WordVectorRetriever(LinearRetriever):
-    """Base of static embeddings and LSA: ``word_vectors`` is theirs. A word is a run of letters and
-    digits.
+    """Base of static embeddings and LSA, which give ``word_vectors``. A word is a run of letters
+    and digits.
     """
 
     dimensions = 0
@@ -56,8 +56,8 @@ class WordVectorRetriever(LinearRetriever):
         if new:
             first = len(self._words)
             if first + len(new) > len(self._vectors):
-                room = np.zeros((max(1024, len(self._vectors), len(new)), self.dimensions))
-                self._vectors = np.concatenate([self._vectors, room])
+                more = np.zeros((max(1024, len(self._vectors), len(new)), self.dimensions))
+                self._vectors = np.concatenate([self._vectors, more])
             self._vectors[first : first + len(new)] = self.word_vectors(new)
             self._words.update(zip(new, range(first, first + len(new)), strict=True))
         return [
@@ -84,7 +84,7 @@ class WordVectorRetriever(LinearRetriever):
         """Best rows (B, K) and scores (B, K) of the whole catalogue; see ``Retriever``.
 
         The words' vectors are added before the product with the items: the sums are exact, so these
-        are the scores of ``score`` to the bit, at one product a text instead of one a word.
+        are the scores of ``score`` to the bit, with one product per text instead of one per word.
         """
         if not self.items:
             raise ValueError(f"retriever {self.name}: search before index")
@@ -106,8 +106,8 @@ class WordVectorRetriever(LinearRetriever):
         return rows_BK, scores_BK
 
     def _exact_items(self) -> np.ndarray:
-        """The items' vectors (I, D), in float64 where the catalogue is small enough to keep them
-        twice.
+        """The items' vectors (I, D), in float64 where the catalogue is small enough to keep both
+        copies.
         """
         if self._item_vectors_ID.size <= SMALL and self._items64_ID is None:
             self._items64_ID = self._item_vectors_ID.astype(np.float64)

@@ -13,7 +13,7 @@ import numpy as np
 from ospo.credit.values import CoalitionValues, PoolScores
 from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
-from ospo.retrieval.base import Retriever, check_scores, one_blas_thread
+from ospo.retrieval.base import Retriever, checked_scores, one_blas_thread
 from ospo.retrieval.linear import LinearRetriever
 from ospo.reward.ndcg import dcg, ideal_dcg, ratio
 from ospo.reward.protocol import Counts, Reward
@@ -87,8 +87,9 @@ class SearchReward(Reward):
         if said:
             started = time.perf_counter()
             with self._lock:
-                scores = self.retriever.score([cleaned[b] for b in said], pools_BP[said])
-                scores_BP[said] = check_scores(self.retriever.name, scores, pools_BP[said].shape)
+                scores_BP[said] = checked_scores(
+                    self.retriever, [cleaned[b] for b in said], pools_BP[said]
+                )
                 self.seconds += time.perf_counter() - started
         scores_BP[pools_BP < 0] = -np.inf
         return scores_BP
@@ -142,11 +143,7 @@ class SearchReward(Reward):
 
     def _compute(self, texts: list[str], rows_B: np.ndarray) -> np.ndarray:
         pools_BP = self.data.pools_RP[rows_B]
-        scores_BP = check_scores(
-            self.retriever.name, self.retriever.score(texts, pools_BP), pools_BP.shape
-        )
-        # Padding last whatever the retriever said of it: it holds no item.
-        scores_BP = np.where(pools_BP < 0, np.float32(-np.inf), scores_BP)
+        scores_BP = checked_scores(self.retriever, texts, pools_BP)
         return self._ndcg(np.ascontiguousarray(scores_BP.T), rows_B)
 
     def _ndcg(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:

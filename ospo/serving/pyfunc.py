@@ -5,20 +5,62 @@ search texts.
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # before transformers: a served model never waits for a hub
+# Before transformers is imported: a served model never waits for a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
-from ospo.serving.requests import RequestError
+from ospo.serving.requests import PARAMETERS, RequestError, check_parameters
 from ospo.serving.rewriter import Busy, Rewriter
+
+
+class Refusal(MlflowException):
+    """An MLflow error with a line that stays as it is.
+
+    MLflow's server answers it with its status, without a stack trace. It would also put the whole
+    input before the message, ten megabytes where they were sent.
+    """
+
+    @property
+    def message(self) -> str:
+        """The line."""
+        return self._line
+
+    @message.setter
+    def message(self, text: str) -> None:
+        if "_line" not in vars(self):
+            self._line = text
+
+
+def refuse_unknown_parameters() -> None:
+    """Let MLflow refuse parameters that this model does not know.
+
+    MLflow drops them before ``predict`` with a warning in the server's log, and offers no setting:
+    a mistyped ``temperatur`` would go unnoticed. Only calls of models with exactly these parameters
+    are looked at.
+    """
+    enforce: Callable[[Any, Any], Any] = mlflow.pyfunc._enforce_params_schema
+    if "refuses" in vars(enforce):  # a model loaded again, or another version of it
+        return
+
+    def enforce_strictly(params: Any, schema: Any) -> Any:
+        if schema is not None and {spec.name for spec in schema.params} == set(PARAMETERS):
+            try:
+                check_parameters(params)
+            except RequestError as error:
+                raise Refusal(str(error), INVALID_PARAMETER_VALUE) from None
+        return enforce(params, schema)
+
+    vars(enforce_strictly)["refuses"] = PARAMETERS
+    mlflow.pyfunc._enforce_params_schema = enforce_strictly  # type: ignore[attr-defined]
 
 
 class OspoRewriter(PythonModel):
@@ -34,6 +76,7 @@ class OspoRewriter(PythonModel):
             max_prompt_tokens=int(settings["max_prompt_tokens"]),
             max_new_tokens=int(settings["max_new_tokens"]),
         )
+        refuse_unknown_parameters()
 
     def predict(  # type: ignore[override]  # MLflow allows leaving context out, its stub does not say so
         self, model_input: list[str], params: dict[str, Any] | None = None
@@ -46,11 +89,13 @@ class OspoRewriter(PythonModel):
         try:
             return self.rewriter.rewrite(model_input, params)
         except RequestError as error:
-            # As MLflow's own type: the server then answers 400 with this line, without a stack
-            # trace.
-            raise MlflowException(str(error), INVALID_PARAMETER_VALUE) from None
+            raise Refusal(str(error), INVALID_PARAMETER_VALUE) from None
         except Busy as error:
-            raise MlflowException(str(error), TEMPORARILY_UNAVAILABLE) from None
+            raise Refusal(str(error), TEMPORARILY_UNAVAILABLE) from None
 
+
+# MLflow wraps predict in a check of its type hint, which lists every input that it refuses in full.
+# The signature still comes from the hint; what is accepted, ospo.serving.requests decides.
+OspoRewriter.predict = OspoRewriter.predict.__wrapped__  # type: ignore[attr-defined,method-assign]
 
 set_model(OspoRewriter())

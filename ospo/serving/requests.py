@@ -7,10 +7,12 @@ prompt's user part by ``ospo.policy.prompts``, never into its instructions.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
+from ospo.data.request import Purchase, Request
 from ospo.errors import OspoError
+from ospo.policy.decoding import Decoding
 
 MAX_INPUTS = 1024  # inputs of one call
 MAX_CHARACTERS = 20_000  # of one input, JSON included
@@ -20,40 +22,13 @@ MAX_FIELD = 500  # characters of a purchase's field
 KEPT_PURCHASES = 20  # the last ones; no prompt holds more
 MAX_NEW_TOKENS = 256
 MAX_TEMPERATURE = 2.0
+MAX_SEED = 2**31 - 1
+PARAMETERS = ("max_new_tokens", "temperature", "seed")
 _FIELDS = ("name", "type", "colour")
 
 
 class RequestError(OspoError):
     """An input or a parameter that is not accepted; one line that names it and says what is."""
-
-
-@dataclass(frozen=True)
-class Purchase:
-    """An earlier purchase, as the prompt shows it."""
-
-    name: str = ""
-    type: str = ""
-    colour: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request in the form that ``ospo.policy.prompts`` reads."""
-
-    query: str
-    history: tuple[Purchase, ...] = ()
-    request_id: str = field(default="input", compare=False)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How answers are drawn. Temperature 0 is greedy; otherwise ``seed`` fixes the draw for each
-    input by itself.
-    """
-
-    max_new_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
 
 
 def _short(value: Any) -> str:
@@ -127,7 +102,7 @@ def parse_request(value: Any, number: int = 0) -> Request:
             )
         found = _object(value, where) if value.lstrip().startswith("{") else None
         if found is None:
-            return Request(_text(value, where, MAX_QUERY))
+            return Request(query=_text(value, where, MAX_QUERY))
         value = found
     if not isinstance(value, Mapping):
         raise RequestError(
@@ -138,7 +113,8 @@ def parse_request(value: Any, number: int = 0) -> Request:
     if "query" not in value:
         raise RequestError(f"{where}: the object has no query")
     return Request(
-        _text(value["query"], f"{where}.query", MAX_QUERY), _history(value.get("history"), where)
+        query=_text(value["query"], f"{where}.query", MAX_QUERY),
+        history=_history(value.get("history"), where),
     )
 
 
@@ -151,32 +127,50 @@ def parse_requests(values: Any) -> list[Request]:
     return [parse_request(value, number) for number, value in enumerate(values)]
 
 
-def parse_options(params: Mapping[str, Any] | None, default_new_tokens: int) -> Options:
-    """Parameters of a call → Options. RequestError for an unknown one or a value outside its
-    limits.
-    """
-    params = dict(params or {})
-    if unknown := [key for key in params if key not in ("max_new_tokens", "temperature", "seed")]:
-        raise RequestError(
-            f"unknown parameter {_short(unknown[0])}; known: max_new_tokens, temperature, seed"
-        )
+def parse_options(
+    params: Mapping[str, Any] | None, default_new_tokens: int, most_new_tokens: int = MAX_NEW_TOKENS
+) -> Decoding:
+    """Parameters of a call → how its answers are drawn: greedy, or at ``temperature`` under
+    ``seed``.
 
-    def number(key: str, default: float, low: float, high: float, whole: bool) -> float:
-        value = params.get(key)
-        if value is None:
-            return default
-        # Compared as it is: a whole number of a thousand digits fits no float.
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    RequestError for an unknown parameter or a value outside its limits.
+    """
+    values = check_parameters(params)
+    tokens = _number(values, "max_new_tokens", default_new_tokens, 1, most_new_tokens, True)
+    temperature = _number(values, "temperature", 0.0, 0.0, MAX_TEMPERATURE, False)
+    seed = _number(values, "seed", 0, 0, MAX_SEED, True)
+    return Decoding(int(tokens), float(temperature), int(seed))
+
+
+def check_parameters(params: Any) -> dict[str, Any]:
+    """``params`` as a dictionary of known parameters with numbers or None as values; RequestError
+    otherwise.
+    """
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise RequestError(f"params must be an object, got {type(params).__name__}")
+    if unknown := [key for key in params if key not in PARAMETERS]:
+        raise RequestError(
+            f"unknown parameter {_short(unknown[0])}; known: {', '.join(PARAMETERS)}"
+        )
+    for key, value in params.items():
+        number = isinstance(value, Real) and not isinstance(value, bool) and value == value
+        if value is not None and not number:
             raise RequestError(
                 f"{key}: must be a number, got {type(value).__name__} {_short(value)}"
             )
-        if not low <= value <= high or (whole and value != int(value)):
-            kind = "a whole number" if whole else "a number"
-            raise RequestError(
-                f"{key}: must be {kind} from {low:g} to {high:g}, got {_short(value)}"
-            )
-        return value
+    return dict(params)
 
-    tokens = number("max_new_tokens", default_new_tokens, 1, MAX_NEW_TOKENS, True)
-    temperature = number("temperature", 0.0, 0.0, MAX_TEMPERATURE, False)
-    return Options(int(tokens), float(temperature), int(number("seed", 0, 0, 2**31 - 1, True)))
+
+def _number(
+    values: Mapping[str, Any], key: str, default: float, low: float, high: float, whole: bool
+) -> float:
+    value = values.get(key)
+    if value is None:
+        return default
+    # Compared as it is: a whole number of a thousand digits fits no float.
+    if not low <= value <= high or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise RequestError(f"{key}: must be {kind} from {low:g} to {high:g}, got {_short(value)}")
+    return value

@@ -2,16 +2,27 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ospo import tracking
 from ospo.config import ALGORITHMS, Config
 from ospo.files import atomic_file
-from ospo.steps.inputs import PREPARED, data_md5, evaluation_source
-from ospo.steps.step import NOBODY, Lineage, StepResult, finished, policy_directory, run_step
+from ospo.paths import PREPARED
+from ospo.steps.inputs import data_md5, evaluation_inputs, log_prepared, prepared_md5
+from ospo.steps.parameters import parameters
+from ospo.steps.step import (
+    NO_PARENTS,
+    ParentRuns,
+    Step,
+    StepResult,
+    finished,
+    policy_directory,
+    run_step,
+)
 
 
 def log_evaluation(
-    run: tracking.Run,
+    run: tracking.Recorder,
     config: Config,
     directory: Path,
     figures: Mapping[str, Mapping[str, float]],
@@ -43,51 +54,51 @@ def log_evaluation(
         run.log_artifact(directory / name)
 
 
-def run_evaluation(config: Config, dataset: str, lineage: Lineage = NOBODY) -> StepResult:
+def evaluation_step(config: Config, dataset: str, policies: Mapping[str, str]) -> Step:
+    """What the evaluation depends on; ``policies``: name → fingerprint of the step that trained
+    it.
+    """
+    inputs: dict[str, Any] = {"data": data_md5(dataset), "policies": dict(policies)}
+    return Step(
+        name="evaluation",
+        kind="evaluation",
+        inputs=inputs | evaluation_inputs(),
+        params=parameters(config, "evaluation", dataset),
+        data_md5=prepared_md5(dataset),
+    )
+
+
+def run_evaluation(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) -> StepResult:
     """Score every policy's search texts under the training retriever and each unseen one, on
     held-out requests.
     """
-    policies = {name: finished(dataset, name) for name in config.policies}
-    params = {
-        "seed": config.seed,
-        "evaluation": config.evaluation.model_dump(),
-        "retrievers": config.retrievers.model_dump(),
-        "reward": config.reward.model_dump(),
-    }
+    policies = {name: finished(dataset, name)["fingerprint"] for name in config.policies}
 
-    def work(directory: Path, run: tracking.Run) -> None:
+    def work(directory: Path, run: tracking.Recorder) -> None:
         from ospo.data.dataset import load_prepared
         from ospo.evaluation.evaluate import evaluate
 
+        log_prepared(run, dataset, "evaluation")
         models = {"raw": None} | {name: policy_directory(dataset, name) for name in policies}
-        trained = [
-            f"ospo train --dataset {dataset} --algorithm {name}"
-            for name in policies
-            if name in ALGORITHMS
-        ]
-        commands = [
-            f"dvc repro vectors@{dataset}", f"ospo sft --dataset {dataset}", *trained,
-            f"ospo evaluate --dataset {dataset}", f"ospo report --dataset {dataset}",
-        ]  # fmt: skip
         data = load_prepared(PREPARED / dataset)
+        commands = _commands(dataset, list(policies))
         figures = evaluate(config, data, models, directory, commands=commands)["test"]
         log_evaluation(run, config, directory, figures, title=dataset)
         rows = [{"policy": policy, **row} for policy, row in figures.items()]
         run.log_table("tables/ndcg_at_10.json", rows)
         run.log_dict("config.json", config.model_dump())
 
-    inputs = {
-        "data": data_md5(dataset),
-        "source": evaluation_source(),
-        "policies": {name: state["fingerprint"] for name, state in policies.items()},
-    }
-    return run_step(
-        config,
-        dataset,
-        "evaluation",
-        kind="evaluation",
-        inputs=inputs,
-        params=params,
-        lineage=lineage,
-        work=work,
-    )
+    return run_step(config, dataset, evaluation_step(config, dataset, policies), work, parents)
+
+
+def _commands(dataset: str, policies: list[str]) -> list[str]:
+    """What makes the evaluation again, for its report."""
+    trained = [
+        f"ospo train --dataset {dataset} --algorithm {name}"
+        for name in policies
+        if name in ALGORITHMS
+    ]
+    return [
+        f"dvc repro vectors@{dataset}", f"ospo sft --dataset {dataset}", *trained,
+        f"ospo evaluate --dataset {dataset}", f"ospo report --dataset {dataset}",
+    ]  # fmt: skip

@@ -12,14 +12,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ospo import registry, steps, tracking
+from ospo import registry, tracking
 from ospo.config import Config
 from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, load_prepared
 from ospo.data.prepare import prepare
-from ospo.steps import NOBODY, RUNS, Lineage
+from ospo.files import read_json
+from ospo.paths import PREPARED, SAMPLE
+from ospo.steps.evaluate import log_evaluation
+from ospo.steps.inputs import evaluation_inputs, file_md5
+from ospo.steps.parameters import FRESH, parameters
+from ospo.steps.step import NO_PARENTS, ParentRuns, Step, run_step
 
 RAW, CHAMPION = "raw", "champion"
+KIND = "champion-check"
 
 
 def week_seed(seed: int, now: time.struct_time) -> int:
@@ -31,72 +37,68 @@ def fresh_data(config: Config, dataset: str, folder: Path) -> PreparedData:
     """Make and prepare fresh data in ``folder``, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
     raw = Path(config.data.esci.raw if dataset == "esci" else config.data.hm.raw)
-    if raw.as_posix() == f"data/sample/{dataset}":
-        raw = folder / "data" / "sample" / dataset
+    if raw == SAMPLE / dataset:
+        raw = folder / SAMPLE / dataset
         generate_sample(dataset, raw, config.sample, week_seed(config.seed, time.gmtime()))
-    prepared = folder / "data" / "prepared" / dataset
+    prepared = folder / PREPARED / dataset
     prepare(dataset, raw, prepared, config)
     return load_prepared(prepared)
 
 
-def run_fresh(config: Config, dataset: str, lineage: Lineage = NOBODY) -> dict[str, Any]:
+def fresh_step(config: Config, dataset: str, version: registry.Version) -> Step:
+    """What the check of the champion is made from. It is never skipped: the data are new each
+    time.
+    """
+    return Step(
+        name=FRESH,
+        kind=KIND,
+        inputs={"champion": version.tags["policy_sha256"], **evaluation_inputs()},
+        params=parameters(config, FRESH, dataset) | {"champion": version.version},
+        tags={"ospo.model_version": str(version.version)},
+        resumable=False,
+    )
+
+
+def run_fresh(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) -> dict[str, Any]:
     """Score the champion on fresh data; the figures become an MLflow run and the version's tag
     ``fresh``.
 
-    Returns ``{"version", "figures": {policy: {retriever: nDCG@k}}, "worse": [retrievers]}``. Raises
-    RegistryError where there is no champion, InputError for raw files that cannot be prepared.
+    Returns ``{"version", "figures": {policy: {retriever: nDCG@k}}, "worse": [retrievers],
+    "run_id"}``. Raises RegistryError where there is no champion, InputError for raw files that
+    cannot be prepared.
     """
-    from ospo.evaluation.evaluate import evaluate
+    version, model = registry.whole_champion(config, dataset)
 
-    version, model = registry.usable_champion(config, dataset)
-    directory = RUNS / dataset / "fresh"
-    directory.mkdir(parents=True, exist_ok=True)
-    params = {
-        "seed": config.seed,
-        "champion": version.version,
-        "evaluation": config.evaluation.model_dump(),
-        "retrievers": config.retrievers.model_dump(),
-        "reward": config.reward.model_dump(),
-    }
-    with tracking.run(
-        config,
-        f"robustness-{dataset}",
-        kind="robustness",
-        directory=directory,
-        parent_id=lineage.parent_run_id,
-        params=params,
-        tags={"ospo.dataset": dataset, "ospo.model_version": str(version.version)},
-        prefect_flow_run_id=lineage.prefect_run_id or None,
-    ) as run:
+    def work(directory: Path, run: tracking.Recorder) -> None:
+        from ospo.evaluation.evaluate import evaluate
+
         data = fresh_data(config, dataset, directory / "input")
         files = sorted(data.directory.glob("*.parquet"))
-        run.log_dataset(
-            f"{dataset}-fresh",
-            data.directory,
-            {file.name: steps.file_md5(file) for file in files},
-            "test",
-        )
+        digests = {file.name: file_md5(file) for file in files}
+        run.log_dataset(f"{dataset}-fresh", data.directory, digests, "test")
         figures = evaluate(config, data, {CHAMPION: model}, directory, cache=None)["test"]
-        steps.log_evaluation(run, config, directory, figures)
-        run_id = run.id
+        log_evaluation(run, config, directory, figures)
+
+    result = run_step(config, dataset, fresh_step(config, dataset, version), work, parents)
+    figures = read_json(result.directory / "summary.json")["test"]
     worse = [name for name, value in figures[CHAMPION].items() if value < figures[RAW][name]]
-    found = {"version": version.version, "figures": figures, "worse": worse, "run_id": run_id}
-    registry.tag(
-        config,
-        dataset,
-        version.version,
-        "fresh",
-        found | {"at": time.strftime("%Y-%m-%d", time.gmtime())},
-    )
-    return found
+    outcome = {
+        "version": version.version,
+        "figures": figures,
+        "worse": worse,
+        "run_id": result.run_id,
+    }
+    dated = outcome | {"at": time.strftime("%Y-%m-%d", time.gmtime())}
+    registry.tag(config, dataset, version.version, "fresh", dated)
+    return outcome
 
 
-def markdown(found: dict[str, Any], dataset: str) -> str:
+def markdown(outcome: dict[str, Any], dataset: str) -> str:
     """The figures as a table, with what is to be done where the champion lost."""
-    retrievers = list(found["figures"][CHAMPION])
-    figures = found["figures"].items()
+    retrievers = list(outcome["figures"][CHAMPION])
+    figures = outcome["figures"].items()
     lines = [
-        f"Champion of {dataset} (version {found['version']}) on fresh data, nDCG@10:",
+        f"Champion of {dataset} (version {outcome['version']}) on fresh data, nDCG@10:",
         "",
         f"| | {' | '.join(retrievers)} |",
         "|---" * (len(retrievers) + 1) + "|",
@@ -106,10 +108,10 @@ def markdown(found: dict[str, Any], dataset: str) -> str:
         ),
         "",
     ]
-    if found["worse"]:
+    if outcome["worse"]:
         lines.append(
-            f"**Worse than the raw query under {', '.join(found['worse'])}.** Train again on data "
-            "of today, or give "
-            f"the place back to the champion before: `ospo rollback --dataset {dataset}`."
+            f"**Worse than the raw query under {', '.join(outcome['worse'])}.** Train again on "
+            "data of today, or give the place back to the champion before: "
+            f"`ospo rollback --dataset {dataset}`."
         )
     return "\n".join(lines)

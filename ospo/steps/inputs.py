@@ -8,18 +8,29 @@ from typing import Any
 
 import yaml
 
+from ospo import tracking
 from ospo.errors import OspoError
 from ospo.files import sha256_file, sha256_json
-
-PREPARED = Path("data/prepared")
+from ospo.paths import PREPARED
 
 _PACKAGE = Path(__file__).parents[1]
-# Whatever training or evaluation imports, but for what reads parameters and files
-# (tests/test_steps.py looks).
-_SHARED_SOURCES = ("credit", "data/dataset.py", "data/schemas.py", "policy", "retrieval", "reward")
+# Whatever training or evaluation imports, except for what reads parameters and files
+# (tests/integration/test_steps.py looks).
+_SHARED_SOURCES = (
+    "config/algorithms.py",
+    "credit",
+    "data/dataset.py",
+    "data/request.py",
+    "data/schemas.py",
+    "policy",
+    "retrieval",
+    "reward",
+)
 TRAINING_SOURCES = (*_SHARED_SOURCES, "training", "evaluation/completions.py")
-EVALUATION_SOURCES = (*_SHARED_SOURCES, "evaluation")
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate")
+EVALUATION_SOURCES = (*_SHARED_SOURCES, "data/query_key.py", "evaluation")
+DATA_SOURCES = ("data",)
+_TRAINING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "spacy")
+_EVALUATION_LIBRARIES = ("torch", "transformers", "peft", "spacy", "sentence-transformers", "bm25s")
 
 
 def file_md5(path: Path) -> str:
@@ -64,14 +75,9 @@ def source_hash(parts: tuple[str, ...]) -> str:
     )
 
 
-def evaluation_source() -> str:
-    """Hash of the code that evaluation depends on."""
-    return source_hash(EVALUATION_SOURCES)
-
-
 @lru_cache
-def _library_versions() -> tuple[str, ...]:
-    return tuple(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+def _versions(libraries: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{name} {importlib.metadata.version(name)}" for name in libraries)
 
 
 def training_inputs(dataset: str) -> dict[str, Any]:
@@ -79,5 +85,23 @@ def training_inputs(dataset: str) -> dict[str, Any]:
     return {
         "data": data_md5(dataset),
         "source": source_hash(TRAINING_SOURCES),
-        "libraries": _library_versions(),
+        "libraries": _versions(_TRAINING_LIBRARIES),
     }
+
+
+def evaluation_inputs() -> dict[str, Any]:
+    """What every evaluation is made with."""
+    return {
+        "source": source_hash(EVALUATION_SOURCES),
+        "libraries": _versions(_EVALUATION_LIBRARIES),
+    }
+
+
+def prepared_md5(dataset: str) -> dict[str, str]:
+    """{dataset: one md5 for all its prepared files}, as runs carry it in a tag."""
+    return {dataset: tracking.dataset_digest(data_md5(dataset))}
+
+
+def log_prepared(run: tracking.Recorder, dataset: str, context: str) -> None:
+    """Record the prepared files as input of ``run``; ``context``: what they are used for."""
+    run.log_dataset(dataset, PREPARED / dataset, data_md5(dataset), context=context)

@@ -6,39 +6,37 @@ policies are evaluated on those too, beside the raw query: prepared, scored and 
 other evaluation, under ``runs/DATASET/real``.
 """
 
-import time
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ospo import tracking
 from ospo.config import Config
 from ospo.errors import InputError
-from ospo.files import sha256_file, sha256_json, write_json
-from ospo.steps import (
-    NOBODY,
-    RUNS,
-    Lineage,
+from ospo.files import sha256_file, sha256_json
+from ospo.paths import RUNS
+from ospo.steps.evaluate import log_evaluation
+from ospo.steps.inputs import DATA_SOURCES, evaluation_inputs, source_hash
+from ospo.steps.parameters import REAL, parameters
+from ospo.steps.step import (
+    NO_PARENTS,
+    ParentRuns,
+    Step,
     StepResult,
-    evaluation_source,
-    log_evaluation,
     policy_directory,
-    read_state,
+    run_step,
 )
 
-NAME = "real"
+NAME = REAL
+_NOTE = (
+    "The policies were trained on other data ({dataset}'s sample shop) and have never seen this "
+    "catalogue or requests like these. This measures what carries over to real data, not what "
+    "training on it would bring."
+)
 
 
-def run_transfer(
-    config: Config, dataset: str, raw: str | Path, lineage: Lineage = NOBODY
-) -> StepResult:
-    """Prepare the raw files in ``raw`` and evaluate the trained policies of ``dataset`` on their
-    held-out requests.
-
-    Skipped where files, policies, parameters and code are those of the last time. Raises InputError
-    where the folder or a policy is missing.
-    """
-    from ospo.evaluation.completions import policy_hash
-
-    raw, directory = Path(raw), RUNS / dataset / NAME
+def _raw_files(config: Config, dataset: str, raw: Path) -> dict[str, str]:
+    """Name → sha256 of every file that preparing ``raw`` reads. InputError where it holds none."""
     files = (
         sorted(file for file in raw.glob("*") if file.suffix in (".csv", ".parquet"))
         if raw.is_dir()
@@ -48,53 +46,64 @@ def run_transfer(
         raise InputError(
             raw, "", "holds no raw files", f"name a folder of {dataset}'s official files"
         )
-    models = {name: policy_directory(dataset, name) for name in config.policies}
-    params = {
-        "seed": config.seed,
-        "evaluation": config.evaluation.model_dump(),
-        "retrievers": config.retrievers.model_dump(),
-        "data": config.data.model_dump(exclude={"esci": {"raw"}, "hm": {"raw"}}),
-    }
     digests = {file.name: sha256_file(file) for file in files}
-    policies = {name: policy_hash(model) for name, model in models.items()}
-    fingerprint = sha256_json(
-        {"files": digests, "policies": policies, "params": params, "source": evaluation_source()}
-    )
-    state_file = directory / "step.json"
-    state = read_state(directory, fingerprint)
-    if state.get("finished"):
-        return StepResult(
-            NAME, dataset, directory, fingerprint, state["run_id"], True, state["seconds"]
-        )
-    started = time.monotonic()
-    write_json(state_file, {"fingerprint": fingerprint, "finished": False})
-    with tracking.run(
-        config,
-        f"{NAME}-{dataset}",
+    queries = Path(config.data.hm.queries_file)
+    if dataset == "hm" and queries.is_file():
+        digests["queries_file"] = sha256_file(queries)
+    return digests
+
+
+def real_step(
+    config: Config, dataset: str, files: Mapping[str, str], policies: Mapping[str, str]
+) -> Step:
+    """What the evaluation on real rows depends on; ``files``: name → sha256 of the raw files;
+    ``policies``: name → hash of the policy's content.
+    """
+    name = f"{dataset}-{NAME}"
+    return Step(
+        name=NAME,
         kind="evaluation",
-        directory=directory,
-        parent_id=lineage.parent_run_id,
-        params=params,
-        tags={"ospo.dataset": f"{dataset}-{NAME}", "ospo.fingerprint": fingerprint},
-        data_md5={f"{dataset}-{NAME}": sha256_json(digests)[:32]},
-        prefect_flow_run_id=lineage.prefect_run_id or None,
-    ) as run:
-        _evaluate(config, dataset, raw, models, directory, run)
-    seconds = round(time.monotonic() - started, 1)
-    write_json(
-        state_file,
-        {"fingerprint": fingerprint, "run_id": run.id, "finished": True, "seconds": seconds},
+        inputs={
+            "files": dict(files),
+            "policies": dict(policies),
+            "preparation": source_hash(DATA_SOURCES),
+            **evaluation_inputs(),
+        },
+        params=parameters(config, REAL, dataset),
+        data_md5={name: sha256_json(files)[:32]},
+        tags={"ospo.dataset": name},
     )
-    return StepResult(NAME, dataset, directory, fingerprint, run.id, False, seconds)
+
+
+def run_transfer(
+    config: Config, dataset: str, raw: str | Path, parents: ParentRuns = NO_PARENTS
+) -> StepResult:
+    """Prepare the raw files in ``raw`` and evaluate the trained policies of ``dataset`` on their
+    held-out requests.
+
+    Skipped where files, policies, parameters and code are those of the last time. Raises InputError
+    where the folder or a policy is missing.
+    """
+    from ospo.evaluation.completions import policy_hash
+
+    raw = Path(raw)
+    files = _raw_files(config, dataset, raw)
+    models = {name: policy_directory(dataset, name) for name in config.policies}
+    policies = {name: policy_hash(model) for name, model in models.items()}
+
+    def work(directory: Path, run: tracking.Recorder) -> None:
+        _evaluate(config, dataset, raw, models, directory, run)
+
+    return run_step(config, dataset, real_step(config, dataset, files, policies), work, parents)
 
 
 def _evaluate(
     config: Config,
     dataset: str,
     raw: Path,
-    models: dict[str, Path],
+    models: Mapping[str, Path],
     directory: Path,
-    run: tracking.Run,
+    run: tracking.Recorder,
 ) -> None:
     from ospo.data.dataset import load_prepared
     from ospo.data.prepare import prepare
@@ -107,21 +116,20 @@ def _evaluate(
         update={"evaluation": config.evaluation.model_copy(update={"catalogue": False})}
     )
     prepared = directory / "prepared" / f"{dataset}-{NAME}"
-    prepare(dataset, raw, prepared, config)
+    prepare(dataset, raw, prepared, config, evaluation_only=True)
     vectors = directory / "vectors" / prepared.name
+    before = RUNS / dataset / NAME / "vectors" / prepared.name
+    if before.is_dir() and not vectors.exists():  # those that are still right are not made again
+        shutil.copytree(before, vectors)
     vectors.mkdir(parents=True, exist_ok=True)
-    write_vectors(config, prepared, vectors)  # kept: other policies meet the same items
-    data = load_prepared(prepared)
-    note = (
-        f"The policies were trained on other data ({dataset}'s sample shop) and have never seen "
-        "this catalogue or "
-        "requests like these. This measures what carries over to real data, not what training on "
-        "it would bring."
-    )
+    write_vectors(config, prepared, vectors)
     commands = [
         "make demo",
         f"ospo real --dataset {dataset} --raw DIR   # the folder of raw files; sha256 of what it "
         "gave is above",
     ]
-    figures = evaluate(config, data, models, directory, note=note, commands=commands)["test"]
+    data = load_prepared(prepared)
+    figures = evaluate(
+        config, data, models, directory, note=_NOTE.format(dataset=dataset), commands=commands
+    )["test"]
     log_evaluation(run, config, directory, figures, title=data.name)

@@ -7,13 +7,15 @@ from typing import Any
 from ospo import tracking
 from ospo.config import ALGORITHMS, Config
 from ospo.files import read_json
-from ospo.steps.inputs import PREPARED, data_md5
-from ospo.steps.step import RUNS, finished, policy_directory
+from ospo.paths import PREPARED, RUNS
+from ospo.steps.inputs import data_md5
+from ospo.steps.replace import begin_anew, replace
+from ospo.steps.step import finished, policy_directory
 
 
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns what
-    became of it.
+    became of it: name, version, policy, aliases, decision.
 
     The better one is chosen on validation requests. It is a challenger: it becomes the champion
     only if the paired comparison on held-out requests allows it (:mod:`ospo.registry.promotion`),
@@ -29,17 +31,15 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     policy = best_policy(summary, config.retrievers.training, trained)
     state = finished(dataset, policy)
     model_dir = policy_directory(dataset, policy)
-    version = registry.register(
-        config,
-        dataset,
-        policy=policy,
+    candidate = registry.Candidate(
+        algorithm=policy,
         model_dir=model_dir,
         run_id=state["run_id"],
         summary=summary["test"],
         data_md5=tracking.dataset_digest(data_md5(dataset)),
         tags={"fingerprint": state["fingerprint"]},
-        champion_if_first=False,
     )
+    version = registry.register(config, dataset, candidate, champion_if_first=False)
     noted = version.tags.get("decision")
     decision = str(json.loads(noted)["reason"]) if noted else ""
     if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
@@ -71,14 +71,14 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> st
         return promotion.consider(
             config, dataset, evaluation, challenger=policy, champion=promotion.RAW
         ).reason
-    _, champion_dir = registry.usable_champion(config, dataset)
+    _, champion_dir = registry.whole_champion(config, dataset)
     directory = RUNS / dataset / "promotion"
     try:
         evaluate(
             config,
             load_prepared(PREPARED / dataset),
             {policy: model_dir, "champion": champion_dir},
-            directory,
+            begin_anew(directory),
         )
     except LeakError as error:
         # The champion was trained on what is held out now (the data changed): no fair comparison,
@@ -86,4 +86,5 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> st
         reason = f"not compared: {error}"
         registry.note(config, dataset, None, decision={"promoted": False, "reason": reason})
         return reason
+    replace(directory)
     return promotion.consider(config, dataset, directory, challenger=policy).reason

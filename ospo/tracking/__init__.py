@@ -2,12 +2,16 @@
 MLflow was away.
 """
 
+from ospo.tracking.recorder import Recorder, SilentRun
 from ospo.tracking.runs import Run, dataset_digest, flatten
-from ospo.tracking.session import Terminated, run, setup, sync
+from ospo.tracking.session import RunDetails, Terminated, run, setup, sync
 from ospo.tracking.store import TrackingError, tracking_uri
 
 __all__ = [
+    "Recorder",
     "Run",
+    "RunDetails",
+    "SilentRun",
     "Terminated",
     "TrackingError",
     "dataset_digest",

@@ -3,7 +3,6 @@ repeat.
 """
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
@@ -69,8 +68,8 @@ def _send_batch(client: MlflowClient, run_id: str, events: list[dict[str, Any]])
         client.log_batch(run_id, tags=chunk)
 
 
-def _send_files(client: MlflowClient, run_id: str, event: dict[str, Any]) -> None:
-    path = Path(event["path"])
+def _send_files(client: MlflowClient, journal: Journal, run_id: str, event: dict[str, Any]) -> None:
+    path = journal.find(event["path"])
     if path.is_dir():
         client.log_artifacts(run_id, str(path), event["artifact_path"] or None)
     elif path.exists():
@@ -104,7 +103,7 @@ def _send(
     if op == "batch":
         _send_batch(client, run_id, events)
     elif op == "files":
-        _send_files(client, run_id, event)
+        _send_files(client, journal, run_id, event)
     elif op == "dataset":
         _send_dataset(client, run_id, event)
     elif op == "resume":

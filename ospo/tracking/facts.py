@@ -5,6 +5,7 @@ path.
 import os
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -62,12 +63,19 @@ def package_versions() -> dict[str, str]:
     return found
 
 
+def _processors() -> int:
+    """How many processors this process may use; where the system does not say, how many there
+    are.
+    """
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def machine() -> dict[str, str]:
     """Processor count, platform, Python, and the GPU if torch is loaded and sees one."""
     facts = {
-        "cpus": str(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        ),
+        "cpus": str(_processors()),
         "platform": f"{platform.system()}-{platform.machine()}",
         "python": platform.python_version(),
     }

@@ -66,6 +66,17 @@ class Journal:
             self._stream.truncate(whole)
         return [json.loads(line) for line in content[:whole].splitlines()]
 
+    def place(self, path: Path) -> str:
+        """How an event names a file: from the run's directory where it lies below that, so that
+        both may move together before everything is delivered.
+        """
+        path, home = path.resolve(), self.folder.parent.resolve()
+        return str(path.relative_to(home) if path.is_relative_to(home) else path)
+
+    def find(self, place: str) -> Path:
+        """The file that ``place`` named."""
+        return self.folder.parent.resolve() / place
+
     def append(self, event: dict[str, Any]) -> None:
         """Add an event; it is in the operating system's hands when this returns."""
         line = json.dumps(event, ensure_ascii=False).encode() + b"\n"

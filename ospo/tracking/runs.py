@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import psutil
 from mlflow import MlflowClient
 
@@ -19,6 +20,7 @@ from ospo.errors import OspoError
 from ospo.files import atomic_file, write_json
 from ospo.tracking.delivery import PENDING, deliver
 from ospo.tracking.journal import Journal
+from ospo.tracking.recorder import Recorder, Rows
 from ospo.tracking.store import TrackingError, Unreachable, is_server, without_password
 
 LOGGER = logging.getLogger("ospo.tracking")
@@ -58,7 +60,7 @@ def dataset_digest(md5: str | Mapping[str, str]) -> str:
     return hashlib.md5(lines.encode(), usedforsecurity=False).hexdigest()
 
 
-class Run:
+class Run(Recorder):
     """One MLflow run. Every method returns at once: a thread sends, and keeps trying while the
     server is away.
     """
@@ -112,7 +114,7 @@ class Run:
             temporary.write_text(text, encoding="utf-8")
         self._put_file(path, name)
 
-    def log_table(self, name: str, rows: Any) -> None:
+    def log_table(self, name: str, rows: Rows) -> None:
         """A table as artifact ``name`` (ends in .json), shown as a table by MLflow's evaluation
         view.
 
@@ -120,7 +122,7 @@ class Run:
         """
         if not name.endswith(".json"):
             raise ValueError(f"table {name!r}: MLflow shows tables from .json artifacts only")
-        records = rows.to_dicts() if hasattr(rows, "to_dicts") else list(rows)
+        records = rows.to_dicts() if isinstance(rows, pl.DataFrame) else [dict(row) for row in rows]
         columns = list(records[0]) if records else []
         self.log_dict(
             name,
@@ -132,14 +134,12 @@ class Run:
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
         """A file, or everything in a directory, under ``artifact_path``. It must stay in place
-        until the run ends.
+        until the run ends; below the run's own directory it may move with that.
         """
         path = Path(path)
         if not path.exists():
             raise FileNotFoundError(f"artifact {path} does not exist")
-        self._put("files", path=str(path.resolve()), artifact_path=artifact_path)
-
-    log_artifacts = log_artifact
+        self._put("files", path=self._journal.place(path), artifact_path=artifact_path)
 
     def log_dataset(
         self,
@@ -185,7 +185,7 @@ class Run:
     def _put_file(self, path: Path, name: str) -> None:
         self._put(
             "files",
-            path=str(path.resolve()),
+            path=self._journal.place(path),
             artifact_path=str(Path(name).parent).removeprefix("."),
         )
 
@@ -195,7 +195,7 @@ class Run:
         except Unreachable as error:
             if not self._away:
                 LOGGER.warning(
-                    "MLflow at %s does not answer (%s); run %s goes on, its records wait in %s",
+                    "MLflow at %s does not answer (%s); run %s continues, its records wait in %s",
                     without_password(self._uri),
                     error,
                     self.name,

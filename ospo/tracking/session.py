@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -126,6 +127,38 @@ def _open(
     return journal
 
 
+@dataclass(frozen=True)
+class RunDetails:
+    """What else is known about a run when it begins.
+
+    - ``params``: the parameters of this step only, nested or flat; ``tags``: empty values are left
+      out.
+    - ``data_md5``: data set → md5 from dvc.lock.
+    - ``parent_id``: what ``Run.id`` of the run above gave.
+    - ``prefect_flow_run_id``: "" takes the one that Prefect put into the environment.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict)
+    data_md5: Mapping[str, str] = field(default_factory=dict)
+    parent_id: str | None = None
+    prefect_flow_run_id: str = ""
+
+    def all_tags(self, root: Path, kind: str) -> dict[str, str]:
+        """These and the standard tags."""
+        flow_run = self.prefect_flow_run_id or os.environ.get("PREFECT__FLOW_RUN_ID")
+        return {
+            **standard_tags(root),
+            "ospo.kind": kind,
+            **({"prefect.flow_run_id": flow_run} if flow_run else {}),
+            **{f"data.{dataset}.md5": md5 for dataset, md5 in self.data_md5.items()},
+            **{key: str(value) for key, value in self.tags.items() if value not in (None, "")},
+        }
+
+
+NO_DETAILS = RunDetails()
+
+
 @contextmanager
 def run(
     config: Config,
@@ -134,19 +167,14 @@ def run(
     kind: str,
     directory: str | Path,
     root: str | Path = ".",
-    parent_id: str | None = None,
     run_id: str | None = None,
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, Any] | None = None,
-    data_md5: Mapping[str, str] | None = None,
-    prefect_flow_run_id: str | None = None,
+    details: RunDetails = NO_DETAILS,
 ) -> Iterator[Run]:
     """A tracked run for the body of a ``with`` statement.
 
-    ``kind``: pipeline, sft, grpo, ospo, evaluate, … (tag ``ospo.kind``). ``directory``: the step's
-    own folder, where records wait while MLflow is away. ``parent_id`` and ``run_id`` (to resume)
-    take what ``Run.id`` gave. ``params``: the resolved configuration of this step only, nested or
-    flat. ``data_md5``: data set → md5 from dvc.lock.
+    ``kind``: pipeline, sft, rl, evaluation, … (tag ``ospo.kind``). ``directory``: the step's own
+    folder, where records wait while MLflow is away. ``run_id``: the run to resume, as ``Run.id``
+    gave it.
 
     The run ends FINISHED; FAILED on an exception; KILLED on Ctrl-C, SIGTERM or a cancelled flow. A
     server that does not answer stops nothing. Raises TrackingError where MLflow refuses the run or
@@ -155,22 +183,15 @@ def run(
     directory, root = Path(directory), Path(root)
     uri = tracking_uri(config, root)
     client = client_for(uri)
-    flow_run = prefect_flow_run_id or os.environ.get("PREFECT__FLOW_RUN_ID")
-    all_tags = {
-        **standard_tags(root),
-        "ospo.kind": kind,
-        **({"prefect.flow_run_id": flow_run} if flow_run else {}),
-        **{f"data.{dataset}.md5": md5 for dataset, md5 in (data_md5 or {}).items()},
-        **{key: str(value) for key, value in (tags or {}).items() if value not in (None, "")},
-    }
+    tags = details.all_tags(root, kind)
     create = {
         "op": "create",
         "time": now_ms(),
         "name": name,
         "experiment": config.tracking.experiment,
         "artifact_location": artifact_location(uri, root),
-        "parent": parent_id,
-        "tags": all_tags,
+        "parent": details.parent_id,
+        "tags": tags,
     }
     journal = _open(client, directory, run_id, create, {"op": "resume", "time": now_ms()})
     tracked = Run(client, journal, name, uri)
@@ -180,9 +201,9 @@ def run(
         journal.close()
         raise
     if run_id is None:
-        tracked.log_params(params or {})
+        tracked.log_params(details.params)
     else:
-        tracked.set_tags(all_tags)
+        tracked.set_tags(tags)
     with _terminable():
         try:
             yield tracked

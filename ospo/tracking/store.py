@@ -14,14 +14,19 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# It prints the address of each run that ends, with user and password where the address holds them.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# Seconds; without it a PostgreSQL address where nothing answers takes minutes.
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ospo.config import Config
 from ospo.errors import OspoError
+from ospo.paths import ARTIFACTS
+from ospo.tracking.database import SQLITE, prepare_database
 
-ARTIFACTS = "mlartifacts"
 for _name in ("mlflow.store.db.utils", "mlflow.models.signature", "alembic"):
     logging.getLogger(_name).setLevel(
         logging.WARNING
@@ -69,8 +74,14 @@ def tracking_uri(config: Config, root: Path) -> str:
 
 
 def without_password(uri: str) -> str:
-    """``uri`` fit for a log: user and password removed."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """``uri``, or a text that holds addresses, fit for a log: users and passwords removed, values
+    of query strings and named secrets replaced.
+
+    A password may hold ``@`` or ``/``: everything up to the last ``@`` of a word goes.
+    """
+    uri = re.sub(r"://\S*@", "://", uri)
+    uri = re.sub(r"([?&][\w.%-]+)=[^&#\s'\"]+", r"\1=…", uri)
+    return re.sub(r"(?i)\b(password|passwd|token|secret)\s*[=:]\s*[^\s&]+", r"\1=…", uri)
 
 
 def is_server(uri: str) -> bool:
@@ -90,8 +101,8 @@ def artifact_location(uri: str, root: Path) -> str | None:
         parts.hostname not in _LOCAL_HOSTS or os.environ.get("MLFLOW_ARTIFACTS_DESTINATION")
     ):
         return None
-    if uri.startswith("sqlite:///"):
-        return (Path(uri.removeprefix("sqlite:///")).parent / ARTIFACTS).as_uri()
+    if uri.startswith(SQLITE):
+        return (Path(uri.removeprefix(SQLITE)).parent / ARTIFACTS).as_uri()
     return (root.resolve() / ARTIFACTS).as_uri()
 
 
@@ -105,13 +116,38 @@ def is_permanent(error: BaseException) -> bool:
     return isinstance(error, MlflowException) and error.error_code in _PERMANENT
 
 
+def open_database(uri: str) -> None:
+    """Make the database of ``uri`` where it is a missing sqlite file, and see whether it answers;
+    nothing for a server. Raises TrackingError.
+    """
+    if is_server(uri):
+        return
+    user = re.match(r"[^:]+://(\S*)@", uri)
+    if user and re.search("[@/]", user.group(1)):
+        raise TrackingError(
+            f"tracking.uri: in {without_password(uri)}, the user or password holds @ or /. "
+            "Fix: write %40 for @ and %2F for /, or leave the password to PGPASSWORD"
+        )
+    try:
+        prepare_database(uri)
+    except Exception as error:  # SQLAlchemy and driver errors have no common base
+        fix = (
+            "free the disk, or make its folder writable"
+            if uri.startswith(SQLITE)
+            else "start the database, or correct the address"
+        )
+        raise TrackingError(
+            f"tracking.uri: the MLflow store {without_password(uri)} cannot be opened "
+            f"({describe(error)}). Fix: {fix}"
+        ) from error
+
+
 def client_for(uri: str) -> MlflowClient:
     """A client; the store is not contacted yet, except that a database is opened and made.
 
     Raises TrackingError where the database cannot be opened.
     """
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    open_database(uri)
     try:
         return MlflowClient(
             tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri

@@ -37,7 +37,7 @@ class CompletionTable:
         self._before = pl.DataFrame(schema=SCHEMA)
         if file.is_file():
             try:
-                self._before = pl.read_parquet(file).select(list(SCHEMA)).cast(SCHEMA)  # type: ignore[arg-type]
+                self._before = pl.read_parquet(file, glob=False).select(list(SCHEMA)).cast(SCHEMA)  # type: ignore[arg-type]
             except pl.exceptions.PolarsError as error:
                 raise InputError(
                     file, "", f"is not a table of completions ({error})", "delete it"

@@ -13,18 +13,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
-import torch
 from tqdm import tqdm
 
 from ospo.config import Config, Updates
 from ospo.errors import ConfigError, InputError
-from ospo.evaluation.completions import Decoding, generate
 from ospo.files import atomic_file
-from ospo.policy.prompts import extract_answer, fit_messages
-from ospo.policy.weights import load_policy, quiet
+from ospo.policy.generate import Decoding, Generator, render
+from ospo.policy.prompts import extract_answer, opens_thinking
+from ospo.policy.weights import quiet
 from ospo.training.prompts import prompt_rows
 from ospo.training.run import TrainingRun
-from ospo.training.sft import prompt_ids
 
 T = TypeVar("T")
 _SCHEMA: dict[str, Any] = {
@@ -75,7 +73,7 @@ def sample_offline(run: TrainingRun) -> list[Completion]:
 
 def _read(file: Path) -> Iterator[Completion]:
     try:
-        frame = pl.read_parquet(file).select(list(_SCHEMA))
+        frame = pl.read_parquet(file, glob=False).select(list(_SCHEMA))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(
             file, "", f"is not a readable part ({error})", "delete it; it is made again"
@@ -89,29 +87,31 @@ class _Writer:
     def __init__(self, run: TrainingRun):
         quiet()
         self.config, self.data, self.reward = run.config, run.data, run.scorer
-        self.model, self.tokenizer = load_policy(run.policy, run.config.preset.model)
-        self.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = Generator.load(run.policy, run.config.preset.model)
+        self.thinking = opens_thinking(self.generator.tokenizer)
 
     def write(self, number: int, rows: np.ndarray) -> pl.DataFrame:
         rl = self.config.preset.rl
         size = rl.generations
         decoding = Decoding(rl.max_completion_tokens, rl.temperature, self.config.seed)
-        prompts, keys = [], []
-        for place, row in enumerate(rows.tolist()):
-            messages, _ = fit_messages(
-                self.data.requests[row], self.tokenizer, rl.max_prompt_tokens
-            )
-            prompts += [prompt_ids(self.tokenizer, messages)] * size
-            keys += [f"{number}/{place}/{g}" for g in range(size)]
-        completions = generate(self.model, self.tokenizer, prompts, keys, decoding)
-        texts = self.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        answers = [extract_answer(text)[0] for text in texts]
+        tokenizer = self.generator.tokenizer
+        distinct = [
+            render(tokenizer, self.data.requests[row], rl.max_prompt_tokens)
+            for row in rows.tolist()
+        ]
+        prompts = [prompt for prompt in distinct for _ in range(size)]
+        # Every completion of the run is a draw of its own: requests come again in later shuffles.
+        first = number * rl.prompts_per_step * size
+        completions = self.generator(prompts, decoding, range(first, first + len(prompts)))
+        answers = [
+            extract_answer(self.generator.decode(ids), self.thinking)[0] for ids in completions
+        ]
         all_rows = np.repeat(rows, size)
         return pl.DataFrame(
             {
                 "group": number * len(rows) + np.arange(len(all_rows)) // size,
                 "row": all_rows,
-                "prompt_ids": prompts,
+                "prompt_ids": [prompt.ids for prompt in prompts],
                 "completion_ids": completions,
                 "answer": answers,
                 "reward": np.asarray(self.reward(answers, all_rows.tolist()), dtype=np.float64),

@@ -24,7 +24,7 @@ from ospo.credit.alignment import token_spans
 from ospo.credit.engine import Credit, CreditEngine
 from ospo.credit.tokens import Completions, Redistribution, credit_metrics, token_advantages
 from ospo.credit.values import Function
-from ospo.policy.prompts import ANSWER_CLOSE, extract_answer
+from ospo.policy.prompts import ANSWER_CLOSE, extract_answer, opens_thinking
 from ospo.reward import Reward, as_reward
 from ospo.training.completions import CompletionTable
 from ospo.training.shared_prompts import SharedPromptsMixin
@@ -44,15 +44,18 @@ class Scored:
     seconds: float
 
 
-def read_completions(completion_ids: Sequence[Sequence[int]], tokenizer: Any) -> Completions:
+def read_completions(
+    completion_ids: Sequence[Sequence[int]], tokenizer: Any, thinking: bool = False
+) -> Completions:
     """Completions decoded from their own ids, without special tokens, and their answers.
 
-    Rewards, segments and token spans then speak of the same characters.
+    Rewards, segments and token spans then speak of the same characters. ``thinking``: whether the
+    prompt leaves a thought open (:func:`ospo.policy.prompts.opens_thinking`).
     """
     texts, spans, answers, offsets, closings = [], [], [], [], []
     for ids in completion_ids:
         text, spans_T = token_spans(list(ids), tokenizer)
-        answer, offset = extract_answer(text)
+        answer, offset = extract_answer(text, thinking)
         end = offset + len(answer)
         close = text.find(ANSWER_CLOSE, end)
         texts.append(text)
@@ -70,11 +73,12 @@ class SearchRewardFunction:
 
     def __init__(self, reward: Reward | Function, tokenizer: Any):
         self.reward, self.tokenizer = as_reward(reward), tokenizer
+        self.thinking = opens_thinking(tokenizer)
 
     def score(self, completion_ids: Sequence[Sequence[int]], rows: Sequence[int]) -> Scored:
         """The completions and what their answers earn for request rows ``rows``."""
         started = time.perf_counter()
-        completions = read_completions(completion_ids, self.tokenizer)
+        completions = read_completions(completion_ids, self.tokenizer, self.thinking)
         rewards_B = np.asarray(self.reward(completions.answers, rows), dtype=np.float64)
         return Scored(completions, list(rows), rewards_B, time.perf_counter() - started)
 

@@ -14,7 +14,12 @@ import torch
 from ospo.config import Config, Rft, Sft
 from ospo.data.dataset import PreparedData, Request
 from ospo.errors import InputError
-from ospo.policy.prompts import ANSWER_CLOSE, ANSWER_OPEN, fit_messages, prompt_messages
+from ospo.policy.prompts import (
+    completion_text,
+    fit_messages,
+    opens_thinking,
+    prompt_messages,
+)
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import create_policy, quiet
 from ospo.training.run import TrainingRun
@@ -45,11 +50,12 @@ def sft_examples(
     """
     rl = config.preset.rl
     short = round(_SHORT * count) if config.preset.model.source == "scratch" else 0
+    thinking = opens_thinking(tokenizer)
     requests, texts = [], []
     for number, (row, draw) in enumerate(_order(teacher.rows, count, config.seed)):
         request, text = teacher.example(row, draw)
         requests.append(replace(request, history=()) if number < short else request)
-        texts.append(f"{ANSWER_OPEN}{text}{ANSWER_CLOSE}")
+        texts.append(completion_text(text, thinking))
     answers = tokenizer(texts, add_special_tokens=False)["input_ids"]
     examples = []
     for prompt, answer in zip(

@@ -1,30 +1,55 @@
-"""The documentation says what the code says: quoted errors are the real ones, commands and files
-exist.
+"""The documentation says what the code says: links lead somewhere, quoted errors are the real ones,
+commands and files exist, and figures of significance are the library's.
 """
 
 import ast
+import json
+import os
 import re
-import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from documentation import PAGES, Command, anchors, commands, links, name, python_blocks
 
 from ospo.config import load_config
+from ospo.evaluation.statistics import seed_test
 
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+# Programs that are not part of the project: nothing here can hold what is written about them.
+OTHERS = {
+    "apt-get": "the system's packages",
+    "createuser": "PostgreSQL's own; test_scaling.py starts a PostgreSQL server of its own",
+    "createdb": "as createuser",
+    "curl": "test_serving_http.py sends such bodies to a real server",
+    "git": "version control of the reader's clone",
+    "pip": "installs packages",
+    "set": "the shell's",
+    "export": "the shell's",
+    "cd": "the shell's",
+    "for": "the shell's; the commands inside the loop are checked",
+    "trl": "`trl vllm-serve` needs vLLM, which needs a GPU",
+}
 
 
+@cache
 def messages() -> list[str]:
     """Every text of the source, with … for what is filled in; and the Makefile's."""
     found = [re.sub(r"\$\([A-Z]+\)", "…", (ROOT / "Makefile").read_text())]
-    for file in [*(ROOT / "ospo").rglob("*.py"), *(ROOT / "flows").rglob("*.py")]:
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = [str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values]
-                found.append("".join(parts))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(re.sub(r"%[sdr]", "…", node.value))
+    for folder in ("ospo", "flows", "servers"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [
+                        str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values
+                    ]
+                    found.append("".join(parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(re.sub(r"%[sdr]", "…", node.value))
     return found
 
 
@@ -44,53 +69,174 @@ def test_a_quoted_error_is_in_the_code(line: str) -> None:
 
 
 def test_every_page_is_in_the_site() -> None:
-    listed = set(re.findall(r"[a-z/]+\.md", (ROOT / "mkdocs.yml").read_text()))
-    assert listed == {
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(listed) == sorted(
         path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")
+    )
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["mkdocs", "build", "--strict", "--quiet", "-d", tmp_path / "site"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_to_a_file_and_its_anchor(page: Path) -> None:
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name(page)}: {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{name(page)}: {link}"
+
+
+def test_readme_links_every_topic() -> None:
+    linked = {link.partition("#")[0] for link in links(ROOT / "README.md")}
+    topics = {p.relative_to(ROOT).as_posix() for p in (ROOT / "docs").glob("*.md")}
+    assert topics - linked == {"docs/index.md"}
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def check_ospo(words: list[str]) -> None:
+    from typer.main import get_command
+
+    from ospo.cli import app
+
+    words = [{"DATASET": "esci", "NAME": "ospo", "$d": "esci"}.get(word, word) for word in words]
+    command = get_command(app)
+    if words == ["--help"]:
+        return
+    while hasattr(command, "commands"):
+        assert words, f"`ospo … {command.name}` needs a command"
+        command = command.commands[words.pop(0)]
+    if words:  # a bare name mentions the command
+        command.make_context(command.name, words)  # raises what the user would be told
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for word in words:
+        variable, equals, _ = word.partition("=")
+        if equals:
+            assert re.search(rf"\b{variable}\b", makefile), word
+        else:
+            assert word in targets(), word
+
+
+def options_of(module: str) -> set[str]:
+    """The options of a module's own parser."""
+    path = ROOT.joinpath(*module.split("."))
+    file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+    return {
+        argument.value
+        for call in calls
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument"
+        for argument in call.args
+        if isinstance(argument, ast.Constant)
     }
 
 
-def test_make_targets_and_commands_that_are_named_exist() -> None:
-    from typer.main import get_command
-
-    from ospo.cli import app
-
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    for page in PAGES:
-        text = page.read_text()
-        code = re.findall(r"`([^`\n]+)`|^ {4,}(\S.*)$", text, re.MULTILINE)
-        for snippet in (first or second for first, second in code):
-            for target in re.findall(r"^make ([a-z-]+)", snippet):
-                assert target in targets, f"{page.name}: make {target}"
-            for command in re.findall(r"^(?:\.venv/bin/)?ospo ([a-z][a-z-]*)", snippet):
-                assert command in commands, f"{page.name}: ospo {command}"
+def check_python(words: list[str]) -> None:
+    assert words[0] == "-m", "only modules are run"
+    known = options_of(words[1])
+    for word in words[2:]:
+        assert not word.startswith("--") or word in known, f"{words[1]} has no {word}"
 
 
-def shown_commands() -> list[str]:
-    """The ``ospo`` command lines of code blocks, without prompts, comments and brackets."""
-    found = set()
-    for page in PAGES:
-        for line in re.findall(
-            r"^(?: {4,})?(?:\.venv/bin/)?(ospo [a-z].*)$", page.read_text(), re.MULTILINE
-        ):
-            found.add(
-                re.sub(r"[\[\]]", "", re.sub(r" +#.*", "", line)) if "'" not in line else line
-            )
-    return sorted(found)
+def check_dvc(words: list[str]) -> None:
+    from dvc.cli import parse_args
+
+    if (words != ["remote", "modify", "--local", "…"] and len(words) > 1) or words[0] != "remote":
+        if words[:2] == ["remote", "modify"] and len(words) < 5:
+            return  # a mention: which remote and what follows
+        parse_args([word for word in words if word != "REVISION"])
 
 
-@pytest.mark.parametrize("line", shown_commands())
-def test_a_command_that_is_shown_has_arguments_that_the_command_line_takes(line: str) -> None:
-    from typer.main import get_command
+def check_accelerate(words: list[str]) -> None:
+    from accelerate.commands.launch import launch_command_parser
 
-    from ospo.cli import app
+    assert words.pop(0) == "launch"
+    if not words or words == ["…"]:
+        return
+    parsed = launch_command_parser().parse_args(words)
+    assert parsed.config_file == "…" or (ROOT / parsed.config_file).is_file()
+    assert parsed.module
+    assert parsed.training_script == "ospo.cli"
+    check_ospo(list(parsed.training_script_args))
 
-    words = shlex.split(line.replace("DATASET", "esci"), comments=True)[1:]
-    command = get_command(app)
-    while hasattr(command, "commands"):
+
+def check_mlflow(words: list[str]) -> None:
+    from mlflow.cli import cli
+
+    command = cli
+    while hasattr(command, "commands") and words:
         command = command.commands[words.pop(0)]
-    command.make_context(command.name, words)  # raises what the user would be told
+    if words:
+        command.make_context(command.name, words)
+
+
+def check_pytest(words: list[str]) -> None:
+    files = [word for word in words if word.endswith(".py")]
+    assert all((ROOT / file).is_file() for file in files)
+    markers = re.findall(r'^    "(\w+): ', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert words[0] == "-m"
+    assert words[1] in markers
+
+
+@cache
+def prefect_help(*command: str) -> str:
+    done = subprocess.run(["prefect", *command, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, f"prefect {' '.join(command)}"
+    return done.stdout
+
+
+def check_prefect(words: list[str]) -> None:
+    shown = prefect_help(*words[:2])
+    for option in words:
+        assert not option.startswith("-") or re.search(rf"{option}\b", shown), option
+    if "--base-job-template" in words:
+        assert (ROOT / words[words.index("--base-job-template") + 1]).is_file()
+
+
+CHECKS = {
+    "ospo": check_ospo,
+    "make": check_make,
+    "python": check_python,
+    "dvc": check_dvc,
+    "accelerate": check_accelerate,
+    "mlflow": check_mlflow,
+    "pytest": check_pytest,
+    "prefect": check_prefect,
+}
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda c: f"{c.page}: {c.text}"[:90])
+def test_a_command_exists_and_takes_what_is_given(command: Command) -> None:
+    program, *words = command.words
+    if program in CHECKS:
+        CHECKS[program](words)
+    else:
+        assert program in OTHERS
+
+
+def test_no_exception_is_left_over() -> None:
+    assert set(OTHERS) == {c.words[0] for c in commands()} - set(CHECKS)
+
+
+def test_the_module_of_the_command_line_runs() -> None:
+    """`accelerate launch … -m ospo.cli` needs it."""
+    done = subprocess.run([sys.executable, "-m", "ospo.cli", "--help"], capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_preset_of_the_guide_is_whole() -> None:
@@ -104,9 +250,96 @@ def test_the_preset_of_the_guide_is_whole() -> None:
     assert config.preset.model.source == "path:/models/qwen-0.5b"
 
 
-def test_files_that_are_named_exist() -> None:
+def test_files_and_modules_that_are_named_exist() -> None:
     for page in PAGES:
-        for name in re.findall(
-            r"`((?:configs|tests|ospo|flows|benchmarks)/[\w./-]+\.\w+)`", page.read_text()
+        text = page.read_text()
+        for file in re.findall(
+            r"`((?:configs|tests|ospo|flows|servers|benchmarks|docs)/[\w./-]+\.\w+)`", text
         ):
-            assert (ROOT / name).exists(), f"{page.name}: {name}"
+            assert "YYYY" in file or (ROOT / file).exists(), f"{name(page)}: {file}"
+        for module in re.findall(r"`(ospo(?:\.[a-z_]+)+)", text):
+            path = ROOT.joinpath(*module.split("."))
+            parents = (path, path.parent)  # the module, or the one that defines the name
+            assert any(p.is_dir() or p.with_suffix(".py").is_file() for p in parents), module
+
+
+# What a native reader stumbles over, and what is written instead.
+STUMBLES = {
+    r"\b(?:one|an?) (?:row|line|number|value|advantage|file|figure|figures) an? [a-z]+": "per",
+    r"\b(?:ms|seconds|tokens|rows|nats|inputs|calls) an? (?:step|call|request|prompt|query)": "per",
+    r"\bgoes on where\b": "resumes",
+    r"\bput together of\b": "built from",
+    r"\bbelongs? into\b": "set it in",
+    r"\bin place of none\b": "empty",
+    r"\bluck of seeds\b": "not significant over seeds",
+    r"\btrap \d|\bspec §": "say the thing itself",
+    r"\bat hand\b": "available",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_plain_english(page: Path) -> None:
+    text = page.read_text().replace('"one row a policy"', "")  # CONTRIBUTING quotes it
+    for pattern, instead in STUMBLES.items():
+        found = re.search(pattern, " ".join(text.split()))
+        assert not found, f"{name(page)}: {found[0]!r}; write {instead}"
+
+
+EXPERIMENTS = sorted((ROOT / "docs/experiments").glob("*.md"))
+
+
+def test_experiments_are_dated_and_listed_newest_first() -> None:
+    page = (ROOT / "docs/experiments.md").read_text()
+    listing = page.partition("## All pages, newest first")[2]
+    listed = re.findall(r"\]\(experiments/([\w-]+\.md)\)\s*\|\s*(.*?) \|$", listing, re.MULTILINE)
+    assert sorted(file for file, _ in listed) == [file.name for file in EXPERIMENTS]
+    dates = [file[:10] for file, _ in listed]
+    assert dates == sorted(dates, reverse=True)
+    for file, status in listed:
+        text = (ROOT / "docs/experiments" / file).read_text()
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", file[:10])
+        begun = re.search(r"\*Status: (current|superseded)", text)
+        assert begun, file
+        assert file[:10] in text, "the date"
+        assert re.search(r"\b[0-9a-f]{7}\b", text), "the commit"
+        if begun[1] == "superseded":
+            assert "superseded" in status
+            assert re.search(r"superseded (?:for [\w ]+ )?by \[", text), "by what"
+
+
+def over_seeds(file: str, a: str = "ospo", b: str = "grpo") -> tuple[float, float]:
+    """Mean difference and the library's p-value over seeds, from a benchmark's figures."""
+    found = json.loads((ROOT / "docs/experiments" / file).read_text())["ndcg_by_seed"]
+    difference_S = np.array(found[a]) - np.array(found[b])
+    return float(difference_S.mean()), float(seed_test(difference_S[:, None])[0])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/experiments.md"])
+def test_the_lead_is_what_the_library_says(page: str) -> None:
+    text = (ROOT / page).read_text()
+    mean, p = over_seeds("learning-hm-100.json")
+    assert p > 0.05, "significant now: say so"
+    assert f"{mean:+.3f}".replace("0.", ".") in text
+    assert f"p = {p:.3f}".replace("0.", ".") in text
+    assert re.search(r"not significant", text, re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    ("page", "file"),
+    [
+        ("2026-11-25-learning-100-steps.md", "learning-hm-100.json"),
+        ("2026-11-25-learning-100-steps.md", "learning-esci-100.json"),
+        ("2026-11-25-learning-80-steps.md", "learning-hm.json"),
+        ("2026-11-25-learning-80-steps.md", "learning-esci.json"),
+    ],
+)
+def test_dated_pages_quote_the_p_values_over_seeds(page: str, file: str) -> None:
+    text = (ROOT / "docs/experiments" / page).read_text()
+    for other in ("grpo", "sft"):
+        mean, p = over_seeds(file, "ospo", other)
+        assert f"{mean:+.3f}".replace("0.", ".").replace("-", "−") in text, other
+        assert f"{p:.3f}".removeprefix("0") in text, other
+
+
+def test_python_is_where_the_run_test_looks() -> None:
+    assert sum(len(python_blocks(page)) for page in PAGES) >= 8

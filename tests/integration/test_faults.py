@@ -19,6 +19,7 @@ from ospo import registry, steps, tracking
 from ospo.errors import InputError, OspoError
 from ospo.files import read_json
 from ospo.policy.weights import load_policy
+from ospo.steps.replace import attempt
 from ospo.training.callbacks import last_checkpoint
 
 LONG = "presets.nano.rl.steps=4"
@@ -57,7 +58,7 @@ def test_a_damaged_checkpoint_is_found_and_the_one_before_taken(
     expected = {key: value.clone() for key, value in weights(whole.model).items()}
     (whole.directory / "step.json").unlink()
     train_until(monkeypatch, 4, KeyboardInterrupt)
-    checkpoints = whole.directory / "checkpoints"
+    checkpoints = attempt(whole.directory) / "checkpoints"
     assert sorted(path.name for path in checkpoints.glob("checkpoint-*")) == [
         "checkpoint-2",
         "checkpoint-3",
@@ -81,7 +82,7 @@ def test_a_clock_that_is_set_back_costs_no_checkpoint(
 
     def set_back(self: tracking.Run, number: int, metrics: dict[str, float]) -> None:
         write(self, number, metrics)
-        for checkpoint in Path("runs/hm/grpo/checkpoints").glob("checkpoint-*"):
+        for checkpoint in Path("runs/hm/.grpo.next/checkpoints").glob("checkpoint-*"):
             if checkpoint.stat().st_mtime < time.time() + 3600:
                 ahead = time.time() + 86_400 - number
                 os.utime(checkpoint, (ahead, ahead))
@@ -92,7 +93,7 @@ def test_a_clock_that_is_set_back_costs_no_checkpoint(
         patch.setattr(tracking.Run, "log_metrics", set_back)
         with pytest.raises(KeyboardInterrupt):
             steps.run_rl(micro_config(LONG), "hm", "grpo")
-    kept = sorted(path.name for path in Path("runs/hm/grpo/checkpoints").glob("checkpoint-*"))
+    kept = sorted(path.name for path in Path("runs/hm/.grpo.next/checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-3"]
     again = steps.run_rl(micro_config(LONG), "hm", "grpo")
     assert all(torch.equal(value, weights(again.model)[key]) for key, value in values.items())
@@ -124,9 +125,16 @@ def test_a_damaged_policy_is_never_loaded_and_its_step_done_again(
         load_policy(first.model)
     with pytest.raises(InputError, match=r"model\.safetensors: sha256: differs"):
         registry.register(
-            micro_config(), "hm", policy="sft", model_dir=first.model, run_id=first.run_id,
-            summary={"sft": {"bm25": 0.1}}, data_md5="0",
-        )  # fmt: skip
+            micro_config(),
+            "hm",
+            registry.Candidate(
+                algorithm="sft",
+                model_dir=first.model,
+                run_id=first.run_id,
+                summary={"sft": {"bm25": 0.1}},
+                data_md5="0",
+            ),
+        )
     again = steps.run_sft(micro_config(), "hm")
     assert not again.skipped
     assert "the step is done again" in caplog.text
@@ -174,7 +182,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_good_one(
             OspoError, match=r"runs/hm/grpo: the disk is full; checkpoint-2 is whole\. Fix: free"
         ):
             steps.run_rl(micro_config(LONG), "hm", "grpo")
-    folder = small_disk / "hm" / "grpo"
+    folder = small_disk / "hm" / ".grpo.next"
     assert last_checkpoint(folder / "checkpoints") == folder / "checkpoints" / "checkpoint-2"
     state = read_json(folder / "step.json")
     assert not state["finished"]

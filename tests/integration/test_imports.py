@@ -61,7 +61,7 @@ def test_the_prefect_server_can_be_imported():
     assert sqlalchemy.__version__.startswith("2.0.")
 
 
-@pytest.mark.parametrize("name", ["pipeline", "train", "evaluate", "robustness"])
+@pytest.mark.parametrize("name", ["pipeline", "train", "evaluate", "champion_check"])
 def test_deployment_entrypoints_load(name):
     import yaml
     from prefect.flows import load_flow_from_entrypoint

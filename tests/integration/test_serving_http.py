@@ -86,7 +86,9 @@ def test_the_server_answers_as_the_library_does(client: Client, shop: Shop) -> N
         (["ok", '{"query": 3}'], {}, "input 1.query: must be a string"),
         (["a"], {"max_new_tokens": 10_000}, "from 1 to 256"),
         (["a"], {"temperature": 99.0}, "from 0 to 2"),
-        ([1, 2], {}, "str"),
+        (["a"], {"temperatur": 0.5}, "unknown parameter 'temperatur'; known: max_new_tokens"),
+        (["a"], {"seed": "x" * 100_000}, "seed: must be a number"),
+        ([1, 2], {}, "input 0: must be a query string"),
         ("a", {}, "list"),
         (None, {}, "list"),
     ],
@@ -98,6 +100,25 @@ def test_what_is_not_accepted_is_400_with_one_clear_reason(
     assert status == 400
     assert says in answer["message"]
     assert "stack_trace" not in answer
+    assert len(answer["message"]) < 250
+
+
+@pytest.mark.parametrize(
+    ("inputs", "params"),
+    [
+        (["a" * 10_000_000], {}),
+        (["b", 3, "a" * 10_000_000], {}),
+        ("a" * 10_000_000, {}),
+        (["a" * 10_000_000], {"evil": "x"}),
+        (["a" * 10_000_000], ["no object"]),
+        ([["a" * 10_000_000]], {}),
+    ],
+)
+def test_a_refused_input_does_not_come_back(client: Client, inputs: object, params: object) -> None:
+    body = json.dumps({"inputs": inputs, "params": params}).encode()
+    status, content = client.post(body)
+    assert status == 400
+    assert len(content) < 1000
 
 
 def hostile(random: random.Random) -> tuple[bytes, str | None]:

@@ -68,10 +68,12 @@ def test_a_run_records_everything(config: Config, client: MlflowClient, tmp_path
             "sft-esci",
             kind="sft",
             directory=tmp_path / "s",
-            parent_id=parent.id,
-            params={"sft": {"steps": 3, "learning_rate": 1e-3}, "seed": 0},
-            tags={"ospo.dataset": "esci", "empty": ""},
-            prefect_flow_run_id="flow-1",
+            details=tracking.RunDetails(
+                parent_id=parent.id,
+                params={"sft": {"steps": 3, "learning_rate": 1e-3}, "seed": 0},
+                tags={"ospo.dataset": "esci", "empty": ""},
+                prefect_flow_run_id="flow-1",
+            ),
         ) as run,
     ):
         for step in range(1500):
@@ -184,6 +186,69 @@ def test_unusable_database_is_one_clear_line(config: Config, tmp_path: Path) -> 
         tracking.run(config, "x", kind="sft", directory=tmp_path),
     ):
         pass
+
+
+KILLED_WHILE_MAKING = """
+import os, signal, sys
+import sqlalchemy
+from ospo import tracking
+from ospo.config import load_config
+
+seen = []
+
+@sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "before_cursor_execute")
+def count(connection, cursor, statement, *rest):
+    seen.append(statement)
+    if len(seen) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+tracking.setup(load_config({params!r}, ["tracking.uri=" + {uri!r}]))
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("statement", [5, 60, 200, 400])
+def test_killed_while_mlflow_makes_its_database(
+    config: Config, tmp_path: Path, statement: int
+) -> None:
+    """The same command again works, and nothing half-made is left."""
+    script = KILLED_WHILE_MAKING.format(params=str(ROOT / "params.yaml"), uri=config.tracking.uri)
+    command = [sys.executable, "-c", script, str(statement)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left
+    assert "mlflow.db" not in left
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "step") as run:
+        pass
+    assert MlflowClient(config.tracking.uri).get_run(run.id).info.status == "FINISHED"
+    assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db", "step", "mlartifacts"}
+
+
+def test_two_processes_make_one_database(config: Config, tmp_path: Path) -> None:
+    script = f"""
+from ospo import tracking
+from ospo.config import load_config
+tracking.setup(load_config({str(ROOT / "params.yaml")!r}, ["tracking.uri={config.tracking.uri}"]))
+"""
+    both = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) for _ in range(2)]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_mlflow_prints_no_address_of_a_run(
+    config: Config, tmp_path: Path, server: "Server", capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It would print user and password with it."""
+    server.start()
+    address = server.uri.replace("//", "//user:s3cr3t@")  # pragma: allowlist secret
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "step") as run:
+        pass
+    assert not run.id.startswith("pending:")
+    printed = capfd.readouterr()
+    assert "s3cr3t" not in printed.out + printed.err
 
 
 CHILD = """
@@ -365,13 +430,21 @@ def test_nothing_is_lost_while_the_server_is_away(
     """
     began = time.monotonic()
     with tracking.run(
-        config, "early", kind="pipeline", directory=tmp_path / "early", params={"a": 1}
+        config,
+        "early",
+        kind="pipeline",
+        directory=tmp_path / "early",
+        details=tracking.RunDetails(params={"a": 1}),
     ) as early:
         assert time.monotonic() - began < 60, "a server that is away must not hold training up"
         assert early.id.startswith("pending:")
         early.log_metrics(1, {"loss": 1.0})
         with tracking.run(
-            config, "child", kind="sft", directory=tmp_path / "child", parent_id=early.id
+            config,
+            "child",
+            kind="sft",
+            directory=tmp_path / "child",
+            details=tracking.RunDetails(parent_id=early.id),
         ) as child:
             child.log_dict("config.json", {"a": 1})
         assert tracking.sync(config, tmp_path / "child") == 0

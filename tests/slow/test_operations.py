@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEPLOYMENTS = {
     "pipeline-dataset/nightly-esci",
     "pipeline-dataset/nightly-hm",
-    "robustness/weekly-robustness",
+    "champion-check/weekly-champion-check",
     "sft/sft",
     "ospo/ospo",
     "evaluate/evaluate",
@@ -225,8 +225,10 @@ def test_people_promote_and_the_champion_is_checked_on_fresh_data(
     refused = ospo("rollback", "--dataset", "esci")
     assert refused.returncode == 2
     assert "version 1 is the only champion there was" in refused.stderr
-    shop.completed(shop.run("robustness/weekly-robustness"))
-    [artifact] = shop.post("/artifacts/filter", artifacts={"key": {"any_": ["robustness-esci"]}})
+    shop.completed(shop.run("champion-check/weekly-champion-check"))
+    [artifact] = shop.post(
+        "/artifacts/filter", artifacts={"key": {"any_": ["champion-check-esci"]}}
+    )
     assert "| champion |" in artifact["data"]
     found = json.loads(client.get_model_version("ospo-rewriter-esci", "1").tags["fresh"])
     assert set(found["figures"]) == {"raw", "champion"}
@@ -398,7 +400,7 @@ def test_a_worker_killed_in_training_leaves_no_orphan_and_a_rerun_goes_on(
     run_id, folder = training(shop, "hm", seed=13)
     shop.kill("worker", children=False)
     # Meanwhile a schedule comes round three times; one run makes up for them.
-    weekly = shop.deployment("robustness/weekly-robustness")
+    weekly = shop.deployment("champion-check/weekly-champion-check")
     first = (datetime.now(UTC) + timedelta(seconds=12)).replace(microsecond=0)
     shop.schedule(weekly, f"DTSTART:{first:%Y%m%dT%H%M%SZ}\nRRULE:FREQ=SECONDLY;COUNT=3")
 
@@ -488,7 +490,8 @@ def test_ctrl_c_at_every_stage_is_one_line_without_orphans_and_the_next_start_go
         text = said.decode(errors="replace")
         assert code == 130, f"at {stage}: {text[-3000:]}"
         assert (
-            text.rstrip().splitlines()[-1] == "ospo: interrupted; `make demo` goes on where it was"
+            text.rstrip().splitlines()[-1]
+            == "ospo: interrupted; `make demo` resumes where it stopped"
         ), text[-3000:]
         left = [p for p in psutil.process_iter() if _session(p) == demo.pid]
         assert not left, f"at {stage}: {left}"

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
 from conftest import ROOT
 from pydantic import ValidationError
 
-from ospo.config import edit_params, load_config
+from ospo.config import Config, Section, Updates, edit_params, load_config
 from ospo.errors import ConfigError
 
 PARAMS = ROOT / "params.yaml"
@@ -42,13 +43,37 @@ def test_the_repository_params_load_and_are_frozen():
         ("retrievers.unseen=[minilm]", "retrievers", "training retriever"),
         ("nonsense", "nonsense", "KEY=VALUE"),
         ("reward.k.deep=3", "reward.k.deep", "not a section"),
+        ("presets.nano.rl.learning_rate=.inf", "rl.learning_rate", "finite number"),
+        ("presets.nano.sft.learning_rate=.nan", "sft.learning_rate", "finite number"),
+        ("presets.nano.dpo.beta=.inf", "dpo.beta", "finite number"),
+        ("credit.clip=.inf", "credit.clip", "finite number"),
+        ("data.esci.gains={E: .nan, S: 0.1, C: 0.0, I: 0.0}", "data.esci.gains", "finite number"),
+        ("data.esci.min_exact=51", "data.esci", "min_exact 51 is above max_exact 50"),
+        ("data.esci.labels=[]", "data.esci.labels", "at least 1 item"),
+        ("retrievers.unseen=[bm25, static, bm25]", "retrievers", "unseen names 'bm25' twice"),
+        ("retrievers.unseen=&a [*a]", "retrievers.unseen", "valid string"),
+        ("seed=[", "seed", "not YAML"),
+        ("seed=!!python/object/apply:os.system [true]", "seed", "not YAML"),
+        ("seed=!seed 1", "seed", "not YAML"),
+        ("seed=" + "9" * 5000, "seed", "too many digits"),
+        ("seed=0x" + "f" * 5000, "seed", "beyond 64 bits"),
+        ("seed=" + "[" * 20_000, "seed", "levels of nesting"),
+        ("seed=" + "[" * 1000 + "]" * 1000, "seed", "levels of nesting"),
+        ("reward={k: 10, k: 20}", "reward", "key 'k' appears twice"),
+        ('tracking.experiment="\\ud800"', "tracking.experiment", "surrogate"),
+        ("tracking.experiment=\udcff", "tracking.experiment", "special characters"),
+        ("seed=2020-02-30", "seed", "day is out of range"),
     ],
 )
 def test_a_bad_override_is_one_line(override, key, says):
+    begin = time.perf_counter()
     with pytest.raises(ConfigError) as caught:
         load_config(PARAMS, [override])
+    assert time.perf_counter() - begin < 5
     line = str(caught.value)
     assert "\n" not in line
+    assert len(line) < 700
+    assert line.isprintable()
     assert "params.yaml" in line
     assert key in line
     assert says in line
@@ -62,14 +87,72 @@ def test_a_bad_override_is_one_line(override, key, says):
         ("a: [1\n", "not YAML"),
         ("seed: 0\n", "missing"),
         (b"\xff\xfe\x00", "UTF-8"),
+        ("seed: 0\npolicy: nano\nseed: 1\n", r"line 3: .*key 'seed' appears twice"),
+        ("seed: 0\nreward: {k: 10,\n k: 20}\n", r"line 3: .*key 'k' appears twice"),
+        ("a: 1\nb: " + "9" * 5000, "line 2: .*too many digits"),
+        ("a: " + "[" * 1000 + "]" * 1000, "line 1: .*levels of nesting"),
+        ("- " * 5000, "line 1: .*levels of nesting"),
+        ('a: "\\udc80"\n', "line 1: .*surrogate"),
+        (b"a: \xed\xa0\x80\n", "UTF-8"),
+        ("a: !!python/name:os.system\n", "line 1: .*not YAML"),
+        ("a: b\n" * 10_000_000, "is larger than 262,144 bytes"),
     ],
+    ids=lambda value: str(value)[:30],
 )
 def test_a_broken_file_is_one_line(tmp_path, content, says):
     file = tmp_path / "params.yaml"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    begin = time.perf_counter()
     with pytest.raises(ConfigError, match=says) as caught:
         load_config(file)
+    assert time.perf_counter() - begin < 2
     assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_an_endless_file_is_refused_at_once():
+    with pytest.raises(ConfigError, match="is larger than"):
+        load_config("/dev/zero")
+
+
+def test_keys_merged_from_an_anchor_are_not_doubled(tmp_path):
+    """``<<`` takes another section's keys; the section's own stand above them."""
+    file = tmp_path / "params.yaml"
+    text = PARAMS.read_text(encoding="utf-8")
+    shared = text.replace("rft: {steps: 100,", "rft: &rft {steps: 100,", 1)
+    shared = shared.replace("rft: {steps: 40,", "rft: {<<: *rft, steps: 41,", 1)
+    assert shared.count("rft") == text.count("rft") + 2
+    file.write_text(shared, encoding="utf-8")
+    presets = load_config(file).presets
+    assert presets["smollm2-135m"].rft.steps == 41
+    assert presets["nano"].rft.steps == 100
+
+
+def _sections(section: type[Section]) -> set[type[Section]]:
+    """``section`` and every section below it."""
+    found = {section}
+    for field in section.model_fields.values():
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, Section):
+                found |= _sections(kind)
+    return found
+
+
+def test_every_key_says_what_it_does():
+    sections = _sections(Config)
+    assert len(sections) > 15
+    for section in sections:
+        for name, field in section.model_fields.items():
+            said = field.description or ""
+            assert said.endswith("."), f"{section.__name__}.{name} lacks a description"
+            assert len(said.split()) >= 4, f"{section.__name__}.{name}: {said!r}"
+
+
+def test_every_section_of_the_package_is_reached():
+    """A section that the test above does not reach could hide keys without a description."""
+    assert set(Section.__subclasses__()) <= _sections(Config) | {Updates}
+    assert set(Updates.__subclasses__()) <= _sections(Config)
 
 
 def test_a_missing_file_names_itself(tmp_path):

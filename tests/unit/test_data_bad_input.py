@@ -58,17 +58,32 @@ BAD = {
     "esci: column of another type": (
         "esci",
         _parquet(PRODUCTS, lambda f: f.with_columns(product_title=pl.int_range(pl.len()))),
-        [PRODUCTS, "product_title", "expected text"],
+        [PRODUCTS, "product_title", "has type", "expected text, for example 0"],
     ),
     "esci: text where numbers belong": (
         "esci",
-        _parquet(EXAMPLES, lambda f: f.with_columns(pl.col("query_id").cast(pl.String))),
-        [EXAMPLES, "query_id", "expected numbers"],
+        _parquet(EXAMPLES, lambda f: f.with_columns(small_version=pl.lit("yes"))),
+        [EXAMPLES, "small_version", "has type String, expected numbers, for example 'yes'"],
+    ),
+    "esci: ids of an odd type": (
+        "esci",
+        _parquet(EXAMPLES, lambda f: f.with_columns(query_id=pl.date(2020, 1, 1))),
+        [EXAMPLES, "query_id", "has type Date, expected text or whole numbers, for example"],
+    ),
+    "esci: labels without values": (
+        "esci",
+        _parquet(EXAMPLES, lambda f: f.with_columns(esci_label=pl.lit(None))),
+        [EXAMPLES, "esci_label", "holds no value"],
     ),
     "esci: unknown label": (
         "esci",
-        _parquet(EXAMPLES, _relabel("Exact")),
-        [EXAMPLES, "esci_label", "'Exact'", "(1 rows)"],
+        _parquet(EXAMPLES, _relabel("Good")),
+        [EXAMPLES, "esci_label", "'Good'", "(1 rows)"],
+    ),
+    "esci: labels as numbers": (
+        "esci",
+        _parquet(EXAMPLES, lambda f: f.with_columns(esci_label=pl.lit(3))),
+        [EXAMPLES, "esci_label", "has type Int32, expected text, for example 3"],
     ),
     "esci: label null": (
         "esci",
@@ -130,7 +145,52 @@ BAD = {
     "esci: products of another shop": (
         "esci",
         _parquet(PRODUCTS, lambda f: f.with_columns(product_id="Z" + pl.col("product_id"))),
-        [EXAMPLES, "no query with relevant products is left"],
+        [
+            EXAMPLES,
+            "product_id",
+            "no judged product is in",
+            " here, 'ZB000000000' there",
+        ],
+    ),
+    "esci: one query text": (
+        "esci",
+        _parquet(EXAMPLES, lambda f: f.with_columns(query=pl.lit("red shirt"))),
+        [EXAMPLES, "query", "gives no", "request (60 "],
+    ),
+    "hm: two days": (
+        "hm",
+        _csv(
+            "transactions_train.csv",
+            lambda f: f.with_columns(
+                t_dat=pl.when(pl.int_range(pl.len()) % 2 == 0)
+                .then(pl.lit("2020-01-01"))
+                .otherwise(pl.lit("2020-01-02"))
+            ),
+        ),
+        ["transactions_train.csv", "t_dat", "gives no training request"],
+    ),
+    "hm: article ids cut to exponents": (
+        "hm",
+        _csv(
+            "transactions_train.csv",
+            lambda f: f.with_columns(article_id=pl.lit("1.0878e+08")),
+        ),
+        ["transactions_train.csv", "article_id", "for example '1.0878e+08'", "0108775015"],
+    ),
+    "hm: customers of another export": (
+        "hm",
+        _csv("customers.csv", lambda f: f.with_columns(customer_id="x" + pl.col("customer_id"))),
+        ["transactions_train.csv", "customer_id", "no transaction names a customer", "for example"],
+    ),
+    "hm: refunds only": (
+        "hm",
+        _csv("transactions_train.csv", lambda f: f.with_columns(price=pl.lit("-0.1"))),
+        ["transactions_train.csv", "price", "every price is negative"],
+    ),
+    "hm: UTF-16 cut in the middle": (
+        "hm",
+        _bytes("articles.csv", lambda b: b.decode().encode("utf-16")[:-1]),
+        ["articles.csv", "damaged UTF-16", "save it as UTF-8"],
     ),
     "hm: file missing": ("hm", _remove("customers.csv"), ["customers.csv", "file not found"]),
     "hm: column missing": (
@@ -166,7 +226,11 @@ BAD = {
     "hm: unknown articles only": (
         "hm",
         _csv("transactions_train.csv", lambda f: f.with_columns(article_id=pl.lit("0999999999"))),
-        ["transactions_train.csv", "article_id", "no transaction names a known article"],
+        [
+            "transactions_train.csv",
+            "article_id",
+            "no transaction names an article of articles.csv, for example '0999999999'",
+        ],
     ),
     "hm: no history": (
         "hm",
@@ -176,7 +240,7 @@ BAD = {
     "hm: unparsable dates": (
         "hm",
         _csv("transactions_train.csv", lambda f: f.with_columns(t_dat=pl.lit("22/09/2020"))),
-        ["transactions_train.csv", "t_dat", "YYYY-MM-DD"],
+        ["transactions_train.csv", "t_dat", "YYYY-MM-DD", "for example '22/09/2020'"],
     ),
 }
 
@@ -266,7 +330,11 @@ def test_older_output_survives_a_failure(esci_raw, tmp_path, tiny_config):
         ),
         ('{"customer_id": "a", "article_id": "1", "query": null}', "line 2: lacks a text"),
         ('{"customer_id": "a", "query": "x"}', "line 2: lacks a text"),
-        ("[" * 100_000, "line 2: is not JSON"),
+        ("[" * 60_000, "line 2: is not JSON"),
+        ("1" * 5_000, "line 2: is not JSON"),
+        ("[" * 100_000, "line 2: is longer than 65,536 bytes"),
+        ("\udc80", "line 2: cannot be read"),
+        ('{"customer_id": "a", "article_id": "1", "query": "\\ud800"}', "line 2: holds half of a"),
         (
             '{"customer_id": "c", "article_id": "0000000002", "query": "x"}',
             "two queries for one purchase",
@@ -275,7 +343,8 @@ def test_older_output_survives_a_failure(esci_raw, tmp_path, tiny_config):
 )
 def test_bad_supplied_queries(line, problem, hm_raw, tmp_path, tiny_config):
     file = tmp_path / "queries.jsonl"
-    file.write_text('{"customer_id": "c", "article_id": "2", "query": "x"}\n' + line + "\n")
+    first = '{"customer_id": "c", "article_id": "2", "query": "x"}'
+    file.write_text(f"{first}\n{line}\n", encoding="utf-8", errors="surrogateescape")
     hm = tiny_config.data.hm.model_copy(update={"queries_file": str(file)})
     config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"hm": hm})})
     with pytest.raises(InputError) as caught:
@@ -283,6 +352,14 @@ def test_bad_supplied_queries(line, problem, hm_raw, tmp_path, tiny_config):
     assert problem in str(caught.value)
     assert "queries.jsonl" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_endless_queries_file_is_refused_at_once(hm_raw, tmp_path, tiny_config):
+    """/dev/zero stands for a file of any size without line ends: only the first line is read."""
+    hm = tiny_config.data.hm.model_copy(update={"queries_file": "/dev/zero"})
+    config = tiny_config.model_copy(update={"data": tiny_config.data.model_copy(update={"hm": hm})})
+    with pytest.raises(InputError, match="/dev/zero: line 1: is longer than 65,536 bytes"):
+        prepare("hm", hm_raw, tmp_path / "out", config)
 
 
 def _lose_relevant(folder: Path) -> None:
@@ -350,6 +427,21 @@ PREPARED = {
     "request without relevant items": (
         _lose_relevant,
         ["qrels.parquet", "gain", "has no relevant item"],
+    ),
+    "gain NaN": (
+        _change("qrels", lambda f: f.with_columns(gain=pl.lit(float("nan"), pl.Float32))),
+        ["qrels.parquet", "gain", "is nan for item"],
+    ),
+    "one gain infinite": (
+        _change(
+            "qrels",
+            lambda f: f.with_columns(
+                gain=pl.when(pl.int_range(pl.len()) == 7)
+                .then(pl.lit(float("inf"), pl.Float32))
+                .otherwise("gain")
+            ),
+        ),
+        ["qrels.parquet", "gain", "is inf for item"],
     ),
     "judgement of an unknown request": (
         _change("qrels", lambda f: f.with_columns(request_id="x" + pl.col("request_id"))),

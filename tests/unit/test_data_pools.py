@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ospo.config import Pool
-from ospo.data.hashing import assign_split, hash_strings, mix, unit_interval
+from ospo.data.hashing import hash_strings, mix, unit_interval
 from ospo.data.pools import Judged, build_pools, item_ranges
+from ospo.data.split import assign_split
 
 
 def _inputs(items: int, requests: int, categories: int, seed: int):

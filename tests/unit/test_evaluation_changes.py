@@ -18,6 +18,7 @@ from ospo.evaluation.evaluate import evaluate
 from ospo.reports.evaluation import write_report
 from ospo.reports.explain import explain
 from ospo.reports.explain_page import render, to_html
+from ospo.reports.wording import signed
 from ospo.retrieval import build_retriever
 from ospo.reward.search import SearchReward
 
@@ -176,7 +177,9 @@ def test_a_worse_example_shows_what_hurt(evaluation: Path, tmp_path: Path) -> No
     assert part.count("put back:") == sum(len(example["lost"]) for example in worse)
     better = page[page.index("Improved most") : page.index("Got worse most")]
     assert '<span class="phrase kept">' in better
-    # Nothing is green by its credit over no text alone.
+    # Nothing is green by its credit over no text alone: the figures shown are the changes.
+    numbers = [signed(p["change"], 2) for e in worse for p in e["phrases"] if not p["kept"]]
+    assert re.findall(r"<small>added ([^<]*)<", part) == numbers
     shown = re.findall(
         r'class="phrase (\w\d?)"><(?:del><)?bdi>.*?<small>[^<]*?([+−]?\d\.\d\d)<', part
     )
@@ -209,6 +212,10 @@ def test_explain_compares_with_the_raw_query(data: PreparedData) -> None:
         assert found.estimator == "exact"
         assert "exact" in text
     assert re.search(r'class="phrase b[123]"><del><bdi>nice boots', page)
+    heading = page[page.index('<p class="text">') : page.index('<dl class="facts">')]
+    numbers = [signed(p.change, 2) for p in found.phrases if not p.kept]
+    assert numbers != [signed(p.credit, 2) for p in found.phrases if not p.kept]
+    assert re.findall(r"</bdi><small>([+−.\d]+)<", heading) == numbers
     itself = explain(config, data, retriever, request.request_id)
     assert not itself.rewritten
     assert "lost" not in to_html(itself).split("</style>")[1]

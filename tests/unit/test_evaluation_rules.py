@@ -22,6 +22,7 @@ from ospo.evaluation.slices import slice_table
 from ospo.evaluation.statistics import (
     bootstrap_seed_means,
     difference_test,
+    holm,
     percentile_interval,
     randomisation_test,
 )
@@ -129,6 +130,8 @@ def test_the_analysis_takes_a_shoppers_requests_together(evaluation: Path) -> No
         alone = percentile_interval(apart.mean(), bootstrap_seed_means(apart, RESAMPLES, 0)[:, 0])
         narrower += alone.high - alone.low < 0.9 * (got[1] - got[0])
     assert narrower >= 2
+    corrected = holm(np.array([c.p for c in analysis.comparisons]))
+    assert [c.p_holm for c in analysis.comparisons] == pytest.approx(corrected.tolist())
     slices = pl.read_parquet(evaluation / "slices.parquet")
     for part in analysis.slices:
         value = dict(slices.select("request_id", part.slice).rows())
@@ -139,6 +142,22 @@ def test_the_analysis_takes_a_shoppers_requests_together(evaluation: Path) -> No
         assert (part.gain.low, part.gain.high) == pytest.approx(
             (expected.low, expected.high), abs=1e-9
         )
+
+
+def test_one_seeds_p_values_are_over_shoppers(data: PreparedData, tmp_path: Path) -> None:
+    """With one training run nothing but the shoppers is tested."""
+    file = shop.write_answers(tmp_path / "a.jsonl", data, sometimes(3))
+    evaluate(shop.config(), data, {"ospo": file}, tmp_path / "out", cache=None)
+    analysis = analyse([tmp_path / "out"], resamples=RESAMPLES)
+    wide, _, _ = load_values([tmp_path / "out"])
+    owner = dict(pl.read_parquet(tmp_path / "out" / "slices.parquet")["request_id", "group"].rows())
+    groups = np.array([owner[request] for request in wide["request_id"]])
+    apart = (wide["0|ospo|bm25"] - wide["0|raw|bm25"]).to_numpy()[:, None]
+    [first] = [c for c in analysis.comparisons if c.retriever == "bm25"]
+    [over_shoppers] = randomisation_test(apart, RESAMPLES, 0, groups)
+    [over_requests] = randomisation_test(apart, RESAMPLES, 0)
+    assert first.p == pytest.approx(over_shoppers)
+    assert over_shoppers != pytest.approx(over_requests)
 
 
 # --- rows of the table

@@ -70,21 +70,27 @@ def write_evaluation(
     gains: dict[str, float],
     requests: int = 120,
     against: str = "champion",
-    noise: float = 0.02,
-    each: int = 1,
+    shoppers: int = 0,
+    spread: float = 0.02,
 ) -> Path:
-    """An evaluation of two policies whose values differ by a gain per retriever plus noise.
-    ``each`` requests in a row come from one shopper and fare alike.
+    """An evaluation of two policies whose values differ by a gain per retriever plus noise
+    of the standard deviation ``spread``.
+
+    ``shoppers``: the requests come from that many, and those of one have the same noise.
     """
     folder.mkdir()
     random = np.random.default_rng(0)
     ids = [f"r{number:03}" for number in range(requests)]
+    groups = [f"s{number % shoppers}" for number in range(requests)] if shoppers else ids
     frames = []
     for retriever, gain in gains.items():
         base = random.uniform(0.2, 0.6, requests)
+        noise = random.normal(0, spread, requests)
+        if shoppers:
+            noise = noise[np.arange(requests) % shoppers]
         for policy, values in (
             (against, base),
-            ("ospo", base + gain + np.repeat(random.normal(0, noise, requests // each), each)),
+            ("ospo", base + gain + noise),
         ):
             columns = {
                 "policy": policy,
@@ -99,8 +105,7 @@ def write_evaluation(
             }
             frames.append(pl.DataFrame(columns | dict.fromkeys(MEASURES, values)))
     pl.concat(frames).write_parquet(folder / "evaluation.parquet")
-    shoppers = [ids[n - n % each] for n in range(requests)]
-    slices = pl.DataFrame({"request_id": ids, "group": shoppers})
+    slices = pl.DataFrame({"request_id": ids, "group": groups})
     slices.write_parquet(folder / "slices.parquet")
     details = {"training_retriever": "minilm", "policies": {against: {}, "ospo": {}}}
     (folder / "details.json").write_text(json.dumps(details))
@@ -156,16 +161,58 @@ def test_the_first_version_must_be_better_than_the_raw_query(
     assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["against"] == "raw"
 
 
-def test_requests_of_one_shopper_count_as_one(tmp_path: Path) -> None:
+def test_an_evaluation_without_the_champion_is_one_clear_line(
+    two_versions: Shop, tmp_path: Path
+) -> None:
+    evaluation = write_evaluation(tmp_path / "e", {"minilm": 0.03})
+    with pytest.raises(InputError, match="former was not evaluated"):
+        promotion.consider(
+            two_versions.config, "esci", evaluation, challenger="ospo", champion="former"
+        )
+
+
+@pytest.mark.parametrize("others", [("bm25", "static"), ("xlnet", "zebra")])
+def test_the_p_value_is_that_of_the_training_retriever(
+    two_versions: Shop, tmp_path: Path, others: tuple[str, str]
+) -> None:
+    """Whatever the other retrievers say, and wherever they stand in the table."""
+    gains = dict.fromkeys(others, 0.05) | {"minilm": 0.0005}
+    evaluation = write_evaluation(tmp_path / "unclear", gains)
+    decision = promotion.consider(two_versions.config, "esci", evaluation, challenger="ospo")
+    assert not decision.promoted
+    assert decision.figures["minilm"]["p"] > 0.05
+    assert all(decision.figures[name]["p"] < 0.01 for name in others)
+    gains = dict.fromkeys(others, 0.0) | {"minilm": 0.05}
+    evaluation = write_evaluation(tmp_path / "clear", gains)
+    decision = promotion.consider(two_versions.config, "esci", evaluation, challenger="ospo")
+    assert decision.promoted
+    assert decision.figures["minilm"]["p"] < 0.01
+    assert all(decision.figures[name]["p"] > 0.05 for name in others)
+    assert decision.figures["minilm"]["difference"] == pytest.approx(0.05, abs=0.005)
+
+
+def test_requests_of_one_shopper_count_together(tmp_path: Path) -> None:
+    """Twenty requests each of six shoppers are six opinions, not 120."""
+    p = {}
+    for name, shoppers in (("alone", 0), ("together", 6)):
+        evaluation = write_evaluation(tmp_path / name, {"minilm": 0.009}, shoppers=shoppers)
+        [found], requests = promotion.compare(evaluation, "ospo", "champion", seed=0)
+        assert requests == 120
+        p[name] = found.p
+    assert p["alone"] < 0.001
+    assert p["together"] > 0.02  # six shoppers: 64 patterns of signs
+
+
+def test_every_retriever_has_its_own_column(tmp_path: Path) -> None:
     """Every comparison has its own column's p-value and interval, over shoppers; over requests the
     same differences would look clear.
     """
     gains = {"bm25": 0.0, "minilm": 0.05, "static": 0.3}
-    folder = write_evaluation(tmp_path / "e", gains, requests=120, noise=0.3, each=6)
+    folder = write_evaluation(tmp_path / "e", gains, shoppers=20, spread=0.3)
     found, requests = promotion.compare(folder, "ospo", "champion", 0)
     assert requests == 120
     table = pl.read_parquet(folder / "evaluation.parquet").sort("request_id")
-    groups = np.repeat(np.arange(20), 6)
+    groups = np.arange(120) % 20
     for comparison in found:
         one = table.filter(pl.col("retriever") == comparison.retriever)
         ours, theirs = (one.filter(pl.col("policy") == p)["ndcg@10"] for p in ("ospo", "champion"))
@@ -182,20 +229,10 @@ def test_requests_of_one_shopper_count_as_one(tmp_path: Path) -> None:
 
 
 def test_the_gain_of_few_shoppers_does_not_promote(two_versions: Shop, tmp_path: Path) -> None:
-    folder = write_evaluation(tmp_path / "e", {"minilm": 0.08}, noise=0.25, each=12)
+    folder = write_evaluation(tmp_path / "e", {"minilm": 0.08}, shoppers=10, spread=0.25)
     decision = promotion.consider(two_versions.config, "esci", folder, challenger="ospo")
     assert decision.figures["minilm"]["difference"] > 0
     assert not decision.promoted
     table = pl.read_parquet(folder / "slices.parquet").with_columns(group=pl.col("request_id"))
     table.write_parquet(folder / "slices.parquet")  # as if each request were a shopper of its own
     assert promotion.consider(two_versions.config, "esci", folder, challenger="ospo").promoted
-
-
-def test_an_evaluation_without_the_champion_is_one_clear_line(
-    two_versions: Shop, tmp_path: Path
-) -> None:
-    evaluation = write_evaluation(tmp_path / "e", {"minilm": 0.03})
-    with pytest.raises(InputError, match="former was not evaluated"):
-        promotion.consider(
-            two_versions.config, "esci", evaluation, challenger="ospo", champion="former"
-        )

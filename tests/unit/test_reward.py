@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ospo.credit.engine import CreditEngine
 from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
-from ospo.retrieval.base import Retriever
+from ospo.retrieval.base import Retriever, RetrieverError
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.lsa import LSARetriever
 from ospo.retrieval.static import StaticRetriever
@@ -311,7 +311,7 @@ def test_padding_never_ranks() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "problem"),
-    [(np.full((1, 10), np.nan), "NaN"), (np.zeros((1, 9)), "shape"), (None, "shape")],
+    [(np.full((1, 10), np.nan), "NaN"), (np.zeros((1, 9)), "shape"), (None, "NoneType")],
 )
 def test_bad_retriever_is_named(scores: Any, problem: str) -> None:
     class Bad:
@@ -320,7 +320,7 @@ def test_bad_retriever_is_named(scores: Any, problem: str) -> None:
         def score(self, texts: list[str], rows_BP: np.ndarray) -> Any:
             return scores
 
-    with pytest.raises(ValueError, match=f"bad-one.*{problem}"):
+    with pytest.raises(RetrieverError, match=f"bad-one.*{problem}"):
         SearchReward(Bad(), shop(GAINS), 10, 10)(["x"], [0])  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -17,14 +18,16 @@ from mlflow import MlflowClient
 from registry_shop import QUERIES, ROOT, SUMMARY, Shop, make_config, make_policy
 
 from ospo import registry
+from ospo.data.request import Request
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, read_json, verify_manifest, write_manifest
+from ospo.policy.decoding import Decoding
 from ospo.policy.prompts import prompt_messages
 from ospo.policy.text import search_text
 from ospo.policy.weights import load_policy
 from ospo.registry.packaging import copy_policy
 from ospo.serving import requests
-from ospo.serving.requests import Request, RequestError, parse_options, parse_request
+from ospo.serving.requests import RequestError, parse_options, parse_request
 from ospo.serving.rewriter import Rewriter
 
 
@@ -95,7 +98,7 @@ def saved_logits(directory: Path) -> np.ndarray:
     network.eval()
     rows = []
     for query in QUERIES:
-        messages = prompt_messages(parse_request(query))  # type: ignore[arg-type]
+        messages = prompt_messages(parse_request(query))
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.inference_mode():
@@ -162,7 +165,7 @@ def test_first_version_is_champion_then_challenger_promote_rollback(own_shop: Sh
 def test_a_version_says_what_it_is(shop: Shop) -> None:
     version = registry.champion(shop.config, "esci")
     assert version.tags["algorithm"] == "ospo"
-    assert version.tags["policy"] == "nano"
+    assert version.tags["preset"] == "nano"
     assert version.tags["data_md5"] == "0" * 32
     assert float(version.tags["ndcg_at_10.bm25"]) == 0.32
     assert len(version.tags["git_commit"]) == 40
@@ -244,22 +247,23 @@ def test_manifest_finds(tmp_path: Path, how: str) -> None:
 
 @pytest.fixture(scope="module")
 def rewriter(shop: Shop) -> Rewriter:
-    _, directory = registry.usable_champion(shop.config, "esci")
+    _, directory = registry.whole_champion(shop.config, "esci")
     return Rewriter.load(directory, max_prompt_tokens=128, max_new_tokens=12)
 
 
 def test_the_answer_is_the_one_transformers_generates(rewriter: Rewriter) -> None:
     for query in QUERIES:
-        messages = prompt_messages(parse_request(query))  # type: ignore[arg-type]
-        inputs = rewriter.tokenizer.apply_chat_template(
+        messages = prompt_messages(parse_request(query))
+        inputs = rewriter.generator.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        out = rewriter.model.generate(**inputs, max_new_tokens=12, do_sample=False)[
+        out = rewriter.generator.model.generate(**inputs, max_new_tokens=12, do_sample=False)[
             0, inputs["input_ids"].shape[1] :
         ]
-        job = rewriter._job(parse_request(query), parse_options(None, 12))
-        assert rewriter._generate([job]) == [
-            rewriter.tokenizer.decode(out, skip_special_tokens=True)
+        prompt = rewriter._prompt(parse_request(query))
+        [ids] = rewriter.generator([prompt], parse_options(None, 12))
+        assert [rewriter.generator.decode(ids)] == [
+            rewriter.generator.tokenizer.decode(out, skip_special_tokens=True)
         ]
 
 
@@ -270,28 +274,6 @@ def test_batch_and_neighbours_do_not_change_an_answer(rewriter: Rewriter) -> Non
         assert rewriter.rewrite(queries, params) == alone
         assert rewriter.rewrite(queries[::-1], params) == alone[::-1]
     assert rewriter.rewrite(queries, {"temperature": 1.0, "seed": 8}) != alone
-
-
-def test_answers_of_different_length_leave_the_batch_without_a_trace(
-    rewriter: Rewriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An untrained policy never ends by itself: let a fifth of all tokens be ends, so that rows
-    leave one by one.
-    """
-    monkeypatch.setattr(rewriter, "_ends", set(range(0, 320, 5)))
-    options = parse_options({"temperature": 1.5, "seed": 1}, 12)
-    jobs = [
-        rewriter._job(parse_request(f"query {number} " * (number % 4 + 1)), options)
-        for number in range(24)
-    ]
-    alone = [
-        rewriter._generate([rewriter._job(parse_request(f"query {n} " * (n % 4 + 1)), options)])[0]
-        for n in range(24)
-    ]
-    assert len({len(text) for text in alone}) > 4, (
-        "the lengths must differ for this test to see anything"
-    )
-    assert rewriter._generate(jobs) == alone
 
 
 def test_calls_from_threads_are_joined_and_get_their_own_answers(rewriter: Rewriter) -> None:
@@ -375,11 +357,33 @@ def test_what_is_not_accepted_is_one_clear_line(value: object) -> None:
         {"temperature": 10**400},
         {"seed": -1},
         {"top_k": 3},
+        "text",
+        [],
     ],
 )
-def test_parameters_have_limits(params: dict[str, object]) -> None:
+def test_parameters_have_limits(params: Any) -> None:
     with pytest.raises(RequestError):
         parse_options(params, 32)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    params = {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5), "seed": None}
+    assert parse_options(params, 32) == Decoding(3, 0.5, 0)
+
+
+def test_a_loaded_model_refuses_parameters_that_it_does_not_know(shop: Shop) -> None:
+    mlflow.set_tracking_uri(shop.config.tracking.uri)
+    try:
+        model = mlflow.pyfunc.load_model("models:/ospo-rewriter-esci@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="unknown parameter 'top_k'"):
+        model.predict(["red dress"], params={"top_k": 3})
+    [text] = model.predict(["red dress"], params={"temperature": 0.5, "seed": 1})
+    assert (
+        text
+        == registry.rewrite(shop.config, "esci", ["red dress"], {"temperature": 0.5, "seed": 1})[0]
+    )
 
 
 @pytest.mark.parametrize("inputs", ["one string", {"query": "a"}, None, 3, b"", ["a"] * 1025])
@@ -427,10 +431,10 @@ def test_odd_queries_are_answered_with_clean_text(rewriter: Rewriter, query: str
 
 
 def test_an_empty_answer_falls_back_to_the_query(rewriter: Rewriter) -> None:
-    assert rewriter._text(Request("Red  shoes,,"), "<answer> ,, </answer>") == "red shoes"
-    assert rewriter._text(Request("x"), "<answer>Levi's\x1b jeans, jeans</answer>") == search_text(
-        "Levi's  jeans, jeans"
-    )
+    assert rewriter._text(Request(query="Red  shoes,,"), "<answer> ,, </answer>") == "red shoes"
+    assert rewriter._text(
+        Request(query="x"), "<answer>Levi's\x1b jeans, jeans</answer>"
+    ) == search_text("Levi's  jeans, jeans")
     assert rewriter.rewrite([""]) == [""]
 
 
@@ -439,11 +443,9 @@ def test_a_directory_without_a_policy_is_refused(own_shop: Shop, tmp_path: Path)
         registry.register(
             own_shop.config,
             "esci",
-            policy="ospo",
-            model_dir=tmp_path,
-            run_id="0",
-            summary=SUMMARY,
-            data_md5="0",
+            registry.Candidate(
+                algorithm="ospo", model_dir=tmp_path, run_id="0", summary=SUMMARY, data_md5="0"
+            ),
         )
     with pytest.raises(OspoError):
         Rewriter.load(tmp_path)

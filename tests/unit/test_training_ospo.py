@@ -15,7 +15,7 @@ from ospo.credit.segments import Segmentation, segment
 from ospo.credit.tokens import Redistribution, token_advantages
 from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError
-from ospo.policy.weights import build_tokenizer
+from ospo.policy.scratch import build_tokenizer
 from ospo.reward.costs import PricedReward, known_words
 from ospo.training.ospo import OSPOTrainer, Scored, SearchRewardFunction
 from ospo.training.rl import build_trainer

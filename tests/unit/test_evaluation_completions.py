@@ -12,8 +12,9 @@ import torch
 
 from ospo.config import Model
 from ospo.errors import InputError
-from ospo.evaluation.completions import Decoding, Rewriter, SeededGumbel, policy_hash, rewrite
+from ospo.evaluation.completions import CachedPolicy, policy_hash, rewrite
 from ospo.evaluation.policies import AnswerFile, RawQuery, open_policy
+from ospo.policy.generate import Decoding, gumbel_choice
 from ospo.policy.prompts import prompt_messages
 from ospo.policy.weights import build_scratch, load_policy, save_policy
 
@@ -77,7 +78,9 @@ def one_by_one(policy: Path, requests, tokens: int) -> list[str]:
 
 def test_batched_equals_one_by_one(policy: Path, data) -> None:
     requests = data.requests[:12]
-    found = [r.completion for r in Rewriter(policy, 5, 128, None).rollouts(requests, Decoding(8))]
+    found = [
+        r.completion for r in CachedPolicy(policy, 5, 128, None).complete(requests, Decoding(8))
+    ]
     assert found == one_by_one(policy, requests, 8)
     assert len(set(found)) > 1
 
@@ -85,21 +88,21 @@ def test_batched_equals_one_by_one(policy: Path, data) -> None:
 def test_order_and_batch_size_do_not_matter(policy: Path, data) -> None:
     requests = data.requests[:15]
     for decoding in (Decoding(8), Decoding(8, temperature=1.0, seed=3)):
-        whole = Rewriter(policy, 15, 128, None).rollouts(requests, decoding)
-        parts = Rewriter(policy, 2, 128, None).rollouts(requests[::-1], decoding)[::-1]
+        whole = CachedPolicy(policy, 15, 128, None).complete(requests, decoding)
+        parts = CachedPolicy(policy, 2, 128, None).complete(requests[::-1], decoding)[::-1]
         assert whole == parts
 
 
 def test_samples_differ_by_seed_and_number(policy: Path, data) -> None:
-    rewriter = Rewriter(policy, 16, 128, None)
+    cached = CachedPolicy(policy, 16, 128, None)
     texts = {
-        key: [r.completion for r in rewriter.rollouts(data.requests[:16], Decoding(8, 1.0, *key))]
+        key: [r.completion for r in cached.complete(data.requests[:16], Decoding(8, 1.0, *key))]
         for key in ((0, 0), (0, 1), (1, 0))
     }
     assert texts[0, 0] != texts[0, 1]
     assert texts[0, 0] != texts[1, 0]
     # At a temperature where only the noise speaks, every prompt has noise of its own.
-    hot = rewriter.rollouts(data.requests[:16], Decoding(8, 1e6))
+    hot = cached.complete(data.requests[:16], Decoding(8, 1e6))
     assert len({r.completion for r in hot}) == len(
         {(r.query, r.history) for r in data.requests[:16]}
     )
@@ -110,7 +113,8 @@ def test_samples_differ_by_seed_and_number(policy: Path, data) -> None:
 def test_gumbel_noise_samples_from_the_softmax() -> None:
     logits = torch.tensor([0.0, 1.0, 2.0])
     count = 4000
-    drawn = SeededGumbel(range(count), 2.0)(None, logits.repeat(count, 1)).argmax(dim=1)  # type: ignore[arg-type]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    drawn = gumbel_choice(logits.repeat(count, 1), 2.0, generators)
     shares = np.bincount(drawn.numpy(), minlength=3) / count
     np.testing.assert_allclose(shares, torch.softmax(logits / 2.0, dim=0), atol=0.03)
 
@@ -119,61 +123,61 @@ def test_cache_answers_without_a_model(policy: Path, data, tmp_path: Path) -> No
     copy = tmp_path / "copy"
     shutil.copytree(policy, copy)
     cache = tmp_path / "cache"
-    first = Rewriter(copy, 16, 128, cache)
+    first = CachedPolicy(copy, 16, 128, cache)
     requests = data.requests[:20]
-    answers = first.rollouts(requests, Decoding(6))
+    answers = first.complete(requests, Decoding(6))
     assert first.generated == len(
         {r.query + str(r.history) for r in requests}
     )  # equal prompts once
-    again = Rewriter(copy, 16, 128, cache)
-    assert again.rollouts(requests[::-1], Decoding(6)) == answers[::-1]
+    again = CachedPolicy(copy, 16, 128, cache)
+    assert again.complete(requests[::-1], Decoding(6)) == answers[::-1]
     assert again.generated == 0
-    assert again._model is None
+    assert again._generator is None
     # More requests: only the new ones are generated. Another decoding or policy shares nothing.
-    more = Rewriter(copy, 16, 128, cache)
-    more.rollouts(data.requests, Decoding(6))
+    more = CachedPolicy(copy, 16, 128, cache)
+    more.complete(data.requests, Decoding(6))
     assert 0 < more.generated < len(data.requests)
-    other = Rewriter(copy, 16, 128, cache)
-    other.rollouts(requests, Decoding(5))
+    other = CachedPolicy(copy, 16, 128, cache)
+    other.complete(requests, Decoding(5))
     assert other.generated == first.generated
     network, tokenizer = load_policy(copy)
     with torch.no_grad():
         next(network.parameters()).add_(0.01)
     save_policy(network, tokenizer, TINY, copy)
     assert policy_hash(copy) != first.hash
-    changed = Rewriter(copy, 16, 128, cache)
-    changed.rollouts(requests, Decoding(6))
+    changed = CachedPolicy(copy, 16, 128, cache)
+    changed.complete(requests, Decoding(6))
     assert changed.generated == first.generated
 
 
 def test_damaged_cache_is_told(policy: Path, data, tmp_path: Path) -> None:
-    rewriter = Rewriter(policy, 16, 128, tmp_path)
-    rewriter.rollouts(data.requests[:4], Decoding(4))
+    cached = CachedPolicy(policy, 16, 128, tmp_path)
+    cached.complete(data.requests[:4], Decoding(4))
     file = next(tmp_path.rglob("*.parquet"))
     file.write_bytes(b"broken")
     with pytest.raises(InputError, match="unreadable cache file"):
-        rewriter.rollouts(data.requests[:4], Decoding(4))
+        cached.complete(data.requests[:4], Decoding(4))
 
 
 def test_endless_text_is_cut_and_reported(policy: Path, data) -> None:
-    rollouts = Rewriter(policy, 16, 128, None).rollouts(data.requests[:8], Decoding(3))
-    assert all(r.tokens <= 3 for r in rollouts)
-    assert any(not r.finished for r in rollouts)
+    completions = CachedPolicy(policy, 16, 128, None).complete(data.requests[:8], Decoding(3))
+    assert all(r.tokens <= 3 for r in completions)
+    assert any(not r.finished for r in completions)
 
 
 def test_long_prompts_lose_history_not_the_query(policy: Path, data) -> None:
     request = next(r for r in data.requests if len(r.history) == 3)
-    full = Rewriter(policy, 1, 128, None).rollouts([request], Decoding(2))[0]
-    cut = Rewriter(policy, 1, 14, None).rollouts([request], Decoding(2))[0]
+    full = CachedPolicy(policy, 1, 128, None).complete([request], Decoding(2))[0]
+    cut = CachedPolicy(policy, 1, 14, None).complete([request], Decoding(2))[0]
     assert not full.prompt_cut
     assert cut.prompt_cut
     with pytest.raises(InputError, match="max_prompt_tokens"):
-        Rewriter(policy, 1, 1, None).rollouts([request], Decoding(2))
+        CachedPolicy(policy, 1, 1, None).complete([request], Decoding(2))
 
 
 def test_context_overflow_is_told(policy: Path, data) -> None:
     with pytest.raises(InputError, match="exceed the model's 512"):
-        Rewriter(policy, 1, 128, None).rollouts(data.requests[:1], Decoding(600))
+        CachedPolicy(policy, 1, 128, None).complete(data.requests[:1], Decoding(600))
 
 
 def test_rewrite(policy: Path, data, tmp_path: Path) -> None:
@@ -193,13 +197,13 @@ def test_no_policy(tmp_path: Path) -> None:
 
 def test_raw_query_and_answer_file(data, tmp_path: Path) -> None:
     requests = data.requests[:5]
-    assert [r.answer for r in RawQuery().rollouts(requests, Decoding(1))] == [
+    assert [r.answer for r in RawQuery().complete(requests, Decoding(1))] == [
         r.query for r in requests
     ]
     file = shop.write_answers(tmp_path / "a.jsonl", data, shop.oracle)
     assert (
         open_policy(file, shop.config(), None)
-        .rollouts(requests, Decoding(1))[0]
+        .complete(requests, Decoding(1))[0]
         .answer.startswith("red ")
     )
 
@@ -224,14 +228,14 @@ def test_bad_answer_file(tmp_path: Path, line: str, problem: str) -> None:
 def test_answer_file_must_answer_all(data, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"request_id": data.requests[0].request_id, "answer": ""}) + "\n")
-    assert AnswerFile(file).rollouts(data.requests[:1], Decoding(1))[0].answer == ""
+    assert AnswerFile(file).complete(data.requests[:1], Decoding(1))[0].answer == ""
     with pytest.raises(InputError, match="1 requests have no answer"):
-        AnswerFile(file).rollouts(data.requests[:2], Decoding(1))
+        AnswerFile(file).complete(data.requests[:2], Decoding(1))
     with pytest.raises(InputError, match="file not found"):
         open_policy(tmp_path / "none.jsonl", shop.config(), None)
 
 
 def test_cache_file_is_plain(policy: Path, data, tmp_path: Path) -> None:
-    Rewriter(policy, 16, 128, tmp_path).rollouts(data.requests[:4], Decoding(4))
+    CachedPolicy(policy, 16, 128, tmp_path).complete(data.requests[:4], Decoding(4))
     frame = pl.read_parquet(next(tmp_path.rglob("*.parquet")))
     assert frame.columns == ["prompt", "completion", "tokens", "finished"]

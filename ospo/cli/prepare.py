@@ -1,0 +1,78 @@
+"""``ospo sample``, ``prepare`` and ``vectors``: the stages of dvc.yaml."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption, SetOption
+from ospo.config import load_config
+from ospo.paths import PREPARED
+
+app = typer.Typer()
+
+
+@app.command()
+def sample(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],
+) -> None:
+    """Write the built-in sample shop in a dataset's official raw format."""
+    from ospo.data.catalogue import generate_sample
+
+    config = load_config(params, overrides)
+    generate_sample(dataset, out, config.sample, config.seed)
+    typer.echo(f"wrote {out}")
+
+
+@app.command()
+def prepare(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    raw: Annotated[
+        Path | None, typer.Option(help="folder of the raw files; default: the one in params.yaml")
+    ] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],
+) -> None:
+    """Turn raw ESCI or H&M files into catalogue, requests, pools and qrels."""
+    from ospo.data.prepare import prepare as prepare_data
+
+    config = load_config(params, overrides)
+    section = config.data.esci if dataset == "esci" else config.data.hm
+    stats = prepare_data(dataset, raw or Path(section.raw), out, config)
+    kept = ", ".join(
+        f"{value:,} {name}" for name, value in stats["kept"].items() if isinstance(value, int)
+    )
+    typer.echo(f"{out}: {kept}; what was dropped and why: {out / 'stats.json'}")
+
+
+@app.command()
+def vectors(
+    dataset: DatasetArgument,
+    out: Annotated[Path, typer.Option(help="folder to write, one file per retriever")],
+    prepared: Annotated[
+        Path | None, typer.Option(help="prepared data; default: data/prepared/DATASET")
+    ] = None,
+    full: Annotated[
+        bool | None,
+        typer.Option(
+            "--full/--pools", help="all items, or those in pools; default: evaluation.catalogue"
+        ),
+    ] = None,
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],
+) -> None:
+    """Encode items with every configured retriever that works on vectors; an interrupted one
+    resumes where it stopped.
+    """
+    from ospo.retrieval import write_vectors
+
+    config = load_config(params, overrides)
+    out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
+    written = write_vectors(config, prepared or PREPARED / dataset, out, full)
+    typer.echo(
+        "\n".join(f"wrote {path}" for path in written) or "no configured retriever keeps vectors"
+    )

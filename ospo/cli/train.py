@@ -1,0 +1,39 @@
+"""``ospo sft`` and ``ospo train``: training steps."""
+
+from typing import Annotated
+
+import typer
+
+from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, report_step
+from ospo.config import Algorithm, load_config
+
+app = typer.Typer()
+
+
+@app.command()
+def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
+    """Train the SFT policy that every algorithm starts from."""
+    from ospo import steps
+
+    config = load_config(params, overrides)
+    with steps.dataset_lock(dataset):
+        report_step(steps.run_sft(config, dataset))
+
+
+@app.command()
+def train(
+    dataset: DatasetOption,
+    algorithm: Annotated[
+        Algorithm, typer.Option(help="what learns from the reward; README lists them")
+    ] = "ospo",
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],
+) -> None:
+    """Train with one algorithm from the SFT policy. Several GPUs: `accelerate launch … -m ospo.cli
+    train …`.
+    """
+    from ospo import steps
+
+    config = load_config(params, overrides)
+    with steps.dataset_lock(dataset):
+        report_step(steps.run_rl(config, dataset, algorithm))

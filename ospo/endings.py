@@ -1,0 +1,29 @@
+"""How a command ends when it is told to: one line and the exit code that shells expect."""
+
+import signal
+from types import FrameType
+
+INTERRUPTED, TERMINATED = 130, 143  # 128 + the number of SIGINT, of SIGTERM
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(TERMINATED)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end this process by SystemExit(143), so that ``finally`` blocks run and something
+    can be printed; unless a handler is installed already.
+    """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def ending(error: BaseException) -> tuple[int, str] | None:
+    """(exit code, word) where ``error`` says that someone ended the command; None otherwise."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, SystemExit) and error.code == INTERRUPTED:  # what typer makes of Ctrl-C
+        return INTERRUPTED, "interrupted"
+    if isinstance(error, SystemExit) and error.code == TERMINATED:
+        return TERMINATED, "terminated"
+    return None

@@ -1,0 +1,166 @@
+"""Making a trained policy a registered version."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from ospo.config import Config
+from ospo.errors import InputError
+from ospo.files import MANIFEST, sha256_file
+from ospo.registry.card import model_card
+from ospo.registry.champions import make_champion
+from ospo.registry.packaging import copy_policy, log_model
+from ospo.registry.store import (
+    CHALLENGER,
+    CHAMPION,
+    Version,
+    connect,
+    find_version,
+    model_name,
+    versions_of,
+)
+from ospo.serving.requests import MAX_NEW_TOKENS
+from ospo.tracking.facts import git_commit, git_dirty
+from ospo.tracking.store import TrackingError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained policy that may become a version.
+
+    - ``algorithm``: what trained it, its name in ``summary`` ({policy: {retriever: nDCG@10}} on the
+      test split).
+    - ``model_dir``: its files; ``run_id``: the MLflow run that trained it.
+    - ``data_md5``: of the data it was trained on; ``tags``: more tags of the version.
+    """
+
+    algorithm: str
+    model_dir: Path
+    run_id: str
+    summary: Mapping[str, Mapping[str, float]]
+    data_md5: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def register(
+    config: Config,
+    dataset: str,
+    candidate: Candidate,
+    *,
+    champion_if_first: bool = True,
+    root: str | Path = ".",
+) -> Version:
+    """Make a policy a version of ``ospo-rewriter-<dataset>`` with alias ``challenger``.
+
+    ``champion_if_first``: without a champion this becomes it at once. A policy whose files are
+    registered already is not registered again: that version is returned, as challenger unless it is
+    the champion. Raises InputError for a directory without a policy, RegistryError where MLflow
+    does not answer.
+    """
+    if candidate.run_id.startswith("pending:"):
+        raise TrackingError(
+            "the policy's run is not in MLflow yet. Fix: start the server (`make up`), then `ospo "
+            "sync`"
+        )
+    model_dir = candidate.model_dir
+    if not any((model_dir / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise InputError(model_dir, "", "holds no policy", "train it first")
+    with (
+        tempfile.TemporaryDirectory(prefix="ospo-register-") as folder,
+        connect(config, root) as client,
+    ):
+        staged = Path(folder) / "policy"
+        copy_policy(model_dir, staged)
+        known = versions_of(client, dataset)
+        if same := _registered(client, known, sha256_file(staged / MANIFEST)):
+            return same
+        _remove_orphans(client, candidate.run_id)
+        made = _create(client, config, dataset, candidate, staged, Path(root))
+        client.set_registered_model_alias(made.name, CHALLENGER, made.version)
+        if champion_if_first and not any(CHAMPION in item.aliases for item in known):
+            decision = {"promoted": True, "reason": "the first registered version"}
+            make_champion(client, dataset, int(made.version), decision)
+        return find_version(client, dataset, int(made.version))
+
+
+def _registered(client: MlflowClient, known: list[Version], digest: str) -> Version | None:
+    """The version whose files are these, as challenger where it has no alias."""
+    for item in known:
+        if item.tags.get("policy_sha256") == digest:
+            if item.aliases:
+                return item
+            client.set_registered_model_alias(item.name, CHALLENGER, str(item.version))
+            return replace(item, aliases=(CHALLENGER,))
+    return None
+
+
+def _create(
+    client: MlflowClient,
+    config: Config,
+    dataset: str,
+    candidate: Candidate,
+    staged: Path,
+    root: Path,
+) -> ModelVersion:
+    """Log the staged policy as a model and make it a version, with its tags and description."""
+    rl, name = config.preset.rl, model_name(dataset)
+    settings = {
+        "max_prompt_tokens": rl.max_prompt_tokens,
+        "max_new_tokens": min(rl.max_completion_tokens, MAX_NEW_TOKENS),
+    }
+    facts = {
+        "policy_sha256": sha256_file(staged / MANIFEST),
+        "data_md5": candidate.data_md5,
+        "git_commit": git_commit(root),
+        "git_dirty": git_dirty(root),
+    }
+    figures = candidate.summary[candidate.algorithm]
+    tags = {
+        **facts,
+        "dataset": dataset,
+        "preset": config.policy,
+        "algorithm": candidate.algorithm,
+        **{key: str(value) for key, value in settings.items()},
+        **{f"ndcg_at_10.{retriever}": f"{value:.6f}" for retriever, value in figures.items()},
+        **candidate.tags,
+    }
+    card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts)
+    model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
+    _ensure_model(client, name)
+    return client.create_model_version(
+        name,
+        source=model_uri,
+        run_id=candidate.run_id,
+        tags=tags,
+        description=card,
+        model_id=model_uri.rpartition("/")[2],
+    )
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(
+            name, description="Rewrites a shopper's request into a better search text."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _remove_orphans(client: MlflowClient, run_id: str) -> None:
+    """Remove models of this run that a killed registration logged and made no version of."""
+    experiment = client.get_run(run_id).info.experiment_id
+    logged = client.search_logged_models([experiment], f"source_run_id = '{run_id}'")
+    if not logged:
+        return
+    used = {item.model_id for item in client.search_model_versions(f"run_id = '{run_id}'")}
+    for model in logged:
+        if model.model_id not in used:
+            get_artifact_repository(model.artifact_location).delete_artifacts()
+            client.delete_logged_model(model.model_id)

@@ -1,0 +1,126 @@
+"""Which parameters each step reads: one table, from which fingerprints and recorded parameters are
+made.
+
+A name stands for a key of params.yaml or for a whole section; ``preset`` is the chosen preset. A
+step whose result or records depend on a parameter must list it here: what is missing leaves a stale
+result in place, what is listed and not read repeats work. ``tracking`` and the places of raw files
+(``data.*.raw``, whose contents count) are no step's parameters.
+"""
+
+from typing import Any
+
+from ospo.config import ALGORITHMS, Config
+
+REAL, FRESH = "real", "fresh"
+
+# Every training step: the preset's weights, how long prompts and answers may be, and when
+# checkpoints are written.
+_TRAINING = (
+    "seed",
+    "policy",
+    "preset.model",
+    "preset.rl.max_prompt_tokens",
+    "preset.rl.max_completion_tokens",
+    "preset.rl.checkpoint_every",
+)
+# What scores a text during training. The size up to which a catalogue is searched exactly is not
+# read: training ranks candidate pools.
+_REWARD = ("reward", "retrievers.training", "retrievers.dtype")
+_CREDIT = (
+    "credit.segments",
+    "credit.unions",
+    "credit.estimator",
+    "credit.window",
+    "credit.budget",
+)
+_REDISTRIBUTION = ("credit.redistribution", "credit.alpha", "credit.discount", "credit.clip")
+# The SFT policy's own completions: as many as an online algorithm would sample.
+_OFFLINE = (
+    "preset.rl.steps",
+    "preset.rl.prompts_per_step",
+    "preset.rl.generations",
+    "preset.rl.temperature",
+)
+_OWN = {
+    "rft": ("preset.rft",),
+    "dpo": ("preset.dpo", "preset.rl.optimizer", "preset.rl.gradient_checkpointing"),
+}
+# Any evaluation: how answers are generated, what scores them, and the credit of its examples.
+_EVALUATION = (
+    "seed",
+    "policy",
+    "algorithms",
+    "preset.rl.max_prompt_tokens",
+    "preset.rl.max_completion_tokens",
+    "preset.rl.temperature",
+    "evaluation",
+    "retrievers",
+    "reward",
+    *_CREDIT,
+)
+_PIPELINE = (
+    "seed",
+    "policy",
+    "algorithms",
+    "preset",
+    "evaluation",
+    "retrievers",
+    "reward",
+    "credit",
+)
+_NEVER = {"data.esci.raw", "data.hm.raw"}
+
+
+def read_keys(step: str, dataset: str) -> tuple[str, ...]:
+    """Keys and sections that ``step`` reads: sft, an algorithm's name, evaluation, real, fresh or
+    pipeline.
+    """
+    preparation = (f"data.{dataset}", "data.split", "data.pool")
+    if step == "sft":
+        return *_TRAINING, "preset.sft"
+    if step == "evaluation":
+        return _EVALUATION
+    if step == REAL:
+        return *_EVALUATION, *preparation
+    if step == FRESH:
+        return *_EVALUATION, *preparation, f"sample.{dataset}"
+    if step == "pipeline":
+        return _PIPELINE
+    return _algorithm_keys(step)
+
+
+def _algorithm_keys(algorithm: str) -> tuple[str, ...]:
+    spec = ALGORITHMS[algorithm]
+    if not spec.online:
+        return *_TRAINING, *_REWARD, *_OFFLINE, *_OWN[algorithm]
+    keys = [*_TRAINING, "preset.rl", *_REWARD]
+    if spec.credit:
+        keys += [key for key in _CREDIT if not (key == "credit.segments" and spec.segments)]
+        keys += _REDISTRIBUTION if spec.redistribution is None else ()
+    return tuple(keys)
+
+
+def parameters(config: Config, step: str, dataset: str) -> dict[str, Any]:
+    """The values that ``step`` reads, nested as in params.yaml, the chosen preset's sections at the
+    top: ``{"seed": 0, "model": {…}, "rl": {…}}``.
+    """
+    values = config.model_dump(exclude={"presets"}) | {"preset": config.preset.model_dump()}
+    found: dict[str, Any] = {}
+    for key in read_keys(step, dataset):
+        value: Any = values
+        for part in key.split("."):
+            value = value[part]
+        if isinstance(value, dict):
+            value = {name: item for name, item in value.items() if f"{key}.{name}" not in _NEVER}
+        _put(found, key.removeprefix("preset."), value)
+    return found
+
+
+def _put(found: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = key.split(".")
+    for section in sections:
+        found = found.setdefault(section, {})
+    if isinstance(value, dict):
+        found.setdefault(name, {}).update(value)
+    else:
+        found[name] = value
