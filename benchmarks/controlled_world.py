@@ -102,10 +102,12 @@ class TrueWorth:
         self.engine, self.world = engine, world
 
     def credit(self, answers: Sequence[str], rows: Sequence[int], *others: Any) -> list[Any]:
-        """The engine's credits with the truth in their place."""
-        return [
-            replace(
-                found, phi_N=self.world.truth(found.segmentation.units, row) * WORTH, added_N=None
-            )
-            for found, row in zip(self.engine.credit(answers, rows, *others), rows, strict=True)
-        ]
+        """The engine's credits with the truth in their place, which is also what each phrase
+        adds.
+        """
+        out = []
+        found = self.engine.credit(answers, rows, *others)
+        for credit, row in zip(found, rows, strict=True):
+            worth_N = self.world.truth(credit.segmentation.units, row) * WORTH
+            out.append(replace(credit, phi_N=worth_N, added_N=worth_N))
+        return out

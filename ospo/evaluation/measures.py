@@ -52,8 +52,8 @@ def measure(scores_BP: np.ndarray, gains_BP: np.ndarray) -> dict[str, np.ndarray
     """All of ``MEASURES``: name → (B,) float64 in [0, 1].
 
     ``scores_BP`` holds -inf for padding (gain 0) and for relevant items that were not retrieved:
-    these count in ideal DCG and in the divisors of AP and recall, and are never found. A request
-    without relevant items scores 0 throughout.
+    these count in ideal DCG and in the divisors of AP and recall only. A request without relevant
+    items scores 0 throughout.
     """
     order_BP = rank_order(scores_BP)
     ranked_BP = np.take_along_axis(scores_BP, order_BP, axis=1)

@@ -48,7 +48,7 @@ MAX_CHARACTERS = (
 
 
 class AnswerFile:
-    """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one a request.
+    """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one per request.
 
     An answer longer than ``MAX_CHARACTERS`` is cut there and counted as unfinished, like one that
     ran into a policy's token limit.

@@ -27,7 +27,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Named:
-    """A policy to compare: what the user called it, and where it is (None: the raw query)."""
+    """A policy to compare: the name that the user gave, and where it is (None: the raw query)."""
 
     name: str
     source: Path | None
@@ -79,8 +79,8 @@ def compare(
 
 
 def comparison_table(analysis: Analysis, a: Named, b: Named, dataset: str) -> Table:
-    """A row a retriever: both means, the difference with its interval, the corrected p-value, and
-    what it says.
+    """One row per retriever: both means, the difference with its interval, the corrected p-value,
+    and a verdict.
     """
     table = Table(
         title=f"{escape(dataset)}: nDCG@10 on {analysis.requests:,} held-out requests",

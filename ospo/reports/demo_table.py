@@ -13,8 +13,8 @@ from ospo.files import write_json
 
 
 def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
-    """One dataset's table: a row a policy, a column a retriever, the training one first, the best
-    of each bold.
+    """One dataset's table: one row per policy, one column per retriever, the training one first,
+    the best of each bold.
     """
     figures = summary["test"]
     retrievers = list(

@@ -108,13 +108,13 @@ def headline(analysis: Analysis) -> list[str]:
         better = sum(c.p_holm < ALPHA and c.difference.value > 0 for c in others)
         worse = sum(c.p_holm < ALPHA and c.difference.value < 0 for c in others)
         total = len(others)
-        said = [
+        verdicts = [
             f"clearly {word} with {n} of {total}"
             for word, n in (("better", better), ("worse", worse))
             if n
         ]
-        said = said or [f"not clearly better or worse with any of {total}"]
-        text = f"Under search engines it never saw it is {' and '.join(said)}"
+        verdicts = verdicts or [f"not clearly better or worse with any of {total}"]
+        text = f"Under search engines it never saw it is {' and '.join(verdicts)}"
         shares = [
             r.kept.value
             for r in analysis.robustness[analysis.best]

@@ -98,6 +98,24 @@ def test_against_ir_measures(seed: int) -> None:
     assert set(ours) == set(MEASURES)
 
 
+def test_against_ranx() -> None:
+    """Means that ranx 0.3.21 gives for the same scores and judgements (graded, gains × 100)."""
+    rng = np.random.default_rng(5)
+    scores = rng.permuted(np.tile(np.arange(80, dtype=np.float32), (25, 1)), axis=1)
+    gains = rng.choice([0, 0.01, 0.1, 1.0], p=[0.8, 0.08, 0.06, 0.06], size=(25, 80))
+    gains[:, 3] = 1.0
+    ranx = {
+        "recall@10": 0.14934426780799107,
+        "recall@20": 0.27438439290626665,
+        "recall@50": 0.6323370101055523,
+        "rr": 0.5097435897435897,
+        "ap": 0.2618320575218726,
+    }
+    values = measure(scores, gains.astype(np.float32))
+    assert {name: values[name].mean() for name in ranx} == pytest.approx(ranx)
+    assert values["recall_exact@50"].mean() != pytest.approx(ranx["recall@50"])
+
+
 def by_hand(hits: list[int], relevant: int) -> dict[str, float]:
     """Binary measures from the ranks (from 1) of the relevant items found: the textbook formulas,
     one by one, by their names in ir_measures.

@@ -313,14 +313,14 @@ class Broken:
 
 
 @pytest.mark.parametrize("how", ["few", "nan", "infinite", "raises"])
-def test_broken_scores_are_told(data, how: str) -> None:
+def test_broken_scores_are_reported(data, how: str) -> None:
     rows = data.rows("test")[:3]
     with pytest.raises(OspoError, match=r"retriever .?broken"):
         score_texts(Broken(how), ["a"] * 3, data.pools_RP[rows], data.gains_RP[rows])
 
 
 @pytest.mark.parametrize("how", ["few", "unknown", "twice", "order"])
-def test_broken_search_is_told(data, how: str) -> None:
+def test_broken_search_is_reported(data, how: str) -> None:
     rows = data.rows("test")[:3]
     retriever = Broken(how)
     retriever.index(data.item_ids, data.item_texts)
@@ -487,7 +487,7 @@ def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
         "evaluation.max_requests=10",
         "presets.nano.rl.max_completion_tokens=6",
     ]
-    evaluate(
+    summary = evaluate(
         shop.config(*overrides),
         data,
         {"mine": tiny_policy},
@@ -512,6 +512,15 @@ def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
     assert (by_sample["0"] != by_sample["1"]).any()
     analysis = analyse([tmp_path / "out"], resamples=200)
     means = drawn.filter(pl.col("retriever") == "bm25")["ndcg@10"].mean()
+    greedy = table.filter(
+        (pl.col("retriever") == "bm25")
+        & (pl.col("split") == "test")
+        & (pl.col("scope") == "pool")
+        & (pl.col("decoding") == "greedy")
+    )["ndcg@10"].mean()
+    assert greedy != pytest.approx(means)
+    assert summary["test"]["mine"]["bm25"] == pytest.approx(greedy)
+    assert analysis.means["mine"]["bm25"].value == pytest.approx(greedy)
     assert analysis.measures.value("sampled", "mine", "bm25", "ndcg@10") == pytest.approx(means)
     assert analysis.measures.policies("sampled") == ["mine"]
     assert analysis.measures.policies("pool") == ["raw", "mine"]

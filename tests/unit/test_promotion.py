@@ -14,15 +14,19 @@ from ospo import registry
 from ospo.errors import InputError
 from ospo.evaluation.analysis import Comparison
 from ospo.evaluation.measures import MEASURES
-from ospo.evaluation.statistics import Interval
+from ospo.evaluation.statistics import (
+    Interval,
+    bootstrap_means,
+    percentile_interval,
+    randomisation_test,
+)
 from ospo.registry import promotion
 from ospo.registry.promotion import decide
 
 
-def compared(retriever: str, value: float, p: float) -> Comparison:
-    return Comparison(
-        "ospo", "champion", retriever, Interval(value, value - 0.01, value + 0.01), p, p
-    )
+def compared(retriever: str, value: float, p: float, p_holm: float | None = None) -> Comparison:
+    interval = Interval(value, value - 0.01, value + 0.01)
+    return Comparison("ospo", "champion", retriever, interval, p, p if p_holm is None else p_holm)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +51,15 @@ def test_the_rule(
     assert decision.figures["minilm"]["p"] == p
 
 
+def test_the_one_primary_test_is_not_corrected_for_others() -> None:
+    """p of the training retriever decides: not Holm's, which counts the unseen ones too, and not
+    the p of an unseen one.
+    """
+    others = [compared("bm25", 0.01, 0.9), compared("static", 0.0, 0.001)]
+    assert decide([*others, compared("minilm", 0.02, 0.03, 0.09)], "minilm").promoted
+    assert not decide([*others, compared("minilm", 0.02, 0.3, 0.9)], "minilm").promoted
+
+
 def test_without_the_training_retriever_there_is_no_decision() -> None:
     with pytest.raises(ValueError, match="minilm"):
         decide([compared("bm25", 1.0, 0.0)], "minilm")
@@ -58,8 +71,10 @@ def write_evaluation(
     requests: int = 120,
     against: str = "champion",
     shoppers: int = 0,
+    spread: float = 0.02,
 ) -> Path:
-    """An evaluation of two policies whose values differ by a gain per retriever plus noise.
+    """An evaluation of two policies whose values differ by a gain per retriever plus noise
+    of the standard deviation ``spread``.
 
     ``shoppers``: the requests come from that many, and those of one have the same noise.
     """
@@ -70,7 +85,7 @@ def write_evaluation(
     frames = []
     for retriever, gain in gains.items():
         base = random.uniform(0.2, 0.6, requests)
-        noise = random.normal(0, 0.02, requests)
+        noise = random.normal(0, spread, requests)
         if shoppers:
             noise = noise[np.arange(requests) % shoppers]
         for policy, values in (
@@ -186,3 +201,38 @@ def test_requests_of_one_shopper_count_together(tmp_path: Path) -> None:
         p[name] = found.p
     assert p["alone"] < 0.001
     assert p["together"] > 0.02  # six shoppers: 64 patterns of signs
+
+
+def test_every_retriever_has_its_own_column(tmp_path: Path) -> None:
+    """Every comparison has its own column's p-value and interval, over shoppers; over requests the
+    same differences would look clear.
+    """
+    gains = {"bm25": 0.0, "minilm": 0.05, "static": 0.3}
+    folder = write_evaluation(tmp_path / "e", gains, shoppers=20, spread=0.3)
+    found, requests = promotion.compare(folder, "ospo", "champion", 0)
+    assert requests == 120
+    table = pl.read_parquet(folder / "evaluation.parquet").sort("request_id")
+    groups = np.arange(120) % 20
+    for comparison in found:
+        one = table.filter(pl.col("retriever") == comparison.retriever)
+        ours, theirs = (one.filter(pl.col("policy") == p)["ndcg@10"] for p in ("ospo", "champion"))
+        apart = (ours - theirs).to_numpy()[:, None]
+        [p] = randomisation_test(apart, promotion.RESAMPLES, 0, groups)
+        draws = bootstrap_means(apart, promotion.RESAMPLES, 0, groups)[:, 0]
+        interval = percentile_interval(float(apart.mean()), draws)
+        assert comparison.p == pytest.approx(p)
+        assert comparison.difference.low == pytest.approx(interval.low)
+        assert comparison.difference.high == pytest.approx(interval.high)
+    by_name = {comparison.retriever: comparison for comparison in found}
+    assert by_name["static"].p < 0.05 < by_name["bm25"].p
+    assert by_name["static"].p_holm == pytest.approx(3 * by_name["static"].p)
+
+
+def test_the_gain_of_few_shoppers_does_not_promote(two_versions: Shop, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "e", {"minilm": 0.08}, shoppers=10, spread=0.25)
+    decision = promotion.consider(two_versions.config, "esci", folder, challenger="ospo")
+    assert decision.figures["minilm"]["difference"] > 0
+    assert not decision.promoted
+    table = pl.read_parquet(folder / "slices.parquet").with_columns(group=pl.col("request_id"))
+    table.write_parquet(folder / "slices.parquet")  # as if each request were a shopper of its own
+    assert promotion.consider(two_versions.config, "esci", folder, challenger="ospo").promoted
