@@ -19,7 +19,14 @@ import torch
 from ospo.data.request import Purchase, Request
 from ospo.errors import InputError, OspoError
 from ospo.files import read_json
-from ospo.policy.prompts import MAX_TEMPLATE, prompt_messages
+from ospo.policy.prompts import (
+    ANSWER_CLOSE,
+    ANSWER_OPEN,
+    MAX_TEMPLATE,
+    THINK_CLOSE,
+    THINK_OPEN,
+    prompt_messages,
+)
 
 WEIGHTS, INDEX, ADAPTER = (
     "model.safetensors",
@@ -177,6 +184,23 @@ def check_vocabulary(place: str | Path, network: Any, tokenizer: Any) -> None:
     if len(tokenizer) > rows:
         problem = f"the tokenizer has {len(tokenizer)} tokens, the network {rows}"
         raise InputError(place, "tokenizer", problem, _FIX)
+
+
+def check_tags(place: str | Path, tokenizer: Any) -> None:
+    """Raise InputError where decoding loses a tag that answers are found by.
+
+    Completions are decoded without special tokens. A tokenizer that counts ``</think>`` among them
+    would turn a thought into the answer.
+    """
+    for tag in (ANSWER_OPEN, ANSWER_CLOSE, THINK_OPEN, THINK_CLOSE):
+        ids = tokenizer(tag, add_special_tokens=False)["input_ids"]
+        if tag not in tokenizer.decode(ids, skip_special_tokens=True):
+            raise InputError(
+                place,
+                "tokenizer",
+                f"treats {tag} as a special token, which decoding drops",
+                'set "special": false for it in tokenizer.json and tokenizer_config.json',
+            )
 
 
 # Reads [module search path, arguments of the renderer, bytes] and writes the longest text's length.

@@ -28,6 +28,7 @@ from ospo.policy.checks import (
     check_finite,
     check_loaded,
     check_network_files,
+    check_tags,
     check_template,
     check_vocabulary,
     one_line,
@@ -78,8 +79,8 @@ def autocast_bfloat16(model: Model) -> bool:
 
 
 def load_tokenizer(directory: str | Path) -> Any:
-    """The tokenizer of a policy directory, padding on the left; its chat template is checked
-    (:func:`ospo.policy.checks.check_template`).
+    """The tokenizer of a policy directory, padding on the left; its tags and its chat template are
+    checked (:mod:`ospo.policy.checks`).
     """
     from transformers import AutoTokenizer
 
@@ -88,6 +89,7 @@ def load_tokenizer(directory: str | Path) -> Any:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "left"
+    check_tags(directory, tokenizer)
     if tokenizer.chat_template != CHAT_TEMPLATE:
         check_template(directory, tokenizer)
     return tokenizer

@@ -301,6 +301,14 @@ def test_a_prompt_is_held_to_the_limit_whatever_the_template_was_tried_on() -> N
         render(tokenizer, Request(query="linen dress"), 128)
 
 
+@pytest.mark.parametrize("tag", ["</think>", "<answer>"])
+def test_a_tokenizer_that_drops_a_tag_in_decoding_is_refused(full: Path, tag: str) -> None:
+    tokenizer = load_policy(full)[1]
+    tokenizer.add_special_tokens({"additional_special_tokens": [tag]})
+    tokenizer.save_pretrained(full)
+    refused(full, f"tokenizer: treats {tag} as a special token")
+
+
 # --- the identity of a base -----------------------------------------------------------------------
 
 
