@@ -119,17 +119,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--dataset", choices=("esci", "hm"), default="esci")
-    add("--seeds", default="0,1,2,3,4")
-    add("--steps", type=int, default=0, help="steps of every arm; default: the preset's")
-    add("--arm", action="append", default=[], metavar="NAME=SPEC", help="not the default arms")
-    add("--rates", default="1.5e-4,3.0e-4", help="learning rates each online arm is tried at")
-    add("--ours", default="ospo", help="the arm that is compared with grpo")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of every arm")
-    add("--jobs", type=int, default=2)
-    add("--plot", type=Path, help="SVG of the learning curves")
-    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--dataset", choices=("esci", "hm"), default="esci")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument(
+        "--steps", type=int, default=0, help="steps of every arm; default: the preset's"
+    )
+    parser.add_argument(
+        "--arm", action="append", default=[], metavar="NAME=SPEC", help="not the default arms"
+    )
+    parser.add_argument(
+        "--rates", default="1.5e-4,3.0e-4", help="learning rates each online arm is tried at"
+    )
+    parser.add_argument("--ours", default="ospo", help="the arm that is compared with grpo")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of every arm"
+    )
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--plot", type=Path, help="SVG of the learning curves")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         serve(

@@ -149,12 +149,12 @@ class Config(Section):
     seed: int = Field(
         0, ge=0, description="Seed of all random choices, in data, training and evaluation."
     )
-    data: Data = Field(description="Data preparation.")
+    data: Data = Field(description="The data sets: raw folders, split and candidate pools.")
     sample: Sample = Field(Sample(), description="Sizes of the built-in sample shops.")
     retrievers: Retrievers = Field(
         Retrievers(), description="The retrievers of training and of evaluation."
     )
-    reward: Reward = Field(Reward(), description="The search reward.")
+    reward: Reward = Field(Reward(), description="The search reward: its cut-off and its memory.")
     credit: Credit = Field(Credit(), description="From a reward to token advantages.")
     policy: str = Field("nano", description="Name of the preset that is trained.")
     algorithms: list[Algorithm] = Field(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from ospo.config import Config
+from ospo.config import LABELS, Config
 from ospo.serving.requests import MAX_NEW_TOKENS
 
 
@@ -23,7 +23,8 @@ def model_card(
     retrievers = sorted(summary[algorithm], key=lambda name: (name != training, name))
     rows = [name for name in ("raw", "sft", algorithm) if name in summary]
     table = [f"| nDCG@10 | {' | '.join(retrievers)} |", "|---" * (len(retrievers) + 1) + "|"]
-    labels = {"raw": "raw query", "sft": "SFT", algorithm: f"**{algorithm.upper()} (this)**"}
+    label = LABELS.get(algorithm, algorithm)
+    labels = LABELS | {algorithm: f"**{label} (this)**"}
     table += [
         f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |"
         for row in rows
@@ -36,9 +37,8 @@ def model_card(
     return "\n".join(
         [
             f"Rewrites a shopper's request into a search text ({dataset}). Preset "
-            f"`{config.policy}`, trained with "
-            f"{algorithm.upper()} against {training}; the other retrievers were never seen in "
-            "training.",
+            f"`{config.policy}`, trained with {label} against {training}; the other retrievers were "
+            "never seen in training.",
             "",
             "Held-out requests (test split), candidate pools:",
             "",
@@ -52,6 +52,10 @@ def model_card(
             '(`[{"name", "type", "colour"}]`, oldest first). Output: one search text each. Greedy '
             "by default; "
             f"params `max_new_tokens` (1 to {MAX_NEW_TOKENS}), `temperature` (0 to 2), `seed`.",
+            "",
+            "Decoding, the same in training, evaluation and serving: greedy, or drawn from the "
+            "temperature's softmax; the model's own generation defaults (repetition penalty, "
+            "top-k, top-p, temperature) are not used.",
             "",
             "Limits: English requests of the kind it was trained on. What it adds is a guess from "
             "the request and the "

@@ -146,7 +146,7 @@ def test_the_analysis_takes_a_shoppers_requests_together(evaluation: Path) -> No
 
 def test_one_seeds_p_values_are_over_shoppers(data: PreparedData, tmp_path: Path) -> None:
     """With one training run nothing but the shoppers is tested."""
-    file = shop.write_answers(tmp_path / "a.jsonl", data, sometimes(3))
+    file = shop.write_answers(tmp_path / "a.jsonl", data, sometimes(4))
     evaluate(shop.config(), data, {"ospo": file}, tmp_path / "out", cache=None)
     analysis = analyse([tmp_path / "out"], resamples=RESAMPLES)
     wide, _, _ = load_values([tmp_path / "out"])

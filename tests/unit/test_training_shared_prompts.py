@@ -158,7 +158,7 @@ def trainer_of(kind: str, data: PreparedData, folder: Path, **settings: Any) -> 
     policy = make_policy(small_config(), data, folder / "nano")
     tokenizer = AutoTokenizer.from_pretrained(policy)
     ids = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos")}
-    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), **SMALL, **ids, **settings)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer) + 8, **SMALL, **ids, **settings)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
     for part in (network, tokenizer):
