@@ -37,8 +37,8 @@ def model_card(
     return "\n".join(
         [
             f"Rewrites a shopper's request into a search text ({dataset}). Preset "
-            f"`{config.policy}`, trained with {label} against {training}; the other retrievers were "
-            "never seen in training.",
+            f"`{config.policy}`, trained with {label} against {training}; the other retrievers "
+            "were never seen in training.",
             "",
             "Held-out requests (test split), candidate pools:",
             "",
