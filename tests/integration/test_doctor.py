@@ -121,8 +121,9 @@ def test_servers_of_make_up_that_died(place: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_server_that_does_not_answer(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
-        "MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9"
-    )  # pragma: allowlist secret
+        "MLFLOW_TRACKING_URI",
+        "http://user:secret@127.0.0.1:9",  # pragma: allowlist secret
+    )
     assert "secret" not in doctor.report(doctor.examine(place / "params.yaml", place))
     found(place, "fail", "does not answer")
 

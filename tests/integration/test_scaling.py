@@ -228,8 +228,8 @@ def test_the_whole_job_on_postgresql_and_s3_and_through_a_queue(
     given |= {"PGPORT": str(postgres), "MLFLOW_S3_ENDPOINT_URL": storage}
     given |= {
         "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }  # pragma: allowlist secret
+        "AWS_SECRET_ACCESS_KEY": "test",  # pragma: allowlist secret
+    }
     given["PREFECT_API_DATABASE_CONNECTION_URL"] = (
         f"postgresql+asyncpg://ospo@127.0.0.1:{postgres}/prefect"
     )
