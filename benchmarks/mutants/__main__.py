@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from benchmarks.mutants import Mutant, mutants
@@ -48,26 +49,16 @@ def key_of(mutant: Mutant) -> str:
     return sha256_json([mutant.name, mutant.old, mutant.new, mutant.tests, hashes])[:20]
 
 
-def caught(mutant: Mutant, folder: Path) -> tuple[bool, str]:
-    """Whether the tests notice, and the first failure (or what else ended them)."""
-    original = (folder / mutant.file).read_text(encoding="utf-8")
-    mutant.apply(folder)
+def first_failure(tests: str, folder: Path) -> str:
+    """The first failing test of pytest's arguments ``tests`` in the copy (or what else ended them);
+    "" where all pass. RuntimeError where pytest could not run them.
+    """
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     environment["OSPO_SHARED"] = os.environ.get("OSPO_SHARED", str(ROOT.parent / "shared"))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "-m",
-        "not gpu",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not gpu", *tests.split()]
     try:
         done = subprocess.run(
-            [*command, *mutant.tests.split()],
+            [*command, "-p", "no:cacheprovider"],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -75,15 +66,29 @@ def caught(mutant: Mutant, folder: Path) -> tuple[bool, str]:
             timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return True, f"not done within {SECONDS} s"
+        return f"not done within {SECONDS} s"
+    if done.returncode not in (0, 1, 2):
+        raise RuntimeError(f"pytest {tests} exits with {done.returncode}: {done.stdout[-500:]}")
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return (lines or ["pytest failed"])[0][:160] if done.returncode else ""
+
+
+@cache
+def check_unchanged(tests: str, folder: Path) -> None:
+    """Raise RuntimeError where ``tests`` fail without any mistake: they would catch everything."""
+    if failure := first_failure(tests, folder):
+        raise RuntimeError(f"without any mistake: {failure}")
+
+
+def caught_by(mutant: Mutant, folder: Path) -> str:
+    """The first test that notices the mistake; "" where none does."""
+    check_unchanged(mutant.tests, folder)
+    original = (folder / mutant.file).read_text(encoding="utf-8")
+    mutant.apply(folder)
+    try:
+        return first_failure(mutant.tests, folder)
     finally:
         (folder / mutant.file).write_text(original, encoding="utf-8")
-    if done.returncode not in (0, 1, 2):
-        raise RuntimeError(
-            f"{mutant.name}: pytest exits with {done.returncode}: {done.stdout[-500:]}"
-        )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode != 0, (lines or [""])[0][:160]
 
 
 def main() -> None:
@@ -109,11 +114,10 @@ def main() -> None:
                 continue
             key, started = key_of(mutant), time.monotonic()
             if key not in kept:
-                found, why = caught(mutant, folder)
-                kept[key] = {"key": key, "caught": found, "why": why}
+                kept[key] = {"key": key, "why": caught_by(mutant, folder)}
                 with KEPT.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(kept[key]) + "\n")
-            verdict = "caught" if kept[key]["caught"] else "surviving"
+            verdict = "caught" if kept[key]["why"] else "surviving"
             counts[verdict] += 1
             if verdict == "surviving":
                 surviving.append(f"{mutant.group}: {mutant.name}")

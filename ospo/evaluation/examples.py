@@ -72,7 +72,7 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
 
     - ``query``, ``history``, ``target``, ``answer``; ``raw_rank``, ``rank``.
     - ``empty_ndcg``, ``raw_ndcg``, ``ndcg``: nDCG@10 of no text, of the raw query, of the answer.
-    - ``phrases``: text, ``credit`` (as in training; they sum to ``ndcg`` − ``empty_ndcg``),
+    - ``phrases``: text, ``credit`` (they sum to ``ndcg`` − ``empty_ndcg``),
       ``kept`` (all its words stand in the request) and ``change``, its share of ``ndcg`` −
       ``raw_ndcg``.
     - ``lost``: words of the request that the answer left out: text, ``change``, and ``put_back``,
@@ -80,7 +80,8 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
       All changes and ``form`` sum to ``ndcg`` − ``raw_ndcg``.
     - ``estimator``: how ``credit`` was computed.
 
-    Credit is the one that training uses (``config.credit``), of the training retriever, seeded.
+    Credit has the settings and the estimator of training (``config.credit``), under the training
+    retriever, seeded; it is of nDCG alone, without the prices that training takes off.
     """
     picked = pick(out / "evaluation.parquet", config.retrievers.training)
     wanted = picked["request_id"].unique().implode()

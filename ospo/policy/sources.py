@@ -38,7 +38,7 @@ def base_directory(source: str) -> Path:
     with one_line(
         "params.yaml",
         f"model.source {source}",
-        "download it first, unset HF_HUB_OFFLINE where a hub is reachable, or name path:DIR",
+        "download it first, set HF_HUB_OFFLINE=0 where a hub is reachable, or name path:DIR",
     ):
         wanted = [f"*{suffix}" for suffix in POLICY_SUFFIXES]
         # Some models come a second time, in subfolders or for another library.

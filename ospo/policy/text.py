@@ -1,6 +1,7 @@
 """The search text: what a retriever sees of an answer."""
 
 import re
+from functools import lru_cache
 
 # Where a search text breaks into segments: , ; . ! ? and line ends, their full-width forms, bars
 # and bullets. A comma or point inside a number or a word ("1,000", "5.5", "u.s") is none.
@@ -9,6 +10,7 @@ _RUN = re.compile(r"([^\w\s+])(?:\s*\1)+")  # "!!" or "- - -"; "c++" stays
 _EDGE = " ,.:~*=<>/\\-"
 
 
+@lru_cache(maxsize=1 << 14)  # a step asks for a text's value, price and scores
 def search_text(answer: str) -> str:
     """What the retriever sees of an answer: segments joined by ", ", without the tricks that earn
     from form alone.

@@ -27,7 +27,15 @@ _SHARED_SOURCES = (
     "reward",
 )
 TRAINING_SOURCES = (*_SHARED_SOURCES, "metrics.py", "training")
-EVALUATION_SOURCES = (*_SHARED_SOURCES, "data/query_key.py", "evaluation")
+# The step's page is one of its results.
+_PAGE_SOURCES = tuple(f"reports/{name}.py" for name in ("charts", "evaluation", "pages", "wording"))
+EVALUATION_SOURCES = (
+    *_SHARED_SOURCES,
+    *_PAGE_SOURCES,
+    "data/query_key.py",
+    "evaluation",
+    "metrics.py",
+)
 DATA_SOURCES = ("data",)
 _TRAINING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "spacy")
 _EVALUATION_LIBRARIES = ("torch", "transformers", "peft", "spacy", "sentence-transformers", "bm25s")

@@ -156,7 +156,7 @@ def imported(module: Path) -> set[Path]:
 # What the steps call. An algorithm's trainer is imported by its name: all of training counts.
 STARTS = {
     "training": ["training", "retrieval", "reward/search.py", "data/dataset.py"],
-    "evaluation": ["evaluation/evaluate.py"],
+    "evaluation": ["evaluation/evaluate.py", "reports/evaluation.py"],
 }
 
 
