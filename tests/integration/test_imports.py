@@ -31,7 +31,6 @@ SOURCES = sorted(p for top in ("ospo", "servers", "flows") for p in (ROOT / top)
 # Declared for another reason than an import of ours.
 NOT_IMPORTED = {
     "spacy": "what the tagger's package loads and runs",
-    "fastapi": "a bound on what Prefect's server takes",
     "gguf": "transformers reads GGUF files by it",
     "wordllama": "its wheel holds the static embeddings, which are read as a file",
     "psycopg2-binary": "SQLAlchemy's driver of PostgreSQL",
