@@ -36,7 +36,7 @@ NOT_IMPORTED = {
     "psycopg2-binary": "SQLAlchemy's driver of PostgreSQL",
     "prefect-kubernetes": "Prefect's worker of that kind",
     "mkdocs-material": "a theme", "mkdocstrings": "a plug-in of mkdocs",
-    "cyclonedx-bom": "a command", "detect-secrets": "a command", "pip-audit": "a command",
+    "cyclonedx-bom": "a command", "detect-secrets": "a command", "pip-audit": "a command",  # pragma: allowlist secret
     "mypy": "a command", "ruff": "a command", "pytest-timeout": "a plug-in of pytest",
     "moto": "its server is started as a command",
 }  # fmt: skip
