@@ -66,14 +66,14 @@ class Runner:
     already (:mod:`benchmarks.mutants.forks`).
     """
 
-    def __init__(self, folder: Path, seconds: float = SECONDS):
-        """``seconds``: how long one run may take."""
+    def __init__(self, folder: Path, seconds: float = SECONDS, heavy: bool = True):
+        """``seconds``: how long one run may take. ``heavy`` false imports nothing beforehand."""
         self.folder, self.seconds = folder.resolve(), seconds
         self.unchanged: set[str] = set()  # tests seen to pass without any mistake
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment["OSPO_SHARED"] = os.environ.get("OSPO_SHARED", str(ROOT.parent / "shared"))
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(forks.__file__))],
+            [sys.executable, forks.__file__, *(forks.HEAVY if heavy else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment | ENVIRONMENT,
@@ -85,7 +85,7 @@ class Runner:
         self._process.communicate()
 
     def first_failure(self, tests: str) -> str:
-        """The first failing test of pytest's arguments ``tests`` (or what else ended them); "" where
+        """The first failing test of pytest's arguments ``tests``, or what else ended them; "" where
         all pass. RuntimeError where pytest could not run them.
         """
         assert self._process.stdin is not None

@@ -1,9 +1,10 @@
 """A process that has the heavy packages imported and runs pytest in forks of itself.
 
-Run as a script, with no path to the project, so that nothing of ``ospo`` or ``tests`` is imported
-before the fork: a mistake at import time is met by every test. Reads one JSON object per line from
-stdin, ``{"tests": pytest's arguments, "folder": the tree, "seconds": the limit, "output": a file}``,
-and answers with one line each, pytest's exit code, or ``null`` where the limit passed.
+Run as a script with the modules to import as arguments, and with no path to the project, so that
+nothing of ``ospo`` or ``tests`` is imported before the fork: a mistake at import time is met by
+every test. Reads one JSON object per line from stdin, with pytest's arguments ``tests``, the tree's
+``folder``, the limit ``seconds`` and the file ``output``, and answers each with one line: pytest's
+exit code, or ``null`` where the limit passed.
 """
 
 import importlib
@@ -20,7 +21,8 @@ HEAVY = """
     numpy scipy.stats scipy.optimize scipy.sparse sklearn.decomposition
     sklearn.feature_extraction.text pandas polars pyarrow.parquet torch torch.nn.functional
     transformers.models.auto.modeling_auto transformers.models.llama.modeling_llama
-    transformers.models.qwen2.modeling_qwen2 transformers.trainer tokenizers datasets peft accelerate
+    transformers.models.qwen2.modeling_qwen2 transformers.trainer tokenizers datasets
+    peft accelerate
     trl.trainer.sft_trainer trl.trainer.grpo_trainer trl.trainer.dpo_trainer
     mlflow mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store
     mlflow.store.model_registry.sqlalchemy_store
@@ -66,7 +68,7 @@ def _wait(child: int, seconds: float) -> int | None:
 def main() -> None:
     """Entry point."""
     sys.path = [path for path in sys.path if Path(path) != Path(__file__).parent]
-    for name in HEAVY:
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     for line in sys.stdin:
         job = json.loads(line)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ospo.credit import Segmentation, merge_segments, segment, segment_many
-from ospo.credit import segments
+from ospo.credit import Segmentation, merge_segments, segment, segment_many, segments
 from ospo.credit.segments import load_tagger
 
 KINDS = ["phrases", "delimiters", "sentences", "tokens"]
