@@ -26,7 +26,7 @@ HEAVY = """
     trl.trainer.sft_trainer trl.trainer.grpo_trainer trl.trainer.dpo_trainer
     mlflow mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store
     mlflow.store.model_registry.sqlalchemy_store
-    spacy faiss bm25s Stemmer sentence_transformers plotly.graph_objects jinja2
+    spacy faiss bm25s Stemmer sentence_transformers jinja2
     pydantic ruamel.yaml typer typer.testing rich.table fastapi sqlalchemy psutil
     pytest hypothesis hypothesis.strategies hypothesis.extra.numpy
 """.split()

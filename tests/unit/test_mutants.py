@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from benchmarks.mutants import Mutant, mutants
+from benchmarks.mutants import Mutant, forks, mutants
 from benchmarks.mutants.__main__ import Runner
 
 
@@ -78,3 +79,9 @@ def test_no_test_at_all_is_an_error(runner: Runner) -> None:
     (runner.folder / "test_rule.py").write_text("")
     with pytest.raises(RuntimeError, match="exits with 5"):
         runner.caught_by(_mistake("n <= LIMIT", "n < LIMIT"))
+
+
+def test_what_is_imported_beforehand_is_installed_and_not_ours() -> None:
+    tops = {name.partition(".")[0] for name in forks.HEAVY}
+    assert [name for name in sorted(tops) if find_spec(name) is None] == []
+    assert not tops & {"ospo", "tests", "flows", "servers", "benchmarks", "conftest"}
