@@ -8,6 +8,7 @@ import polars as pl
 from ospo import tracking
 from ospo.config import ALGORITHMS, Algorithm, Config
 from ospo.errors import OspoError
+from ospo.files import read_json
 from ospo.paths import PREPARED
 from ospo.steps.inputs import log_prepared, prepared_md5, training_inputs
 from ospo.steps.parameters import parameters
@@ -83,6 +84,7 @@ def run_rl(
     def work(directory: Path, run: tracking.Recorder) -> None:
         log_prepared(run, dataset, "rl")
         _train(config, dataset, algorithm, sft.model, directory, run)
+        _log_credit(run, directory)
         _log_completions(run, directory)
         _log_policy(run, config, directory)
 
@@ -114,6 +116,13 @@ def _train(
         TrainingRun(config, data, directory, sft_model, reward, run.log_metrics, log_table),
         algorithm,
     )
+
+
+def _log_credit(run: tracking.Recorder, directory: Path) -> None:
+    """Log which estimator was used: what ``credit.estimator`` came to with this reward."""
+    file = directory / "trainer_args.json"  # the offline algorithms have none
+    if file.is_file() and (used := read_json(file)["credit"].get("estimator_used")):
+        run.log_params({"credit": {"estimator_used": used}})
 
 
 def _log_completions(run: tracking.Recorder, directory: Path) -> None:

@@ -27,6 +27,7 @@ from ospo.credit.values import Function
 from ospo.policy.prompts import ANSWER_CLOSE, extract_answer, opens_thinking
 from ospo.reward import Reward, as_reward
 from ospo.training.completions import CompletionTable
+from ospo.training.random_state import RandomState
 from ospo.training.shared_prompts import SharedPromptsMixin
 
 
@@ -141,6 +142,7 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self.engine, self.redistribution = engine, redistribution
         self.table = table
         self._batch: tuple[Scored, Tensor] | None = None
+        self._step_start: RandomState | None = None
         super().__init__(**arguments)
         self.add_callback(KeepStep(self))
 
@@ -165,6 +167,8 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         """
         if not self.model.training:  # type: ignore[union-attr]
             return super()._generate_and_score_completions(inputs)
+        if self._step % self.args.gradient_accumulation_steps == 0:
+            self._step_start = RandomState.now()
         before = self.reward_function.reward.counts
         started = time.perf_counter()
         out = super()._generate_and_score_completions(inputs)
@@ -185,6 +189,24 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         if asked := after.hits - before.hits + after.misses - before.misses:
             self._metrics["train"]["cache_hit_rate"].append((after.hits - before.hits) / asked)
         return out
+
+    def save_before_failed_step(self) -> None:
+        """A checkpoint of the steps done, after one that could not get its rewards.
+
+        No weight has changed since; the random state is put back to where the step began, so that a
+        resumed run draws the same completions again. Nothing is written where no step is done yet.
+        In several processes the others still wait for the failed one: only the last regular
+        checkpoint is left then.
+        """
+        if (
+            self._step_start is None
+            or not self.state.global_step
+            or self.accelerator.num_processes > 1
+        ):
+            return
+        self._step_start.restore()
+        self._save_checkpoint(self.model, trial=None)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _redistribute(
         self, engine: CreditEngine, scored: Scored, sequence_B: Tensor, std_B: Tensor, mask: Tensor

@@ -14,6 +14,7 @@ from ospo.data.dataset import PreparedData
 from ospo.files import write_json
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import load_policy, quiet
+from ospo.retrieval.base import RetrieverError
 from ospo.reward import Reward
 from ospo.reward.costs import PricedReward, known_words
 from ospo.reward.credit import credit_engine
@@ -98,7 +99,8 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     A killed run resumes from its last complete checkpoint: same prompts, same random numbers, same
     weights as if it had not been killed. Every sampled completion goes to
     ``run.out/completions.parquet``. A run that collapses is stopped (``run.out/collapse.json``) and
-    leaves its last good policy.
+    leaves its last good policy. Raises RetrieverError where the reward's retriever fails for good,
+    after a checkpoint of the steps done: no step is lost.
     """
     out, preset = run.out, run.config.preset
     out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +111,16 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     collapse = CollapseStop(preset.rl, preset.model, run.policy, out, seen)
     for callback in (collapse, *run.callbacks):
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except RetrieverError as error:
+        trainer.save_before_failed_step()
+        last = last_checkpoint(out / "checkpoints")
+        kept = f"{last.name} is taken" if last else "there is no checkpoint yet"
+        fix = (
+            f"{error.fix}; the same command then resumes from the checkpoint" if last else error.fix
+        )
+        raise RetrieverError(error.name, f"{error.problem}; {kept}", fix) from error
     if trainer.table is not None and trainer.is_world_process_zero():
         trainer.table.write()
     if trainer.is_world_process_zero() and collapse.settle():

@@ -68,7 +68,11 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     ).read_text()
     assert [row[0] for row in json.loads(shown)["data"]] == ["raw", "sft", "grpo", "ospo"]
     assert ospo_run.data.params["credit.redistribution"] == settings.credit.redistribution
-    assert "credit.redistribution" not in client.get_run(results["grpo"].run_id).data.params
+    used = json.loads((results["ospo"].directory / "trainer_args.json").read_text())["credit"]
+    assert used["estimator_used"] in ("exact", "surrogate", "bayes")
+    assert ospo_run.data.params["credit.estimator_used"] == used["estimator_used"]
+    grpo_params = client.get_run(results["grpo"].run_id).data.params
+    assert not {"credit.redistribution", "credit.estimator_used"} & set(grpo_params)
     assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
 
     found = run_fresh(settings, "hm")

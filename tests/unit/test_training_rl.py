@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import polars as pl
 import pytest
 import torch
 from training_shop import ROOT, LetterReward, make_policy, small_config, weights
+from transformers import TrainerCallback
 
-from ospo.config import load_config
+from ospo.config import Config, load_config
 from ospo.credit.engine import CreditEngine
 from ospo.data.dataset import PreparedData
 from ospo.errors import ConfigError
 from ospo.files import write_manifest
 from ospo.policy.prompts import prompt_messages
 from ospo.policy.seen import read_seen, request_keys
+from ospo.retrieval.base import RetrieverError
 from ospo.reward.costs import PricedReward, strange_words, wasted_share
 from ospo.reward.credit import credit_engine
 from ospo.training.arguments import batch_shape, trainer_arguments
@@ -307,6 +310,69 @@ def test_the_same_seed_gives_the_same_run(
         "model",
         "trainer_args.json",
     ]
+
+
+class FailingReward(LetterReward):
+    """Fails for good from its ``calls``-th call on, as a search engine that went away."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def __call__(self, texts: Sequence[str], rows: Sequence[int]) -> np.ndarray:
+        self.calls -= 1
+        if self.calls < 0:
+            raise RetrieverError("engine", "score() failed 4 times", "start it")
+        return super().__call__(texts, rows)
+
+
+def _calls_of_first_steps(config: Config, data: PreparedData, policy: Path, folder: Path) -> int:
+    """How often three steps call the reward; the next call scores the fourth's completions."""
+    reward = FailingReward(10**6)
+    after: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            after.append(10**6 - reward.calls)
+
+    train_rl(TrainingRun(config, data, folder, policy, reward, callbacks=[Count()]), "ospo")
+    return after[2]
+
+
+@pytest.mark.parametrize("later", [0, 1], ids=["rewards", "credit"])
+def test_a_retriever_that_fails_for_good_loses_no_step(
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path, later: int
+) -> None:
+    config = small_config("presets.nano.rl.checkpoint_every=100")
+    calls = _calls_of_first_steps(config, esci_tiny, policy, tmp_path / "whole")
+    run, reward = tmp_path / "failed", FailingReward(calls + later)
+    with pytest.raises(RetrieverError) as raised:
+        train_rl(TrainingRun(config, esci_tiny, run, policy, reward), "ospo")
+    assert str(raised.value) == (
+        "retriever 'engine': score() failed 4 times; checkpoint-3 is taken. Fix: start it; the "
+        "same command then resumes from the checkpoint"
+    )
+    assert last_checkpoint(run / "checkpoints") == run / "checkpoints" / "checkpoint-3"
+    steps: list[int] = []
+    again = TrainingRun(
+        config, esci_tiny, run, policy, LetterReward(), on_log=lambda step, _: steps.append(step)
+    )
+    train_rl(again, "ospo")
+    assert steps == [4]
+    whole, resumed = weights(tmp_path / "whole" / "model"), weights(run / "model")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    frames = [
+        pl.read_parquet(folder / "completions.parquet") for folder in (tmp_path / "whole", run)
+    ]
+    assert frames[0].equals(frames[1])
+
+
+def test_a_retriever_that_fails_at_once_leaves_no_checkpoint(
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path
+) -> None:
+    run = TrainingRun(small_config(), esci_tiny, tmp_path, policy, FailingReward(0))
+    with pytest.raises(RetrieverError, match=r"there is no checkpoint yet\. Fix: start it$"):
+        train_rl(run, "ospo")
+    assert last_checkpoint(tmp_path / "checkpoints") is None
 
 
 def test_every_step_is_logged_once_with_its_phases(
