@@ -2,6 +2,7 @@
 unknown decoder.
 """
 
+import re
 import time
 
 import numpy as np
@@ -162,6 +163,64 @@ def test_any_ids(data):
     tokenizer = _cached(data.draw(st.sampled_from(sorted(TOKENIZERS))))
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=24))
     _check(ids, tokenizer)
+
+
+def _llama_2_spans(tokens):
+    """Text and spans by the rule of a byte-fallback decoder, worked out token by token: a run of
+    byte tokens is its UTF-8 text if it is valid, else one replacement character per byte; the
+    text's first space goes.
+    """
+    pieces, run = [], []
+
+    def end_run():
+        raw = bytes(run)
+        try:
+            characters = raw.decode()
+        except UnicodeDecodeError:
+            pieces.extend((1, "\ufffd") for _ in raw)
+        else:
+            for character in characters:
+                pieces.append((len(character.encode()), character))
+        run.clear()
+
+    for token in tokens:
+        if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            run.append(int(token[3:5], 16))
+        else:
+            end_run()
+            pieces.append((1, token.replace("▁", " ")))
+    end_run()
+    text, spans = "", []
+    for count, piece in pieces:
+        spans += [(len(text), len(text) + len(piece))] * count
+        text += piece
+    if text.startswith(" "):
+        text, spans = text[1:], [(max(a - 1, 0), max(b - 1, 0)) for a, b in spans]
+    return text, spans
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_byte_fallback_tokens_have_the_characters_of_their_own_bytes(data):
+    tokenizer = _cached("sentencepiece")
+    word = st.integers(0, len(tokenizer) - 1).map(lambda i: [i])
+    byte = st.integers(0, 255)
+    valid = st.characters(codec="utf-8").map(lambda c: list(c.encode()))
+    broken = st.lists(byte, min_size=1, max_size=4)
+    names = (valid | broken).map(lambda bs: [f"<0x{b:02X}>" for b in bs])
+    parts = data.draw(st.lists(word | names.map(tokenizer.convert_tokens_to_ids), max_size=10))
+    special = set(tokenizer.all_special_ids)
+    ids = [i for part in parts for i in part if i not in special]
+    text, spans = token_spans(ids, tokenizer)
+    expected = _llama_2_spans(tokenizer.convert_ids_to_tokens(ids))
+    assert (text, list(map(tuple, spans.tolist()))) == expected
+
+
+def test_a_control_byte_before_a_broken_one():
+    tokenizer = _cached("sentencepiece")
+    tokens = ["<0x20>", "<0x02>", "<0x8E>", "<0x61>"]
+    text, spans = token_spans(tokenizer.convert_tokens_to_ids(tokens), tokenizer)
+    assert (text, spans.tolist()) == ("\ufffd" * 4, [[0, 1], [1, 2], [2, 3], [3, 4]])
 
 
 _made: dict[str, PreTrainedTokenizerFast] = {}
