@@ -142,5 +142,5 @@ def _added(query: str, part: str) -> str:
 
 
 REWRITE, EXPAND = Rewrite(), Expand()
-SEARCH_TEXTS: Mapping[Answer, SearchText] = {rule.kind: rule for rule in (REWRITE, EXPAND)}
+SEARCH_TEXTS: Mapping[str, SearchText] = {rule.kind: rule for rule in (REWRITE, EXPAND)}
 """Every kind of answer, by its name in params.yaml."""
