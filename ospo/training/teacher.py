@@ -135,7 +135,7 @@ class Teacher:
             if phrase not in parts:
                 parts.append(phrase)
         if self.answer.keeps_request:  # only what is new, and something where anything is known
-            fresh = [self.answer.added(query, phrase) for phrase in [*parts, *picked]]
+            fresh = [self.answer.added(query, phrase) for phrase in [*parts, *picked, *own]]
             parts = [new for new in fresh[: len(parts)] if new] or [n for n in fresh if n][:1]
         # Commas mostly; now and then the words run on, so that the policy knows both ways.
         return (", " if rng.random() < 0.8 else " ").join(part for part in parts if part)
