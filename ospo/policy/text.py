@@ -30,15 +30,12 @@ def search_text(answer: str) -> str:
     """What the retriever sees of an answer: segments joined by ", ", without the tricks that earn
     from form alone.
 
-    Characters that cannot be shown (control, format, half surrogates) are spaces; white space and
-    runs of punctuation collapse; a word that follows itself counts once; segments
+    White space and runs of punctuation collapse; a word that follows itself counts once; segments
     without a letter or digit, and those that came before (whatever their case), are dropped:
     "fit,,,, Fit ,fit fit" becomes "fit". Idempotent: ``search_text(search_text(x)) ==
     search_text(x)``. The set of words is that of the answer, so what a linear retriever sees of "a
     b" is what it sees of "a" and of "b".
     """
-    if not answer.isprintable():
-        answer = "".join(c if c.isprintable() or c in "\n\r" else " " for c in answer)
     kept: dict[str, str] = {}
     for part in _BREAK.split(answer.replace("_", " ")):
         words: list[str] = []

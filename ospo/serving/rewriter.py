@@ -112,7 +112,7 @@ class Rewriter:
         return [
             self._text(request, jobs[number].completion)
             if number in jobs
-            else self.generator.answer.text(request.query, "")
+            else self.generator.answer.text(_printable(request.query), "")
             for number, request in enumerate(requests)
         ]
 
@@ -139,7 +139,7 @@ class Rewriter:
 
     def _text(self, request: Request, completion: str) -> str:
         answer = extract_answer(completion, self._thinking)[0][:MAX_ANSWER]
-        text = self.generator.answer.text(request.query, answer)
+        text = self.generator.answer.text(_printable(request.query), _printable(answer))
         return text or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
@@ -200,3 +200,8 @@ class Rewriter:
         self.batches += 1
         ids = self.generator([job.prompt for job in batch], batch[0].decoding)
         return [self.generator.decode(completion) for completion in ids]
+
+
+def _printable(text: str) -> str:
+    """Text with a space for each character that cannot be shown: it goes out to other systems."""
+    return "".join(c if c.isprintable() else " " for c in text)

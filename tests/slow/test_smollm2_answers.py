@@ -44,7 +44,8 @@ def texts(completions: list[str], answers: list[str]) -> list[str]:
     """Search texts as the service gives them."""
     assert len(completions) == len(answers)
     return [
-        search_text(answer) or search_text(request.query)
+        search_text("".join(c if c.isprintable() else " " for c in answer))
+        or search_text(request.query)
         for answer, request in zip(answers, REQUESTS, strict=True)
     ]
 

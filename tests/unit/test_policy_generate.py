@@ -125,7 +125,8 @@ def evaluated(policy: Path, requests: list[Request], decoding: Decoding) -> list
     """Search texts of the evaluated answers; an empty one is the query, as in serving."""
     found = CachedPolicy(policy, 3, 128, None).complete(requests, decoding)
     return [
-        search_text(completion.answer) or search_text(request.query)
+        search_text("".join(c if c.isprintable() else " " for c in completion.answer))
+        or search_text(request.query)
         for completion, request in zip(found, requests, strict=True)
     ]
 
