@@ -180,6 +180,7 @@ def explain(
 
     from ospo import registry
     from ospo.data.dataset import load_prepared
+    from ospo.policy.text import SEARCH_TEXTS
     from ospo.reports import explain as explanation
     from ospo.reports import explain_page
     from ospo.retrieval import build_retriever
@@ -187,14 +188,17 @@ def explain(
     config = load_config(params, overrides)
     data = load_prepared(PREPARED / dataset)
     asked = data.requests[explanation.find_request(data, request)]
+    rule = SEARCH_TEXTS[config.answer]
     if text is None:
         try:
             history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in asked.history]
-            [text] = registry.rewrite(config, dataset, [{"query": asked.query, "history": history}])
+            champion = registry.champion_rewriter(config, dataset)
+            rule = champion.generator.answer
+            [text] = champion.rewrite([{"query": asked.query, "history": history}])
         except registry.RegistryError as error:
             typer.echo(f"explaining the query itself ({error})", err=True)
     built = build_retriever(retriever or config.retrievers.training, config, data)
-    found = explanation.explain(config, data, built, request, text)
+    found = explanation.explain(config, data, built, request, text, rule)
     Console().print(explain_page.render(found))
     if html:
         explain_page.write_html(found, html)

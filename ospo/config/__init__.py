@@ -16,6 +16,7 @@ from ospo.config.loading import edit_params, load_config, parse_override, set_va
 from ospo.config.presets import Dpo, Model, Preset, Rft, Rl, Sft, Updates
 from ospo.config.schema import (
     DATASETS,
+    Answer,
     Config,
     Credit,
     Dataset,
@@ -32,6 +33,7 @@ __all__ = [
     "LABELS",
     "NO_QUERIES",
     "Algorithm",
+    "Answer",
     "Config",
     "Credit",
     "Data",

@@ -14,6 +14,7 @@ from ospo.config.section import Section
 
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
+Answer = Literal["rewrite", "expand"]
 
 
 class Retrievers(Section):
@@ -159,6 +160,11 @@ class Config(Section):
     )
     reward: Reward = Field(Reward(), description="The search reward: its cut-off and its memory.")
     credit: Credit = Field(Credit(), description="From a reward to token advantages.")
+    answer: Answer = Field(
+        "rewrite",
+        description="What a policy's answer is: the search text in place of the request (rewrite), "
+        "or what is added to the request (expand).",
+    )
     policy: str = Field("nano", description="Name of the preset that is trained.")
     algorithms: list[Algorithm] = Field(
         ["grpo", "ospo"],

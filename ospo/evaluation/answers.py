@@ -5,7 +5,6 @@ chunks.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,13 +12,13 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ospo.config import Config
-from ospo.data.dataset import PreparedData
+from ospo.data.dataset import PreparedData, Request
 from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.evaluation.policies import Policy
 from ospo.files import atomic_file, sha256_json
 from ospo.policy.decoding import Decoding
-from ospo.policy.text import search_text
+from ospo.policy.text import SearchText
 
 _ANSWERS = pa.schema(
     [
@@ -32,6 +31,7 @@ _ANSWERS = pa.schema(
         ("request_id", pa.string()),
         ("query", pa.string()),
         ("answer", pa.string()),
+        ("text", pa.string()),
         ("completion", pa.string()),
         ("tokens", pa.int32()),
         ("finished", pa.bool_()),
@@ -100,12 +100,16 @@ def write_answers(
             )
             for part in _chunks(rows[job.split], chunk):
                 requests = [data.requests[row] for row in part]
-                completions = policies[job.policy, job.seed].complete(requests, job.decoding)
+                policy = policies[job.policy, job.seed]
+                completions = policy.complete(requests, job.decoding)
                 count["answers"] += len(completions)
-                count["empty"] += sum(not search_text(r.answer) for r in completions)
+                count["empty"] += sum(
+                    not policy.answer.added(request.query, completion.answer)
+                    for request, completion in zip(requests, completions, strict=True)
+                )
                 count["unfinished"] += sum(not r.finished for r in completions)
                 count["prompt_cut"] += sum(r.prompt_cut for r in completions)
-                writer.write_table(_answers_table(job, part, requests, completions))
+                writer.write_table(_answers_table(job, part, requests, completions, policy.answer))
                 bar.update(len(part))
             if not any(
                 (later.policy, later.seed) == (job.policy, job.seed) for later in jobs[number + 1 :]
@@ -115,7 +119,11 @@ def write_answers(
 
 
 def _answers_table(
-    job: Job, part: np.ndarray, requests: Sequence[Any], completions: Sequence[Completion]
+    job: Job,
+    part: np.ndarray,
+    requests: Sequence[Request],
+    completions: Sequence[Completion],
+    rule: SearchText,
 ) -> pa.Table:
     n = len(completions)
     columns = {
@@ -128,6 +136,10 @@ def _answers_table(
         "request_id": [request.request_id for request in requests],
         "query": [request.query for request in requests],
         "answer": [_storable(completion.answer) for completion in completions],
+        "text": [
+            _storable(rule.text(request.query, completion.answer))
+            for request, completion in zip(requests, completions, strict=True)
+        ],
         "completion": [_storable(completion.completion) for completion in completions],
         "tokens": [completion.tokens for completion in completions],
         "finished": [completion.finished for completion in completions],

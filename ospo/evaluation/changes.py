@@ -17,7 +17,8 @@ from itertools import groupby
 
 import numpy as np
 
-from ospo.credit import get_estimator
+from ospo.credit import Credit, get_estimator
+from ospo.policy.text import SearchText
 
 _WORD = re.compile(r"\w+(?:['’\-.]\w+)*")
 
@@ -118,6 +119,19 @@ class _Edit:
             for text, share, value in zip(self.lost, shares[len(self.added) :], back, strict=True)
         )
         return Changes(raw, rewrite, self.kept_N, tuple(change_N.tolist()), lost, start - raw)
+
+
+def additions(rule: SearchText, query: str, credit: Credit) -> Changes:
+    """The changes of an answer that adds to its request, which keeps every word of it: the game of
+    its credit begins with the raw query already, so that credits are shares of the difference.
+
+    ``kept_N``: phrases that only repeat the request. Raises ValueError for another ``rule``.
+    """
+    if not rule.keeps_request:
+        raise ValueError(f"additions: a {rule.kind} does not keep the request; use changes")
+    kept_N = tuple(not rule.added(query, unit) for unit in credit.segmentation.units)
+    shares = tuple(credit.phi_N.tolist())
+    return Changes(credit.empty_value, credit.total, kept_N, shares, (), 0.0)
 
 
 def _words(text: str) -> set[str]:

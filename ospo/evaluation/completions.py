@@ -17,6 +17,7 @@ from ospo.files import atomic_file, sha256_json
 from ospo.paths import COMPLETIONS_CACHE
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt, render
+from ospo.policy.kind import read_answer_kind
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.sources import policy_hash
 from ospo.policy.weights import load_tokenizer
@@ -59,6 +60,7 @@ class CachedPolicy:
             max_prompt_tokens,
         )
         self.hash = policy_hash(model_dir)
+        self.answer = read_answer_kind(model_dir)
         self.cache = cache / self.hash if cache else None
         self.generated = 0  # completions made by this object, not read from the cache
         self._generator: Generator | None = None
@@ -86,7 +88,7 @@ class CachedPolicy:
 
     def _render(self, request: Request) -> Prompt:
         try:
-            return render(self._tokenizer, request, self.max_prompt_tokens)
+            return render(self._tokenizer, request, self.max_prompt_tokens, self.answer.kind)
         except ValueError as error:
             raise InputError(
                 "params.yaml", "max_prompt_tokens", str(error), "raise it in the policy's preset"

@@ -54,6 +54,7 @@ _TABLE = pa.schema(
         ("request_id", pa.string()),
         ("query", pa.string()),
         ("answer", pa.string()),
+        ("text", pa.string()),
         *((name, pa.float64()) for name in MEASURES),
     ]
 )
@@ -106,7 +107,7 @@ class _Scoring:
             if not wanted:
                 continue
             for part, jobs, tables in self.answers.chunks(split):
-                everything = Chunk.of(part, [table["answer"].to_pylist() for table in tables])
+                everything = Chunk.of(part, [table["text"].to_pylist() for table in tables])
                 # The whole catalogue is searched for greedy answers only.
                 greedy = [j for j, job in enumerate(jobs) if job.decoding_name == "greedy"]
                 taken = {"pool": list(range(len(jobs))), "catalogue": greedy}
@@ -188,8 +189,8 @@ def evaluate(
     seed → directory. ``note``: a sentence that a reader of the report must know; ``commands``: what
     makes this evaluation again, for the report.
 
-    - ``answers.parquet``: one row per policy × seed × request × sample: answer, tokens, whether it
-      ended by itself.
+    - ``answers.parquet``: one row per policy × seed × request × sample: answer, the search text it
+      becomes (by the policy's own kind of answers), tokens, whether it ended by itself.
     - ``evaluation.parquet``: one row per policy × seed × retriever × request × sample,
       all ``MEASURES``, ``scope`` pool or catalogue.
     - ``summary.json`` (also returned): mean nDCG@10 of greedy answers within pools, ``{"test":
@@ -216,7 +217,8 @@ def evaluate(
     means, training = _score(config, data, answers, out / "evaluation.parquet", seconds)
     with atomic_file(out / "slices.parquet") as temporary:
         slice_table(data, rows["test"]).write_parquet(temporary)
-    write_examples(config, data, training, out)
+    kinds = {name: policy.answer for (name, _), policy in reversed(opened.items())}
+    write_examples(config, data, training, out, kinds)
     details = _details(config, data) | {
         "note": note,
         "commands": list(commands),
@@ -289,13 +291,13 @@ def _check_leaks(
 def _described(
     runs: Mapping[tuple[str, int], Path | None], opened: Mapping[tuple[str, int], Policy]
 ) -> dict[str, dict[str, Any]]:
-    """Name → its runs (seed, model, content hash); ``model`` and ``hash`` are those of the
-    first.
+    """Name → its runs (seed, model, content hash); ``model``, ``hash`` and ``answer``, the kind of
+    its answers, are those of the first.
     """
     out: dict[str, dict[str, Any]] = {}
     for (name, seed), model in runs.items():
-        run = {"seed": seed, "model": str(model or ""), "hash": opened[name, seed].hash}
-        out.setdefault(name, {"model": run["model"], "hash": run["hash"], "runs": []})[
-            "runs"
-        ].append(run)
+        policy = opened[name, seed]
+        run = {"seed": seed, "model": str(model or ""), "hash": policy.hash}
+        first = {"model": run["model"], "hash": run["hash"], "answer": policy.answer.kind}
+        out.setdefault(name, first | {"runs": []})["runs"].append(run)
     return out

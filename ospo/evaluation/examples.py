@@ -2,6 +2,7 @@
 wrote and its share of the difference to the raw query.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import polars as pl
 from ospo.config import Config
 from ospo.credit import Credit
 from ospo.data.dataset import PreparedData, Request
-from ospo.evaluation.changes import Changes, changes
+from ospo.evaluation.changes import Changes, additions, changes
 from ospo.files import write_json
+from ospo.policy.text import SEARCH_TEXTS, SearchText
 from ospo.retrieval.base import Retriever
+from ospo.reward.answers import reward_of_answers
 from ospo.reward.credit import credit_engine
 from ospo.reward.search import SearchReward
 
@@ -67,11 +70,20 @@ def pick(table: Path, training: str) -> pl.DataFrame:
     )
 
 
-def write_examples(config: Config, data: PreparedData, retriever: Retriever, out: Path) -> None:
-    """Write ``out/examples.json``: one object per picked request and policy.
+def write_examples(
+    config: Config,
+    data: PreparedData,
+    retriever: Retriever,
+    out: Path,
+    kinds: Mapping[str, SearchText],
+) -> None:
+    """Write ``out/examples.json``: one object per picked request and policy. ``kinds``: policy →
+    what its answers are.
 
-    - ``query``, ``history``, ``target``, ``answer``; ``raw_rank``, ``rank``.
-    - ``empty_ndcg``, ``raw_ndcg``, ``ndcg``: nDCG@10 of no text, of the raw query, of the answer.
+    - ``query``, ``history``, ``target``, ``answer``, the search ``text``, the kind of ``answers``;
+      ``raw_rank``, ``rank``.
+    - ``empty_ndcg``, ``raw_ndcg``, ``ndcg``: nDCG@10 of an answer that says nothing (where answers
+      add to the request: of the raw query), of the raw query, of the answer.
     - ``phrases``: text, ``credit`` (they sum to ``ndcg`` − ``empty_ndcg``),
       ``kept`` (all its words stand in the request) and ``change``, its share of ``ndcg`` −
       ``raw_ndcg``.
@@ -93,37 +105,41 @@ def write_examples(config: Config, data: PreparedData, retriever: Retriever, out
             & pl.col("request_id").is_in(wanted)
         )
         .filter(pl.col("seed") == pl.col("seed").min().over("policy"))
-        .select("policy", "request_id", "answer", "row")
+        .select("policy", "request_id", "answer", "text", "row")
         .collect()
     )
     rows = picked.join(
         answers, on=["policy", "request_id"], how="left", maintain_order="left"
     ).to_dicts()
-    write_json(out / "examples.json", _examples(config, data, retriever, rows))
+    write_json(out / "examples.json", _examples(config, data, retriever, rows, kinds))
 
 
 def _examples(
-    config: Config, data: PreparedData, retriever: Retriever, picked: list[dict[str, Any]]
+    config: Config,
+    data: PreparedData,
+    retriever: Retriever,
+    picked: list[dict[str, Any]],
+    kinds: Mapping[str, SearchText],
 ) -> list[dict[str, Any]]:
-    if not picked:
-        return []
-    answers, rows = [one["answer"] for one in picked], [one["row"] for one in picked]
-    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-    engine = credit_engine(config, reward)
-    credits = engine.credit(answers, rows)
-    found = changes(
-        reward,
-        [data.requests[row].query for row in rows],
-        answers,
-        [credit.segmentation.units for credit in credits],
-        rows,
-        budget=config.credit.budget,
-        seed=config.seed,
-    )
-    return [
-        _example(one, data, credit, change)
-        for one, credit, change in zip(picked, credits, found, strict=True)
-    ]
+    search = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    found: dict[int, dict[str, Any]] = {}
+    for rule in SEARCH_TEXTS.values():
+        places = [n for n, one in enumerate(picked) if kinds[one["policy"]] is rule]
+        if not places:
+            continue
+        answers, rows = [picked[n]["answer"] for n in places], [picked[n]["row"] for n in places]
+        queries = [data.requests[row].query for row in rows]
+        engine = credit_engine(config, reward_of_answers(search, rule, data.requests))
+        credits = engine.credit(answers, rows)
+        if rule.keeps_request:
+            edits = [additions(rule, *one) for one in zip(queries, credits, strict=True)]
+        else:
+            units = [credit.segmentation.units for credit in credits]
+            settings = {"budget": config.credit.budget, "seed": config.seed}
+            edits = changes(search, queries, answers, units, rows, **settings)
+        for n, credit, change in zip(places, credits, edits, strict=True):
+            found[n] = _example(picked[n], data, credit, change) | {"answers": rule.kind}
+    return [found[n] for n in range(len(picked))]
 
 
 def _phrases(credit: Credit, change: Changes) -> list[dict[str, Any]]:
@@ -147,6 +163,7 @@ def _example(
         "history": [", ".join(filter(None, (p.name, p.type, p.colour))) for p in request.history],
         "target": target["title"],
         "answer": picked["answer"],
+        "text": picked["text"],
         "empty_ndcg": credit.empty_value,
         "raw_ndcg": picked["raw"],
         "ndcg": picked["value"],

@@ -13,12 +13,16 @@ from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.files import sha256_file
 from ospo.policy.decoding import Decoding
+from ospo.policy.text import REWRITE, SearchText
 
 
 class Policy(Protocol):
-    """Something that answers requests. ``hash`` identifies its content ("" for the raw query)."""
+    """Something that answers requests. ``hash`` identifies its content ("" for the raw query).
+    ``answer``: what its answers are, whatever params.yaml says now.
+    """
 
     hash: str
+    answer: SearchText
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """One completion per request, in order."""
@@ -33,6 +37,7 @@ class RawQuery:
     """The query itself: what any policy has to beat."""
 
     hash = ""
+    answer: SearchText = REWRITE
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """The queries."""
@@ -51,8 +56,10 @@ class AnswerFile:
     """Answers made elsewhere: JSON lines ``{"request_id": …, "answer": …}``, one per request.
 
     An answer longer than ``MAX_CHARACTERS`` is cut there and counted as unfinished, like one that
-    ran into a policy's token limit.
+    ran into a policy's token limit. Answers are whole search texts, which stand for the request.
     """
+
+    answer: SearchText = REWRITE
 
     def __init__(self, file: Path):
         self.file, self.hash = file, sha256_file(file)[:20]

@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ospo.config import Model
+from ospo.config import Answer, Model
 from ospo.data.request import Request
 from ospo.errors import InputError
 from ospo.policy.decoding import Decoding, digest, draw_seed
+from ospo.policy.kind import read_answer_kind
 from ospo.policy.prompts import fit_messages, prompt_messages, render_messages
+from ospo.policy.text import REWRITE, SearchText
 from ospo.policy.weights import load_policy
 
 __all__ = ["Decoding", "Generator", "Prompt", "end_ids", "gumbel_choice", "render"]
@@ -49,26 +51,30 @@ class Prompt:
         return digest(self.text)
 
 
-def render(tokenizer: Any, request: Request, max_prompt_tokens: int) -> Prompt:
+def render(
+    tokenizer: Any, request: Request, max_prompt_tokens: int, answer: Answer = "rewrite"
+) -> Prompt:
     """A request's prompt, through the chat template and cut to at most ``max_prompt_tokens``.
 
-    Raises ValueError where not even one word of the query fits.
+    ``answer``: the kind of answers it asks for. Raises ValueError where not even one word of the
+    query fits.
     """
-    messages, _ = fit_messages(request, tokenizer, max_prompt_tokens)
+    messages, _ = fit_messages(request, tokenizer, max_prompt_tokens, answer=answer)
     text = render_messages(tokenizer, messages)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Prompt(text, ids, messages != prompt_messages(request))
+    return Prompt(text, ids, messages != prompt_messages(request, answer=answer))
 
 
 class Generator:
     """A loaded policy that writes completions. Not for several threads at once.
 
-    Raises InputError for a network that keeps no key-value cache (recurrent ones): this loop
-    cannot run it.
+    ``answer``: what its answers are, as its folder says (:mod:`ospo.policy.kind`). Raises
+    InputError for a network that keeps no key-value cache (recurrent ones): this loop cannot run
+    it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any):
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(self, model: Any, tokenizer: Any, answer: SearchText = REWRITE):
+        self.model, self.tokenizer, self.answer = model, tokenizer, answer
         self.ends = end_ids(model, tokenizer)
         text = model.config.get_text_config()
         name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
@@ -89,7 +95,11 @@ class Generator:
         if model is not None and model.source == "scratch":
             network.set_attn_implementation("sdpa")  # the other kernel is for training only
         network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(network, tokenizer)
+        return cls(network, tokenizer, read_answer_kind(directory))
+
+    def render(self, request: Request, max_prompt_tokens: int) -> Prompt:
+        """The request's prompt, which asks for the policy's kind of answers; see :func:`render`."""
+        return render(self.tokenizer, request, max_prompt_tokens, self.answer.kind)
 
     def check_length(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise InputError where a prompt and its completion exceed the model's context."""

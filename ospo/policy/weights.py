@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ospo.config import Model
+from ospo.config import Answer, Model
 from ospo.errors import InputError
 from ospo.files import (
     MANIFEST,
@@ -34,6 +34,7 @@ from ospo.policy.checks import (
     one_line,
     only_errors,
 )
+from ospo.policy.kind import write_answer_kind
 from ospo.policy.scratch import CHAT_TEMPLATE, DTYPES, attention, build_scratch
 from ospo.policy.seen import write_seen
 from ospo.policy.sources import (
@@ -196,9 +197,10 @@ def save_policy(
     model: Model,
     directory: str | Path,
     trained_on: Iterable[str] | None = None,
+    answer: Answer = "rewrite",
 ) -> None:
     """Write a policy directory, whole or not at all: full weights, or the adapter and
-    ``base.json``; and checksums.
+    ``base.json``; the kind of answers it was trained to give; and checksums.
 
     Only the adapter that was trained is written, not the copy that a trainer keeps as reference.
     ``trained_on``: keys of the requests the policy has seen (``ospo.policy.seen``), for leak checks
@@ -215,6 +217,7 @@ def save_policy(
         else:
             network.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        write_answer_kind(temporary, answer)
         if trained_on is not None:
             write_seen(temporary, trained_on)
         write_manifest(temporary)

@@ -13,6 +13,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ospo.config import Config
 from ospo.errors import InputError
 from ospo.files import MANIFEST, sha256_file
+from ospo.policy.kind import read_answer_kind
 from ospo.registry.card import model_card
 from ospo.registry.champions import make_champion
 from ospo.registry.packaging import copy_policy, log_model
@@ -112,7 +113,9 @@ def _create(
 ) -> ModelVersion:
     """Log the staged policy as a model and make it a version, with its tags and description."""
     rl, name = config.preset.rl, model_name(dataset)
-    settings = {
+    answer = read_answer_kind(staged)
+    settings: dict[str, int | str] = {
+        "answer": answer.kind,
         "max_prompt_tokens": rl.max_prompt_tokens,
         "max_new_tokens": min(rl.max_completion_tokens, MAX_NEW_TOKENS),
     }
@@ -132,7 +135,7 @@ def _create(
         **{f"ndcg_at_10.{retriever}": f"{value:.6f}" for retriever, value in figures.items()},
         **candidate.tags,
     }
-    card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts)
+    card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts, answer)
     model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
     _ensure_model(client, name)
     return client.create_model_version(

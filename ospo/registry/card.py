@@ -2,8 +2,15 @@
 
 from collections.abc import Mapping
 
-from ospo.config import LABELS, Config
+from ospo.config import LABELS, Answer, Config
+from ospo.policy.text import REWRITE, SearchText
 from ospo.serving.requests import MAX_NEW_TOKENS
+
+_MAKES: Mapping[Answer, str] = {
+    "rewrite": "Rewrites a shopper's request into a search text",
+    "expand": "Adds to a shopper's request: the search text is the request, every word of it kept, "
+    "and what the answer adds (`answer: expand`)",
+}
 
 
 def model_card(
@@ -12,12 +19,13 @@ def model_card(
     config: Config,
     summary: Mapping[str, Mapping[str, float]],
     facts: Mapping[str, str],
+    answer: SearchText = REWRITE,
 ) -> str:
     """Markdown about a version: its figures, its data and code, what goes in and comes out, its
     limits.
 
     ``summary``: {policy: {retriever: nDCG@10}} on the test split. ``facts``: data_md5, git_commit,
-    git_dirty.
+    git_dirty. ``answer``: what the policy's answers are.
     """
     training = config.retrievers.training
     retrievers = sorted(summary[algorithm], key=lambda name: (name != training, name))
@@ -36,7 +44,7 @@ def model_card(
     ]
     return "\n".join(
         [
-            f"Rewrites a shopper's request into a search text ({dataset}). Preset "
+            f"{_MAKES[answer.kind]} ({dataset}). Preset "
             f"`{config.policy}`, trained with {label} against {training}; the other retrievers "
             "were never seen in training.",
             "",

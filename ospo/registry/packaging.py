@@ -113,7 +113,7 @@ def copy_code(target: Path) -> None:
 
 
 def log_model(
-    dataset: str, staged: Path, settings: Mapping[str, int], run_id: str, folder: Path
+    dataset: str, staged: Path, settings: Mapping[str, int | str], run_id: str, folder: Path
 ) -> str:
     """Log the pyfunc with its code, so that it loads where ospo is not installed; returns
     its URI.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
@@ -22,6 +22,9 @@ from ospo.config import Config
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, verify_manifest
 from ospo.tracking.store import client_for, describe, tracking_uri, without_password
+
+if TYPE_CHECKING:  # torch, which listing versions does not need
+    from ospo.serving.rewriter import Rewriter
 
 LOGGER = logging.getLogger("ospo.registry")
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -211,10 +214,15 @@ def rewrite(
     """Search texts of the champion for query strings or objects with query and history. For ``ospo
     rewrite``.
     """
+    return champion_rewriter(config, dataset, root).rewrite(inputs, params)
+
+
+def champion_rewriter(config: Config, dataset: str, root: str | Path = ".") -> "Rewriter":
+    """The champion, loaded; ``generator.answer`` says what its answers are."""
     from ospo.serving.rewriter import Rewriter
 
     version, directory = whole_champion(config, dataset, root)
     settings = {key: int(version.tags[key]) for key in ("max_prompt_tokens", "max_new_tokens")}
     rewriter = Rewriter.load(directory, verify=False, **settings)  # whole_champion has verified it
     LOGGER.info("%s version %d", version.name, version.version)
-    return rewriter.rewrite(inputs, params)
+    return rewriter

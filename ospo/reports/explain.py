@@ -13,8 +13,10 @@ from ospo.config import Config
 from ospo.credit import coalition_text
 from ospo.data.dataset import PreparedData, Request
 from ospo.errors import InputError
-from ospo.evaluation.changes import LostWords, changes
+from ospo.evaluation.changes import LostWords, additions, changes
+from ospo.policy.text import REWRITE, SearchText
 from ospo.retrieval.base import Retriever
+from ospo.reward.answers import reward_of_answers
 from ospo.reward.credit import credit_engine
 from ospo.reward.search import SearchReward
 
@@ -24,9 +26,9 @@ TOP = 10
 
 @dataclass(frozen=True)
 class Phrase:
-    """A phrase: its credit φ over no text, whether all its words stand in the request, its share of
-    the difference to the raw query (0 where kept), the reward without it, and the target's rank
-    without it (1-based, in the pool).
+    """A phrase: its credit φ over no text (of answers that add: over the raw query), whether all
+    its words stand in the request, its share of the difference to the raw query (0 where kept), the
+    reward without it, and the target's rank without it (1-based, in the pool).
     """
 
     text: str
@@ -53,7 +55,9 @@ class Explanation:
 
     The phrases' credits sum to ``reward`` − ``empty_reward``. Their changes, those of the ``lost``
     words of the request and ``form`` (order, repeats, punctuation) sum to ``reward`` −
-    ``raw_reward`` (:mod:`ospo.evaluation.changes`). ``estimator``: how the credit was computed.
+    ``raw_reward`` (:mod:`ospo.evaluation.changes`). ``base``: the request as it stands in a text
+    that only adds to it, before the phrases; such a text's credit is against the raw query, whose
+    reward is then ``empty_reward``. "" elsewhere. ``estimator``: how the credit was computed.
     """
 
     dataset: str
@@ -64,6 +68,7 @@ class Explanation:
     retriever: str
     k: int
     text: str
+    base: str
     phrases: tuple[Phrase, ...]
     lost: tuple[LostWords, ...]
     form: float
@@ -108,29 +113,44 @@ def find_request(data: PreparedData, request: str) -> int:
 
 
 def explain(
-    config: Config, data: PreparedData, retriever: Retriever, request: str, text: str | None = None
+    config: Config,
+    data: PreparedData,
+    retriever: Retriever,
+    request: str,
+    text: str | None = None,
+    rule: SearchText = REWRITE,
 ) -> Explanation:
     """Explain search text ``text`` (default: the raw query) for a request under an indexed
     ``retriever``.
 
-    request: a request id, or a request's query. Credit is exact for up to ten phrases, estimated
-    beyond. Raises InputError for an unknown request.
+    rule: what the answer behind the text is. Where it adds to the request, its phrases are what the
+    text adds, and the request stands before them; a text that adds nothing is the raw query, whose
+    own phrases are explained. request: a request id, or a request's query. Credit is exact for up
+    to ten phrases, estimated beyond. Raises InputError for an unknown request.
     """
     row = find_request(data, request)
     asked: Request = data.requests[row]
     text = asked.query if text is None else text
-    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    if rule.keeps_request:  # only what is added is explained; nothing added: the raw query
+        added = rule.added(asked.query, text)
+        text, rule = (added, rule) if added else (asked.query, REWRITE)
+    search = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    reward = reward_of_answers(search, rule, data.requests)
     budget = max(BUDGET, config.credit.budget)
     engine = credit_engine(config, reward, estimator="auto", budget=budget)
     (credit,) = engine.credit([text], [row])
     seg = credit.segmentation
-    (change,) = changes(
-        reward, [asked.query], [text], [seg.units], [row], budget=budget, seed=config.seed
-    )
+    if rule.keeps_request:
+        change = additions(rule, asked.query, credit)
+    else:
+        (change,) = changes(
+            search, [asked.query], [text], [seg.units], [row], budget=budget, seed=config.seed
+        )
     texts = [text, *(coalition_text(seg, mask) for mask in ~np.eye(len(seg), dtype=bool))]
     values = reward(texts, [row] * len(texts))
     target = data.item_ids.index(asked.target_id)
-    orders = _rankings(reward.pool_scores(texts, [row] * len(texts)), data.pools_RP[row])
+    assert reward.pool is not None  # a search reward's
+    orders = _rankings(reward.pool.pool_scores(texts, [row] * len(texts)), data.pools_RP[row])
     ranks = [int(np.flatnonzero(order == target)[0]) + 1 for order in orders]
     gains = dict(zip(data.pools_RP[row].tolist(), data.gains_RP[row].tolist(), strict=True))
     columns = (credit.phi_N.tolist(), change.kept_N, change.change_N, values[1:].tolist())
@@ -143,7 +163,8 @@ def explain(
         target=_item(data, target, gains[target]),
         retriever=retriever.name,
         k=config.reward.k,
-        text=text,
+        text=rule.text(asked.query, text) if rule.keeps_request else text,
+        base=rule.base(asked.query),
         phrases=phrases,
         lost=change.lost,
         form=change.form,

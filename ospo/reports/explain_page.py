@@ -31,10 +31,11 @@ def _plain(text: str) -> str:
 
 def summary(e: Explanation) -> str:
     """The figures of the whole text in one line."""
-    raw = f", raw query {e.raw_reward:.3f}" if e.rewritten else ""
+    raw = f", raw query {e.raw_reward:.3f}" if e.rewritten and not e.base else ""
+    start = "raw query" if e.base else "no text"
     how = f"; credit: {e.estimator}, {e.coalitions} coalitions" if e.estimator else ""
     return (
-        f"nDCG@{e.k} {e.reward:.3f} (no text {e.empty_reward:.3f}{raw}), target at rank {e.rank} "
+        f"nDCG@{e.k} {e.reward:.3f} ({start} {e.empty_reward:.3f}{raw}), target at rank {e.rank} "
         f"of {e.pool}{how}"
     )
 
@@ -65,6 +66,7 @@ def render(e: Explanation) -> Group:
         )
     )
     body, value = Text("text    ", style="dim"), shade(e)
+    body.append(_plain(f"{e.base}, ") if e.base else "", style="default")
     for phrase in e.phrases:
         body.append(_plain(phrase.text), style=_style(value(phrase)))
     ranking = Text("\n").join(
@@ -82,8 +84,9 @@ def render(e: Explanation) -> Group:
 def _phrase_table(e: Explanation) -> Table:
     """One row per phrase; what it did against the raw query only where there is a rewrite."""
     table = Table()
-    compared = ["from the request", "against raw"] if e.rewritten else []
-    for name in ("phrase", *compared, "credit", f"nDCG@{e.k} without", "rank without"):
+    compared = ["from the request", "against raw"] if e.rewritten and not e.base else []
+    credit = "credit against raw" if e.base else "credit"
+    for name in ("phrase", *compared, credit, f"nDCG@{e.k} without", "rank without"):
         table.add_column(name, justify="left" if name == "phrase" else "right")
     for phrase in e.phrases:
         rank = str(phrase.rank_without)
@@ -94,7 +97,7 @@ def _phrase_table(e: Explanation) -> Table:
         ]  # fmt: skip
         table.add_row(
             Text(_plain(phrase.text).strip()),
-            *(change if e.rewritten else []),
+            *(change if compared else []),
             _number(phrase.credit),
             Text(f"{phrase.reward_without:.3f} ({phrase.reward_without - e.reward:+.3f})"),
             Text(rank),

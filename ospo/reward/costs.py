@@ -28,6 +28,10 @@ class PricedReward(Reward):
 
     known: words that are not strange (:func:`known_words`); needed where ``word_cost`` is not 0.
 
+    Prices are of what was written. Where answers add to the request
+    (:class:`ospo.reward.answers.AnswerReward` within), a word that repeats the request earns
+    nothing and costs nothing: it is known, and only what the answer says again is wasted.
+
     The same function gives terminal rewards and coalition values, so credit still sums up to the
     reward. Blank texts are worth what ``reward`` says. What the reward can do, this can: pool
     scores are passed on as they are, coalition values have their texts' prices taken off.

@@ -18,6 +18,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
+from ospo.errors import InputError
 from ospo.serving.hosts import refuse_other_hosts
 from ospo.serving.requests import PARAMETERS, RequestError, check_parameters
 from ospo.serving.rewriter import Busy, Rewriter
@@ -70,13 +71,23 @@ class OspoRewriter(PythonModel):
     rewriter: Rewriter
 
     def load_context(self, context: Any) -> None:
-        """Load the policy; InputError where its files do not match their checksums."""
+        """Load the policy; InputError where its files do not match their checksums, or where the
+        model was logged with another kind of answers than the policy was trained to give.
+        """
         settings = context.model_config or {}
         self.rewriter = Rewriter.load(
             context.artifacts["policy"],
             max_prompt_tokens=int(settings["max_prompt_tokens"]),
             max_new_tokens=int(settings["max_new_tokens"]),
         )
+        kind = self.rewriter.generator.answer.kind
+        if settings.get("answer", kind) != kind:
+            raise InputError(
+                context.artifacts["policy"],
+                "answer",
+                f"is {kind}, but the model was logged as {settings['answer']!r:.40}",
+                "register the policy again",
+            )
         refuse_unknown_parameters()
         refuse_other_hosts()
 

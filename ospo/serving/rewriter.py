@@ -18,7 +18,7 @@ from ospo.data.request import Request
 from ospo.errors import OspoError
 from ospo.files import verify_manifest
 from ospo.policy.decoding import Decoding
-from ospo.policy.generate import Generator, Prompt, render
+from ospo.policy.generate import Generator, Prompt
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
 from ospo.policy.text import search_text
 from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
@@ -97,9 +97,10 @@ class Rewriter:
                 "colour": …}, …]}`` with the oldest purchase first.
             params: ``max_new_tokens`` (1 to 256), ``temperature`` (0, greedy, to 2), ``seed``.
 
-        An empty request gives an empty text; where the policy answers nothing usable, the query
-        itself is the text. Raises RequestError for inputs or parameters that are not accepted, Busy
-        under too much load.
+        What the policy's answers are, its folder says: rewrites, or additions to the request, whose
+        words are then kept. An empty request gives an empty text; where the policy answers nothing
+        usable, the query itself is the text. Raises RequestError for inputs or parameters that are
+        not accepted, Busy under too much load.
         """
         requests = parse_requests(inputs)
         decoding = parse_options(params, self.max_new_tokens, self.most_new_tokens)
@@ -109,7 +110,9 @@ class Rewriter:
                 jobs[number] = _Job(self._prompt(request), decoding)
         self._run(list(jobs.values()))
         return [
-            self._text(request, jobs[number].completion) if number in jobs else ""
+            self._text(request, jobs[number].completion)
+            if number in jobs
+            else self.generator.answer.text(_printable(request.query), "")
             for number, request in enumerate(requests)
         ]
 
@@ -127,7 +130,7 @@ class Rewriter:
         """
         while True:
             try:
-                return render(self.generator.tokenizer, request, self.max_prompt_tokens)
+                return self.generator.render(request, self.max_prompt_tokens)
             except ValueError:
                 query = clean(request.query)
                 if len(query) <= 1:
@@ -135,11 +138,9 @@ class Rewriter:
                 request = Request(query=query[: len(query) // 2])
 
     def _text(self, request: Request, completion: str) -> str:
-        answer = "".join(
-            c if c.isprintable() else " "
-            for c in extract_answer(completion, self._thinking)[0][:MAX_ANSWER]
-        )
-        return search_text(answer) or search_text(clean(request.query))
+        answer = extract_answer(completion, self._thinking)[0][:MAX_ANSWER]
+        text = self.generator.answer.text(_printable(request.query), _printable(answer))
+        return text or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
         """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that
@@ -199,3 +200,8 @@ class Rewriter:
         self.batches += 1
         ids = self.generator([job.prompt for job in batch], batch[0].decoding)
         return [self.generator.decode(completion) for completion in ids]
+
+
+def _printable(text: str) -> str:
+    """Text with a space for each character that cannot be shown: it goes out to other systems."""
+    return "".join(c if c.isprintable() else " " for c in text)

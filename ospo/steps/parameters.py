@@ -13,10 +13,11 @@ from ospo.config import ALGORITHMS, Config
 
 REAL, FRESH = "real", "fresh"
 
-# Every training step: the preset's weights, how long prompts and answers may be, and when
-# checkpoints are written.
+# Every training step: what an answer is, the preset's weights, how long prompts and answers may be,
+# and when checkpoints are written.
 _TRAINING = (
     "seed",
+    "answer",
     "policy",
     "preset.model",
     "preset.rl.max_prompt_tokens",
@@ -45,7 +46,8 @@ _OWN = {
     "rft": ("preset.rft",),
     "dpo": ("preset.dpo", "preset.rl.optimizer", "preset.rl.gradient_checkpointing"),
 }
-# Any evaluation: how answers are generated, what scores them, and the credit of its examples.
+# Any evaluation: how answers are generated, what scores them, and the credit of its examples. What
+# a policy's answers are is written in its folder.
 _EVALUATION = (
     "seed",
     "policy",
@@ -60,6 +62,7 @@ _EVALUATION = (
 )
 _PIPELINE = (
     "seed",
+    "answer",
     "policy",
     "algorithms",
     "preset",

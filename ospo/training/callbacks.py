@@ -18,7 +18,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from ospo.config import Model
+from ospo.config import Answer, Model
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
 from ospo.metrics import read_metrics
@@ -257,11 +257,14 @@ def start_metrics(out: Path, checkpoint: Path | None) -> None:
             (out / name).unlink(missing_ok=True)
 
 
-def finish(trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable[str]) -> None:
+def finish(
+    trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable[str], answer: Answer
+) -> None:
     """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main
     process.
 
-    ``seen``: keys of the requests it was trained on (``ospo.policy.seen``).
+    ``seen``: keys of the requests it was trained on (``ospo.policy.seen``). ``answer``: the kind of
+    answers it was trained to give (``ospo.policy.kind``).
     """
     if not trainer.is_world_process_zero():
         return
@@ -270,5 +273,5 @@ def finish(trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable
     # The trainer's copy of the adapter it started from.
     if isinstance(network, PeftModel) and "ref" in network.peft_config:
         network.delete_adapter("ref")
-    save_policy(network, tokenizer, model, out / "model", trained_on=seen)
+    save_policy(network, tokenizer, model, out / "model", trained_on=seen, answer=answer)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 
 from ospo.config import Model, Rl
 from ospo.files import atomic_directory, write_json
+from ospo.policy.kind import read_answer_kind
 from ospo.policy.weights import save_policy
 from ospo.training.callbacks import LOGGER, read_metrics
 
@@ -93,6 +94,7 @@ class CollapseStop(TrainerCallback):
                     self.model,
                     self.out / "good",
                     trained_on=self.seen,
+                    answer=read_answer_kind(self.start).kind,
                 )
 
     def settle(self) -> bool:

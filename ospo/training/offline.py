@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ospo.config import Config, Updates
 from ospo.errors import ConfigError, InputError
 from ospo.files import atomic_file
-from ospo.policy.generate import Decoding, Generator, render
+from ospo.policy.generate import Decoding, Generator
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.weights import quiet
 from ospo.training.prompts import prompt_rows
@@ -94,9 +94,8 @@ class _Writer:
         rl = self.config.preset.rl
         size = rl.generations
         decoding = Decoding(rl.max_completion_tokens, rl.temperature, self.config.seed)
-        tokenizer = self.generator.tokenizer
         distinct = [
-            render(tokenizer, self.data.requests[row], rl.max_prompt_tokens)
+            self.generator.render(self.data.requests[row], rl.max_prompt_tokens)
             for row in rows.tolist()
         ]
         prompts = [prompt for prompt in distinct for _ in range(size)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ospo.config import Answer
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
 from ospo.policy.prompts import fit_messages
@@ -28,15 +29,21 @@ def prompt_rows(data: PreparedData, count: int, seed: int) -> np.ndarray:
     ]
 
 
-def prompt_dataset(data: PreparedData, rows: np.ndarray, tokenizer: Any, max_tokens: int) -> Any:
-    """Dataset of ``prompt`` (conversation) and ``row`` (request row), histories cut to fit
-    ``max_tokens``.
+def prompt_dataset(
+    data: PreparedData,
+    rows: np.ndarray,
+    tokenizer: Any,
+    max_tokens: int,
+    answer: Answer = "rewrite",
+) -> Any:
+    """Dataset of ``prompt`` (conversation, which asks for that kind of ``answer``) and ``row``
+    (request row), histories cut to fit ``max_tokens``.
     """
     from datasets import Dataset
 
     known: dict[int, list[dict[str, str]]] = {}
     for row in np.unique(rows).tolist():
-        known[row], _ = fit_messages(data.requests[row], tokenizer, max_tokens)
+        known[row], _ = fit_messages(data.requests[row], tokenizer, max_tokens, answer=answer)
     return Dataset.from_dict(
         {"prompt": [known[row] for row in rows.tolist()], "row": rows.tolist()}
     )

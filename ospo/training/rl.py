@@ -73,7 +73,9 @@ def build_trainer(run: TrainingRun, algorithm: str) -> OSPOTrainer:
         model=network,
         args=arguments,
         reward_funcs=SearchRewardFunction(reward, tokenizer),
-        train_dataset=prompt_dataset(data, rows, tokenizer, rl.max_prompt_tokens),
+        train_dataset=prompt_dataset(
+            data, rows, tokenizer, rl.max_prompt_tokens, answer=config.answer
+        ),
         processing_class=tokenizer,
         engine=engine,
         redistribution=redistribution(config, algorithm),
@@ -126,4 +128,5 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     if trainer.is_world_process_zero() and collapse.settle():
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     else:
-        finish(trainer, trainer.processing_class, preset.model, out, seen)
+        answer = run.config.answer
+        finish(trainer, trainer.processing_class, preset.model, out, seen, answer)

@@ -10,8 +10,11 @@ from transformers import TrainerCallback
 from ospo.config import Config
 from ospo.credit.values import Function
 from ospo.data.dataset import PreparedData
-from ospo.errors import OspoError
-from ospo.reward import Reward, as_reward
+from ospo.errors import InputError, OspoError
+from ospo.policy.kind import read_answer_kind
+from ospo.policy.text import SEARCH_TEXTS, SearchText
+from ospo.reward import Reward
+from ospo.reward.answers import reward_of_answers
 
 OnLog = Callable[[int, dict[str, float]], None]
 OnTable = Callable[[int, list[dict[str, Any]]], None]
@@ -44,14 +47,31 @@ class TrainingRun:
 
     @property
     def policy(self) -> Path:
-        """``start``. Raises OspoError where there is none."""
+        """``start``. Raises OspoError where there is none, InputError where it was trained to give
+        another kind of answers: its first words would be of the wrong game.
+        """
         if self.start is None:
             raise OspoError(f"{self.out}: no policy to begin from. Fix: name one as `start`")
+        kind = read_answer_kind(self.start).kind
+        if kind != self.config.answer:
+            raise InputError(
+                "params.yaml",
+                "answer",
+                f"is {self.config.answer}, but the policy in {self.start} was trained to {kind}",
+                f"set answer: {kind}, or train the SFT policy again",
+            )
         return self.start
 
     @property
+    def rule(self) -> SearchText:
+        """How answers become search texts (``config.answer``)."""
+        return SEARCH_TEXTS[self.config.answer]
+
+    @property
     def scorer(self) -> Reward:
-        """``reward`` with its abilities declared. Raises OspoError where there is none."""
+        """The reward of answers: ``reward`` of the search texts that they become, with its
+        abilities declared. Raises OspoError where there is none.
+        """
         if self.reward is None:
             raise OspoError(f"{self.out}: no reward to learn from. Fix: name one as `reward`")
-        return as_reward(self.reward)
+        return reward_of_answers(self.reward, self.rule, self.data.requests)

@@ -1,9 +1,9 @@
 """Noisy teacher texts: what the policy imitates before reinforcement learning.
 
-A teacher text is the request's words and a few attributes of a relevant item, some of them lost and
-some replaced by another item's. A policy that imitates it writes well-formed, varied and imperfect
-search texts: something is left to find, and there is variety to find it in. Only requests of the
-training split are ever read.
+A teacher text is the request's words (where answers add to the request: not those) and a few
+attributes of a relevant item, some of them lost and some replaced by another item's. A policy that
+imitates it writes well-formed, varied and imperfect search texts: something is left to find, and
+there is variety to find it in. Only requests of the training split are ever read.
 """
 
 import re
@@ -15,6 +15,7 @@ import numpy as np
 
 from ospo.data.dataset import PreparedData, Request
 from ospo.policy.prompts import clean, prompt_messages
+from ospo.policy.text import REWRITE, SearchText
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _MAX_ATTRIBUTES = 4  # in one text
@@ -41,11 +42,13 @@ class Teacher:
     draw).
     """
 
-    def __init__(self, data: PreparedData, noise: float, seed: int):
+    def __init__(self, data: PreparedData, noise: float, seed: int, answer: SearchText = REWRITE):
         """``noise`` in [0, 1]: the share of attributes that are lost (two thirds) or another item's
-        (one third).
+        (one third). ``answer``: what answers are. Of one that adds to the request only what it
+        adds is written, and one attribute at least where any is known: an answer that says nothing
+        is the raw query, which a policy learns too soon and then learns nothing more.
         """
-        self.data, self.noise, self.seed = data, noise, seed
+        self.data, self.noise, self.seed, self.answer = data, noise, seed, answer
         self.rows = data.rows("train")
         self._names = data.catalogue.select("category", "colour")
         self._kinds = {
@@ -119,7 +122,7 @@ class Teacher:
         seen = set(query.split())
         own = _fresh(attributes, seen)
         picked = [own[i] for i in rng.permutation(len(own))[: rng.integers(1, _MAX_ATTRIBUTES + 1)]]
-        parts = [query]
+        parts = [] if self.answer.keeps_request else [query]
         for phrase in picked:
             roll = rng.random()
             if roll < self.noise * _LOST:
@@ -131,6 +134,9 @@ class Teacher:
                 phrase = other[rng.integers(len(other))]
             if phrase not in parts:
                 parts.append(phrase)
+        if self.answer.keeps_request:  # only what is new, and something where anything is known
+            fresh = [self.answer.added(query, phrase) for phrase in [*parts, *picked, *own]]
+            parts = [new for new in fresh[: len(parts)] if new] or [n for n in fresh if n][:1]
         # Commas mostly; now and then the words run on, so that the policy knows both ways.
         return (", " if rng.random() < 0.8 else " ").join(part for part in parts if part)
 

@@ -68,4 +68,5 @@ def run_trainer(
     for callback in [*callbacks, CheckpointMarker(), *run.callbacks]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finish(trainer, tokenizer, run.config.preset.model, run.out, seen)
+    config = run.config
+    finish(trainer, tokenizer, config.preset.model, run.out, seen, config.answer)

@@ -29,6 +29,7 @@ EVERY = TRAINING | EVALUATIONS
 # Key, or section with a dot at its end → the steps that read it. The longest entry that fits counts.
 READERS: dict[str, set[str]] = {
     "seed": EVERY,
+    "answer": TRAINING,  # evaluation reads each policy's own kind from its folder
     "policy": EVERY,
     "algorithms": EVALUATIONS,
     "tracking.": set(),
