@@ -13,6 +13,7 @@ from ospo.credit import Credit
 from ospo.data.dataset import PreparedData, Request
 from ospo.evaluation.changes import Changes, changes
 from ospo.files import write_json
+from ospo.policy.rules import RULES
 from ospo.retrieval.base import Retriever
 from ospo.reward.credit import credit_engine
 from ospo.reward.search import SearchReward
@@ -43,7 +44,7 @@ def pick(table: Path, training: str) -> pl.DataFrame:
         "request_id", raw="ndcg@10", raw_rr="rr_exact"
     )
     both = (
-        rows.filter(pl.col("policy") != "raw")
+        rows.filter(~pl.col("policy").is_in(list(RULES)))
         .join(raw, on="request_id")
         .with_columns(gain=pl.col("ndcg@10") - "raw")
     )

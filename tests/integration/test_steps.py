@@ -36,7 +36,7 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     results, registered = whole_job(settings)
     assert not any(result.skipped for result in results.values())
     summary = read_json("runs/hm/evaluation/summary.json")
-    assert set(summary["test"]) == {"raw", "sft", "grpo", "ospo"}
+    assert set(summary["test"]) == {"raw", "history", "feedback", "sft", "grpo", "ospo"}
     assert all(set(row) == {"static", "bm25"} for row in summary["test"].values())
     # Trained for three steps, it is no better than the raw query: a candidate, and nobody's
     # champion.
@@ -66,13 +66,20 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     shown = Path(
         client.download_artifacts(results["evaluation"].run_id, "tables/ndcg_at_10.json")
     ).read_text()
-    assert [row[0] for row in json.loads(shown)["data"]] == ["raw", "sft", "grpo", "ospo"]
+    assert [row[0] for row in json.loads(shown)["data"]] == [
+        "raw",
+        "history",
+        "feedback",
+        "sft",
+        "grpo",
+        "ospo",
+    ]
     assert ospo_run.data.params["credit.redistribution"] == settings.credit.redistribution
     assert "credit.redistribution" not in client.get_run(results["grpo"].run_id).data.params
     assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
 
     found = run_fresh(settings, "hm")
-    assert set(found["figures"]) == {"raw", "champion"}
+    assert set(found["figures"]) == {"raw", "history", "feedback", "champion"}
     assert (
         json.loads(registry.champion(settings, "hm").tags["fresh"])["figures"] == found["figures"]
     )
