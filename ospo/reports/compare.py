@@ -22,7 +22,8 @@ from ospo.reports.wording import ALPHA, interval_text, p_text, signed
 _FORMS = (
     "a registered version (ospo-rewriter-esci@champion, ospo-rewriter-esci/3), a run "
     "(runs/esci/grpo or its MLflow "
-    "run id), a policy directory, a .jsonl file of answers, or raw"
+    "run id), a policy directory, a .jsonl file of answers, or a rule (raw, "
+    "history, feedback)"
 )
 
 
@@ -73,9 +74,17 @@ def compare(
     """
     if a.name == b.name:
         raise InputError(a.name, "", "is named twice", "compare two different policies")
-    named = {policy.name: policy.source for policy in (a, b) if policy.source}
+    sources = {policy.name: policy.source for policy in (a, b)}
+    named = {name: source for name, source in sources.items() if source}
     evaluate(config, data, named, out, cache=cache)
-    pairs = list(dict.fromkeys([(b.name, a.name), *((name, RAW) for name in named)]))
+    left_out = read_json(out / "details.json")["rules_left_out"]
+    for policy in (a, b):
+        if policy.name in left_out:
+            fix = "compare another rule, or change that"
+            raise InputError(policy.name, "", f"cannot apply: {left_out[policy.name]}", fix)
+    pairs = list(
+        dict.fromkeys([(b.name, a.name), *((name, RAW) for name in sources if name != RAW)])
+    )
     return analyse([out], resamples=config.evaluation.resamples, seed=config.seed, pairs=pairs)
 
 

@@ -17,6 +17,7 @@ from ospo.evaluation.hits import FirstHits
 from ospo.evaluation.selection import best_rule
 from ospo.files import read_json
 from ospo.policy.rules import RULES, read_rule, write_rule
+from ospo.reports.compare import compare, resolve
 
 
 def bought(*pairs: tuple[str, str]) -> tuple[Purchase, ...]:
@@ -114,6 +115,19 @@ def test_a_rule_that_cannot_apply_is_left_out(data: PreparedData, tmp_path: Path
     left_out = read_json(out / "details.json")["rules_left_out"]
     assert set(left_out) == {"history", "feedback"}
     assert "evaluation.catalogue" in left_out["feedback"]
+
+
+def test_rules_can_be_compared(data: PreparedData, tmp_path: Path) -> None:
+    a, b = (resolve(name, shop.config()) for name in ("feedback", "history"))
+    found = compare(shop.config(), data, a, b, tmp_path / "out", cache=None).comparisons
+    assert {(c.policy, c.reference) for c in found} == {
+        ("history", "feedback"),
+        ("history", "raw"),
+        ("feedback", "raw"),
+    }
+    off = shop.config("evaluation.catalogue=false")
+    with pytest.raises(InputError, match=r"feedback: cannot apply: .*evaluation.catalogue"):
+        compare(off, data, a, b, tmp_path / "off", cache=None)
 
 
 def test_the_rule_to_beat_is_chosen_on_validation() -> None:
