@@ -104,6 +104,14 @@ def test_rules_stand_in_every_evaluation(data: PreparedData, tmp_path: Path) -> 
         evaluate(shop.config(), data, {"history": file}, tmp_path / "no", cache=None)
 
 
+def test_a_report_is_about_a_policy_even_where_a_rule_is_better(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    file = shop.write_answers(tmp_path / "a.jsonl", data, lambda r, colour: "zzz")
+    evaluate(shop.config(), data, {"mine": file}, tmp_path / "out", cache=None)
+    assert analyse([tmp_path / "out"], resamples=200).best == "mine"
+
+
 def test_a_rule_that_cannot_apply_is_left_out(data: PreparedData, tmp_path: Path) -> None:
     """Hits of the pool never stand in for a search of the catalogue."""
     bare = replace(
