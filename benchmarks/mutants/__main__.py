@@ -17,16 +17,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import cache
 from pathlib import Path
 
-from benchmarks.mutants import Mutant, mutants
+from benchmarks.mutants import Mutant, forks, mutants
 from ospo.files import sha256_file, sha256_json
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".benchmarks" / "mutants.jsonl"
 COPIED = ("ospo", "flows", "servers", "tests", "benchmarks", "docs", "configs")
+NOT_RUN = (3, 5, forks.OUTSIDE)  # pytest's internal error, no tests; another ospo was tested
 SECONDS = 900  # a mutant that makes its tests hang is caught
+# tests/conftest.py sets the same, too late for packages that are imported already.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def copy_tree(target: Path) -> None:
@@ -49,72 +61,98 @@ def key_of(mutant: Mutant) -> str:
     return sha256_json([mutant.name, mutant.old, mutant.new, mutant.tests, hashes])[:20]
 
 
-def first_failure(tests: str, folder: Path) -> str:
-    """The first failing test of pytest's arguments ``tests`` in the copy (or what else ended them);
-    "" where all pass. RuntimeError where pytest could not run them.
+class Runner:
+    """Runs pytest in a copy of the tree, each time in a fork that has the heavy packages imported
+    already (:mod:`benchmarks.mutants.forks`).
     """
-    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    environment["OSPO_SHARED"] = os.environ.get("OSPO_SHARED", str(ROOT.parent / "shared"))
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not gpu", *tests.split()]
-    try:
-        done = subprocess.run(
-            [*command, "-p", "no:cacheprovider"],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
+
+    def __init__(self, folder: Path, seconds: float = SECONDS, heavy: bool = True):
+        """``seconds``: how long one run may take. ``heavy`` false imports nothing beforehand."""
+        self.folder, self.seconds = folder.resolve(), seconds
+        self.unchanged: set[str] = set()  # tests seen to pass without any mistake
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        environment["OSPO_SHARED"] = os.environ.get("OSPO_SHARED", str(ROOT.parent / "shared"))
+        self._process = subprocess.Popen(
+            [sys.executable, forks.__file__, *(forks.HEAVY if heavy else [])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment | ENVIRONMENT,
             text=True,
-            timeout=SECONDS,
         )
-    except subprocess.TimeoutExpired:
-        return f"not done within {SECONDS} s"
-    if done.returncode not in (0, 1, 2):
-        raise RuntimeError(f"pytest {tests} exits with {done.returncode}: {done.stdout[-500:]}")
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return (lines or ["pytest failed"])[0][:160] if done.returncode else ""
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self._process.communicate()
+
+    def first_failure(self, tests: str) -> str:
+        """The first failing test of pytest's arguments ``tests``, or what else ended them; "" where
+        all pass. RuntimeError where pytest could not run them.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with tempfile.NamedTemporaryFile("r", encoding="utf-8", errors="replace") as output:
+            job = {
+                "tests": tests,
+                "folder": str(self.folder),
+                "seconds": self.seconds,
+                "output": output.name,
+            }
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            text = output.read()
+        if not answer:
+            raise RuntimeError(f"the process that runs the tests ended during {tests}")
+        code = json.loads(answer)
+        if code is None:
+            return f"not done within {self.seconds:g} s"
+        if code in NOT_RUN:
+            raise RuntimeError(f"pytest {tests} exits with {code}: {text[-500:]}")
+        lines = [line for line in text.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return (lines or ["pytest failed"])[0][:160] if code else ""
+
+    def check_unchanged(self, tests: str) -> None:
+        """Raise RuntimeError where ``tests`` fail without any mistake: they would catch
+        everything.
+        """
+        if tests not in self.unchanged:
+            if failure := self.first_failure(tests):
+                raise RuntimeError(f"without any mistake: {failure}")
+            self.unchanged.add(tests)
+
+    def caught_by(self, mutant: Mutant) -> str:
+        """The first test that notices the mistake; "" where none does."""
+        self.check_unchanged(mutant.tests)
+        original = (self.folder / mutant.file).read_text(encoding="utf-8")
+        mutant.apply(self.folder)
+        try:
+            return self.first_failure(mutant.tests)
+        finally:
+            (self.folder / mutant.file).write_text(original, encoding="utf-8")
 
 
-@cache
-def check_unchanged(tests: str, folder: Path) -> None:
-    """Raise RuntimeError where ``tests`` fail without any mistake: they would catch everything."""
-    if failure := first_failure(tests, folder):
-        raise RuntimeError(f"without any mistake: {failure}")
-
-
-def caught_by(mutant: Mutant, folder: Path) -> str:
-    """The first test that notices the mistake; "" where none does."""
-    check_unchanged(mutant.tests, folder)
-    original = (folder / mutant.file).read_text(encoding="utf-8")
-    mutant.apply(folder)
-    try:
-        return first_failure(mutant.tests, folder)
-    finally:
-        (folder / mutant.file).write_text(original, encoding="utf-8")
-
-
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--group", default="", help="one of the files' names")
-    parser.add_argument("--name", default="", help="only mutants whose name holds this")
-    parser.add_argument("--fresh", action="store_true", help="run all, whatever is kept")
-    arguments = parser.parse_args()
-    chosen = [m for m in mutants(arguments.group) if arguments.name in m.name]
+def answers(fresh: bool) -> dict[str, dict[str, object]]:
+    """What is kept of earlier runs, by key; nothing with ``fresh``."""
     KEPT.parent.mkdir(exist_ok=True)
-    kept: dict[str, dict[str, object]] = {}
-    if KEPT.is_file() and not arguments.fresh:
-        kept = {row["key"]: row for row in map(json.loads, KEPT.read_text().splitlines())}
+    if fresh or not KEPT.is_file():
+        return {}
+    return {row["key"]: row for row in map(json.loads, KEPT.read_text().splitlines())}
+
+
+def run_all(chosen: list[Mutant], kept: dict[str, dict[str, object]]) -> dict[str, object]:
+    """Counts of the chosen mutants and the survivors' names; a line to stderr for each."""
     surviving: list[str] = []
     counts = {"caught": 0, "surviving": 0, "equivalent": 0}
     with tempfile.TemporaryDirectory(prefix="ospo-mutants-") as name:
-        folder = Path(name)
-        copy_tree(folder)
+        copy_tree(Path(name))
+        runner = Runner(Path(name))
         for number, mutant in enumerate(chosen, 1):
             if mutant.equivalent:
                 counts["equivalent"] += 1
                 continue
             key, started = key_of(mutant), time.monotonic()
             if key not in kept:
-                kept[key] = {"key": key, "why": caught_by(mutant, folder)}
+                kept[key] = {"key": key, "why": runner.caught_by(mutant)}
                 with KEPT.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps(kept[key]) + "\n")
             verdict = "caught" if kept[key]["why"] else "surviving"
@@ -128,8 +166,21 @@ def main() -> None:
                 file=sys.stderr,
                 flush=True,
             )
-    print(json.dumps(counts | {"survivors": surviving}))
-    sys.exit(bool(surviving))
+        runner.close()
+    return counts | {"survivors": surviving}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--group", default="", help="one of the files' names")
+    parser.add_argument("--name", default="", help="only mutants whose name holds this")
+    parser.add_argument("--fresh", action="store_true", help="run all, whatever is kept")
+    arguments = parser.parse_args()
+    chosen = [m for m in mutants(arguments.group) if arguments.name in m.name]
+    found = run_all(chosen, answers(arguments.fresh))
+    print(json.dumps(found))
+    sys.exit(bool(found["survivors"]))
 
 
 if __name__ == "__main__":

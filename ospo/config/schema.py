@@ -147,7 +147,10 @@ class Config(Section):
     """The whole of params.yaml."""
 
     seed: int = Field(
-        0, ge=0, description="Seed of all random choices, in data, training and evaluation."
+        0,
+        ge=0,
+        le=2**31 - 1,  # numpy's legacy generator, which the trainer seeds, takes 32 bits
+        description="Seed of all random choices, in data, training and evaluation.",
     )
     data: Data = Field(description="The data sets: raw folders, split and candidate pools.")
     sample: Sample = Field(Sample(), description="Sizes of the built-in sample shops.")

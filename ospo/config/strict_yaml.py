@@ -55,6 +55,8 @@ class _Loader(yaml.SafeLoader):
         line = node.start_mark.line + 1
         try:
             value = super().construct_object(node, deep)
+        except OverflowError:  # 1:59:59:…, a float to base 60
+            raise NotYaml("a number that is too large", line, "write a smaller number") from None
         except ValueError as error:  # an integer of thousands of digits, the thirtieth of February
             problem = "too many digits" if "digits" in str(error) else str(error)
             raise NotYaml(f"{problem}: {node.value[:20]}…", line, "write another value") from None
@@ -71,6 +73,9 @@ def parse_yaml(text: str) -> Any:
         loader = _Loader(text)
         try:
             return loader.get_single_data()
+        except (OverflowError, ValueError):  # of the scanner, for "\\UFFFFFFFF"
+            fix = "write the character itself"
+            raise NotYaml("an escape beyond Unicode", loader.line + 1, fix) from None
         finally:
             loader.dispose()
     except yaml.YAMLError as error:

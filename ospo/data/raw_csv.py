@@ -6,6 +6,7 @@ first (``ospo.data.quotes``); one without is read as if there were no such thing
 """
 
 import codecs
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from ospo.errors import InputError
 
 _HEAD = 1 << 16
 _BLOCK = 1 << 20
+_OTHER_END = {"\n": re.compile(rb"\r(?![\r\n])"), "\r": re.compile(rb"\n")}
+"""What ends a line of a file whose other lines end in a line feed, in a carriage return."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def read_csv(
         absent = [pl.lit(None, dtype=pl.String).alias(name) for name in optional]
         absent = [column for column in absent if column.meta.output_name() not in columns]
         present = [name for name in optional if name in columns]
+        if not text.quoted:
+            _check_line_ends(text)
         rows = _count_rows(text, len(columns)) if text.quoted else None
         frame = collect(file, "CSV", transform(text.scan().select(*needed, *present, *absent)))
     if rows is not None and rows != len(frame):
@@ -104,6 +109,26 @@ def _count_rows(text: _Text, columns: int) -> int:
         return count_rows(text.file, text.source, columns, ord(text.line_end))
     except OSError as error:
         raise unreadable(text.source, "CSV", error) from None
+
+
+def _check_line_ends(text: _Text) -> None:
+    """Raise InputError where a line of a file without quotation marks ends in another way than the
+    rest: polars would read two rows as one, and drop the second.
+    """
+    lines, rest = 1, b""
+    with text.file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            block = rest + block
+            rest = b"\r" if block.endswith(b"\r") and text.line_end == "\n" else b""
+            block = block.removesuffix(rest) if rest else block
+            found = _OTHER_END[text.line_end].search(block)
+            end = text.line_end.encode()
+            if found:
+                where = f"line {lines + block.count(end, 0, found.start())}"
+                problem = "ends in another character than the lines before it"
+                fix = "end every line of the file in the same way"
+                raise InputError(text.source, where, problem, fix)
+            lines += block.count(end)
 
 
 @contextmanager

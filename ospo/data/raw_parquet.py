@@ -99,6 +99,7 @@ def _identifier(
     """
     if kind.is_numeric():
         number = _whole(column) if kind.is_float() else pl.col(column)
+        _check_whole(file, frame, column, number)
         if wanted == pl.String:
             stats.read_in_form(f"{column}_as_number", 1)
         return number.cast(pl.Int64, strict=False).cast(wanted).alias(column)
@@ -116,6 +117,16 @@ def _identifier(
         return (text if decimal else pl.col(column).cast(pl.String)).alias(column)
     stats.read_in_form(f"{column}_as_text", 1)
     return (text.cast(wanted) if whole or decimal else text).alias(column)
+
+
+def _check_whole(file: Path, frame: pl.LazyFrame, column: str, number: pl.Expr) -> None:
+    """Raise InputError where no value of a column of ids is a whole number of 64 bits."""
+    read = number.cast(pl.Int64, strict=False).is_not_null().any()
+    first = pl.col(column).drop_nulls().first()
+    found = collect(file, "parquet", frame.select(read=read, first=first)).row(0)
+    if found[1] is not None and not found[0]:
+        problem = f"holds no whole number of 64 bits, for example {found[1]!r:.60}"
+        raise InputError(file, column, problem, "write ids as text or as whole numbers")
 
 
 def _wrong_type(

@@ -5,6 +5,7 @@ the chat template answers within a limit of time, memory and length. Everything 
 """
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -81,6 +82,10 @@ def read_object(file: Path) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise InputError(file, "", "is not a JSON object", _FIX)
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:  # an epsilon of NaN makes every logit NaN
+        raise InputError(file, "", "holds NaN or infinity", _FIX) from None
     return value
 
 
@@ -102,6 +107,7 @@ def check_network_files(directory: Path) -> None:
             "lies beside full weights, which it would change",
             "name a folder that holds either an adapter or a model",
         )
+    _check_generation(directory / "generation_config.json")
     if (directory / WEIGHTS).is_file():
         return
     if not (directory / INDEX).is_file():
@@ -120,9 +126,41 @@ def check_network_files(directory: Path) -> None:
             )
 
 
+def _check_generation(file: Path) -> None:
+    """Raise InputError where the ids of the tokens that end an answer are unreadable: transformers
+    takes none then, and every answer runs into the limit.
+    """
+    if not file.is_file():
+        return
+    ids = read_object(file).get("eos_token_id")
+    if not all(type(i) is int for i in (ids if isinstance(ids, list) else [ids]) if i is not None):
+        problem = f"is {str(ids)[:60]!r}, no token's number nor a list of them"
+        raise InputError(file, "eos_token_id", problem, _FIX)
+
+
+# Keys of adapter_config.json whose texts peft takes for regular expressions and holds against the
+# name of every layer.
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern")
+
+
+def _check_patterns(file: Path) -> None:
+    """Raise InputError where an adapter names its layers by more than names: a regular expression
+    can take for ever.
+    """
+    config = read_object(file)
+    for key in _PATTERNS:
+        value = config.get(key)
+        for name in [value] if isinstance(value, str) else value or ():
+            if not isinstance(name, str) or not re.fullmatch(r"[\w.-]*", name):
+                problem = f"holds {str(name)[:60]!r}, which is no layer's name"
+                raise InputError(file, key, problem, "list the layers by their names")
+
+
 def check_adapter_files(directory: Path) -> None:
-    """Raise InputError unless the adapter's weights are there as safetensors."""
-    read_object(directory / "adapter_config.json")
+    """Raise InputError unless the adapter's weights are there as safetensors, and its configuration
+    names layers by plain names.
+    """
+    _check_patterns(directory / "adapter_config.json")
     if not (directory / ADAPTER).is_file():
         raise InputError(
             directory, "", f"cannot be loaded (no {ADAPTER})", "save the adapter as safetensors"
@@ -231,7 +269,9 @@ def check_template(place: str | Path, tokenizer: Any) -> None:
     if tokenizer.chat_template is None:
         raise InputError(place, "chat_template", "the tokenizer has none", "take an instruct model")
     special = json.dumps(tokenizer.special_tokens_map, default=str)
-    if problem := _template_problem(tokenizer.get_chat_template(), special):
+    with one_line(place, "chat_template"):  # several templates, and none of them the default
+        template = tokenizer.get_chat_template()
+    if problem := _template_problem(template, special):
         raise InputError(
             place, "chat_template", problem, "take a policy with an ordinary chat template"
         )

@@ -18,6 +18,7 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UNAVAILABLE
 from mlflow.pyfunc import PythonModel
 
+from ospo.serving.hosts import refuse_other_hosts
 from ospo.serving.requests import PARAMETERS, RequestError, check_parameters
 from ospo.serving.rewriter import Busy, Rewriter
 
@@ -77,6 +78,7 @@ class OspoRewriter(PythonModel):
             max_new_tokens=int(settings["max_new_tokens"]),
         )
         refuse_unknown_parameters()
+        refuse_other_hosts()
 
     def predict(  # type: ignore[override]  # MLflow allows leaving context out, its stub does not say so
         self, model_input: list[str], params: dict[str, Any] | None = None

@@ -6,8 +6,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ospo import tracking
 from ospo.errors import OspoError
 from ospo.files import sha256_file, sha256_json
@@ -48,24 +46,26 @@ def file_md5(path: Path) -> str:
 
 
 def data_md5(dataset: str) -> dict[str, str]:
-    """Path → md5 of a dataset's prepared files, from dvc.lock; hashed here where they did not come
-    through DVC.
+    """Path → md5 of a dataset's prepared files, which is DVC's name for them too.
+
+    The files themselves are read, not dvc.lock: `ospo prepare` may have written others since.
     """
-    lock = Path("dvc.lock")
-    outs: dict[str, str] = {}
-    if lock.exists():
-        stages = (yaml.safe_load(lock.read_text(encoding="utf-8")) or {}).get("stages", {})
-        outs = {
-            out["path"]: out["md5"] for out in stages.get(f"prepare@{dataset}", {}).get("outs", [])
-        }
-    files = sorted(PREPARED.joinpath(dataset).glob("*.parquet"))
-    if files and not outs:
-        outs = {path.as_posix(): file_md5(path) for path in files}
-    if not files:
-        raise OspoError(
-            f"{PREPARED / dataset}: no prepared data. Fix: run `dvc repro vectors@{dataset}`"
-        )
-    return outs
+    folder = PREPARED / dataset
+    if not any(folder.glob("*.parquet")):
+        raise OspoError(f"{folder}: no prepared data. Fix: run `dvc repro vectors@{dataset}`")
+    files = [*sorted(folder.glob("*.parquet")), *sorted(folder.glob("stats.json"))]
+    return {file.as_posix(): _known_md5(file.absolute(), *_stamp(file)) for file in files}
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache
+def _known_md5(file: Path, _size: int, _time: int) -> str:
+    # Cached: gigabytes are read once per process, as long as the file keeps size and time.
+    return file_md5(file)
 
 
 @lru_cache

@@ -31,13 +31,12 @@ SOURCES = sorted(p for top in ("ospo", "servers", "flows") for p in (ROOT / top)
 # Declared for another reason than an import of ours.
 NOT_IMPORTED = {
     "spacy": "what the tagger's package loads and runs",
-    "fastapi": "a bound on what Prefect's server takes",
     "gguf": "transformers reads GGUF files by it",
     "wordllama": "its wheel holds the static embeddings, which are read as a file",
     "psycopg2-binary": "SQLAlchemy's driver of PostgreSQL",
     "prefect-kubernetes": "Prefect's worker of that kind",
     "mkdocs-material": "a theme", "mkdocstrings": "a plug-in of mkdocs",
-    "cyclonedx-bom": "a command", "detect-secrets": "a command", "pip-audit": "a command",
+    "cyclonedx-bom": "a command", "detect-secrets": "a command", "pip-audit": "a command",  # pragma: allowlist secret
     "mypy": "a command", "ruff": "a command", "pytest-timeout": "a plug-in of pytest",
     "moto": "its server is started as a command",
 }  # fmt: skip

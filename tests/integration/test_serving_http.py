@@ -20,6 +20,7 @@ from registry_shop import QUERIES, Shop
 
 from benchmarks.serving import measure_server, served
 from ospo import registry
+from ospo.serving.hosts import allowed_hosts
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -38,6 +39,17 @@ class Client:
             )
             response = connection.getresponse()
             return response.status, response.read()
+        finally:
+            connection.close()
+
+    def status_for(self, host: str, method: str, path: str) -> int:
+        """The status of a request that names ``host``."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=90)
+        try:
+            body = json.dumps({"inputs": ["red dress"]}) if method == "POST" else None
+            headers = {"Host": host, "Content-Type": "application/json"}
+            connection.request(method, path, body, headers)
+            return connection.getresponse().status
         finally:
             connection.close()
 
@@ -76,6 +88,19 @@ def test_the_server_answers_as_the_library_does(client: Client, shop: Shop) -> N
         200,
         {"predictions": registry.rewrite(shop.config, "esci", QUERIES, params)},
     )
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/invocations"), ("GET", "/ping")])
+def test_other_names_for_this_machine_are_refused(client: Client, method: str, path: str) -> None:
+    for host in ("evil.example", f"evil.example:{client.port}", "127.0.0.1.evil.example", "x"):
+        assert client.status_for(host, method, path) == 400, host
+    for host in ("127.0.0.1", "localhost", f"localhost:{client.port}", "[::1]"):
+        assert client.status_for(host, method, path) == 200, host
+
+
+def test_configured_names_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSPO_ALLOWED_HOSTS", " Ospo.example.org,, other ")
+    assert allowed_hosts()[3:] == ["ospo.example.org", "other"]
 
 
 @pytest.mark.parametrize(

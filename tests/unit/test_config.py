@@ -63,6 +63,10 @@ def test_the_repository_params_load_and_are_frozen():
         ('tracking.experiment="\\ud800"', "tracking.experiment", "surrogate"),
         ("tracking.experiment=\udcff", "tracking.experiment", "special characters"),
         ("seed=2020-02-30", "seed", "day is out of range"),
+        ("seed=4294967296", "seed", "less than or equal to 2147483647"),
+        ("credit.clip=1" + ":59" * 3000 + ".5", "credit.clip", "a number that is too large"),
+        ('tracking.experiment="\\UFFFFFFFF"', "tracking.experiment", "beyond Unicode"),
+        ('tracking.experiment="\\U00110000"', "tracking.experiment", "beyond Unicode"),
     ],
 )
 def test_a_bad_override_is_one_line(override, key, says):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ospo.credit import CreditEngine, PoolScores, Value, group_relative_returns, paid
-from ospo.credit.bayes import Surrogate
+from ospo.credit.bayes import Surrogate, interpolate
 from ospo.credit.estimators import all_masks
 from ospo.credit.owen import owen_values, shapley_values
 
@@ -89,7 +89,7 @@ def test_evaluated_values_are_kept_by_the_surrogate() -> None:
 
 
 def test_a_text_in_which_the_retriever_sees_nothing_tells_nothing() -> None:
-    """The empty text scores every item alike; what that score is must not matter."""
+    """The empty text scores every item alike: others are inferred as if it had not been scored."""
     masks, values, scores = _game(6)
     seen = np.concatenate([[0], np.random.default_rng(0).permutation(np.arange(1, 63))[:20], [63]])
     shifted = scores[seen] + 3.0  # as if all texts scored around 3
@@ -102,6 +102,9 @@ def test_a_text_in_which_the_retriever_sees_nothing_tells_nothing() -> None:
             6, (), masks[seen], values[seen], given, lambda s: measure(s, 1)
         )
 
+    game = measure(interpolate(masks[seen[1:]], shifted[1:], masks), 1)
+    game[seen] = values[seen]
+    assert fit(zero) == pytest.approx(shapley_values(game))
     assert fit(zero) == pytest.approx(fit(same))
 
 

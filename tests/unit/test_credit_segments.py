@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ospo.credit import Segmentation, merge_segments, segment, segment_many
+from ospo.credit import Segmentation, merge_segments, segment, segment_many, segments
 from ospo.credit.segments import load_tagger
 
 KINDS = ["phrases", "delimiters", "sentences", "tokens"]
@@ -230,3 +230,13 @@ def test_the_tagger_forgets_the_words_of_texts() -> None:
     assert all(len(one) > 1 for one in found)
     assert "zq1007" not in strings
     assert len(strings) - before < 20
+
+
+def test_segments_of_old_texts_are_forgotten(monkeypatch):
+    """A training run says texts without end: what is remembered of them has a bound."""
+    monkeypatch.setattr(segments, "CACHE_TEXTS", 5)
+    for i in range(12):
+        segment(f"blue linen dress {i}, soft cotton lining {i}")
+    assert len(segments._cache) == 5
+    assert len(segments._clause_cache) == 5
+    assert ("blue linen dress 11, soft cotton lining 11", "phrases", "none") in segments._cache

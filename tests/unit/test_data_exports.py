@@ -12,6 +12,7 @@ from conftest import ROOT
 from ospo.data.dataset import load_prepared
 from ospo.data.prepare import prepare
 from ospo.data.stats import FORMS, Stats
+from ospo.errors import InputError
 from ospo.reports.data_check import check_folder
 
 EXAMPLES = "shopping_queries_dataset_examples.parquet"
@@ -223,6 +224,41 @@ def test_files_in_utf16_with_carriage_returns(encoding, hm_raw, tmp_path, tiny_c
     stats = prepare("hm", raw, tmp_path / "out", tiny_config)
     assert stats["read_as"] == {"file_in_utf16": 3, "file_with_carriage_returns": 3}
     assert _digests(tmp_path / "usual") == _digests(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("usual", "other", "line"),
+    [("\n", "\r", 41), ("\r", "\n", 41), ("\r\n", "\r", 41)],
+    ids=["\\r after \\n", "\\n after \\r", "\\r after \\r\\n"],
+)
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_lines_that_end_in_several_ways_are_one_line(
+    usual, other, line, block, hm_raw, tmp_path, tiny_config, monkeypatch
+):
+    monkeypatch.setattr("ospo.data.raw_csv._BLOCK", block)
+    monkeypatch.setattr("ospo.data.raw_csv._HEAD", 1 << 10)
+    raw = tmp_path / "raw"
+    shutil.copytree(hm_raw, raw)
+    file = raw / "customers.csv"
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert not any('"' in text for text in lines)
+    assert len("".join(lines[:40])) > 1 << 10  # what follows is beyond the head
+    text = usual.join(lines[:41]) + other + usual.join(lines[41:]) + usual
+    file.write_bytes(text.encode())
+    says = rf"customers.csv: line {line}: ends in another character"
+    with pytest.raises(InputError, match=says):
+        prepare("hm", raw, tmp_path / "out", tiny_config)
+
+
+@pytest.mark.parametrize(
+    "value", [pl.col("query_id") + 0.5, pl.col("query_id").cast(pl.UInt64) + 2**63]
+)
+def test_numbers_that_name_no_query_are_one_line(value, esci_raw, tmp_path, tiny_config):
+    raw = tmp_path / "raw"
+    shutil.copytree(esci_raw, raw)
+    _change(raw, {EXAMPLES: lambda frame: frame.with_columns(query_id=value)})
+    with pytest.raises(InputError, match="query_id: holds no whole number of 64 bits, for example"):
+        prepare("esci", raw, tmp_path / "out", tiny_config)
 
 
 @pytest.mark.parametrize("worse_first", [True, False])

@@ -177,6 +177,20 @@ def test_an_adapters_tensors_and_layers_correspond(adapter: Path, change: str) -
     refused(adapter, "weights")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("target_modules", "(([a-z._0-9])+)+!"),
+        ("exclude_modules", "(a|a)*$"),
+        ("rank_pattern", {"(.*)*x": 4}),
+        ("layers_pattern", ["(.+)+"]),
+    ],
+)
+def test_an_adapter_names_its_layers_by_names(adapter: Path, key: str, value: object) -> None:
+    edit_json(adapter / "adapter_config.json", **{key: value})
+    refused(adapter, f"{key}: holds .* no layer's name")
+
+
 def truncated(directory: Path) -> None:
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
@@ -213,7 +227,30 @@ def other_code(directory: Path) -> None:
     (directory / "evil.py").write_text("raise SystemExit('code from the folder was run')")
 
 
+def templates_without_default(directory: Path) -> None:
+    (directory / "chat_template.jinja").unlink()
+    templates = [{"name": name, "template": "x"} for name in ("tool_use", "rag")]
+    edit_json(directory / "tokenizer_config.json", chat_template=templates)
+
+
+def epsilon_nan(directory: Path) -> None:
+    file = directory / "config.json"
+    values = read_json(file) | {"rms_norm_eps": float("nan")}
+    file.write_text(json.dumps(values))
+    resign(directory)
+
+
+def end_is_text(directory: Path) -> None:
+    edit_json(directory / "generation_config.json", eos_token_id=["</s>"])
+
+
+def generation_no_json(directory: Path) -> None:
+    (directory / "generation_config.json").write_text("[1")
+    resign(directory)
+
+
 BROKEN = [truncated, no_json, broken_tokenizer, short_network, quantized, kernels, other_code]
+BROKEN += [templates_without_default, epsilon_nan, end_is_text, generation_no_json]
 
 
 @pytest.mark.parametrize("spoil", BROKEN, ids=lambda f: f.__name__)
