@@ -11,7 +11,7 @@ import polars as pl
 
 from ospo.config import ALGORITHMS
 from ospo.errors import InputError
-from ospo.evaluation.selection import best_policy
+from ospo.evaluation.selection import best_policy, best_rule
 from ospo.evaluation.slices import SLICES, in_order
 from ospo.evaluation.statistics import (
     Interval,
@@ -25,6 +25,7 @@ from ospo.evaluation.statistics import (
 )
 from ospo.evaluation.tables import Measures, load_values, measure_means, shoppers, slice_rows
 from ospo.files import read_json
+from ospo.policy.rules import RULES
 
 SLICE_RESAMPLES = 2000  # slices are hints: fewer draws are enough
 
@@ -116,8 +117,10 @@ def analyse(
     """Analyse evaluations of the same policies: one directory (which may hold several seeds), or
     one per seed.
 
-    ``pairs`` are the comparisons tested, by default each policy against the raw query, the RL
-    policies against SFT and OSPO against GRPO. With several seeds a request's value is its mean
+    ``pairs`` are the comparisons tested, by default each policy against the raw query, those
+    that are no rules against the best rule, the RL policies against SFT and OSPO against GRPO.
+
+    With several seeds a request's value is its mean
     over seeds, intervals come from drawing seeds and requests, and p is the larger one of the tests
     over requests and over seeds. Raises InputError.
     """
@@ -126,7 +129,8 @@ def analyse(
     draws_BPE, means_PE = sample.draws(), sample.means()
     learned = [policy for policy in sample.policies if policy != reference]
     best = _best(directories[0], learned, sample.retrievers[0]) if learned else reference
-    pairs = list(pairs) if pairs is not None else _default_pairs(sample.policies, reference)
+    rule = _strongest(directories[0], sample.retrievers[0])
+    pairs = list(pairs) if pairs is not None else _default_pairs(sample.policies, reference, rule)
     groups_R, base = sample.groups_R, sample.place(reference)
     seed_means_SPE = sample.values_SPER.mean(axis=3)
     requests = sample.values_SPER.shape[3]
@@ -226,9 +230,17 @@ def _comparisons(
     return comparisons
 
 
-def _default_pairs(policies: Sequence[str], reference: str) -> list[tuple[str, str]]:
-    learned = [policy for policy in policies if policy != reference]
-    pairs = [(policy, reference) for policy in learned]
+def _strongest(directory: Path, training: str) -> str:
+    """The best rule by validation requests; the raw query for evaluations without rules."""
+    summary = read_json(directory / "summary.json")
+    return best_rule(summary, training) if RULES.keys() & summary["validation"].keys() else "raw"
+
+
+def _default_pairs(policies: Sequence[str], reference: str, rule: str) -> list[tuple[str, str]]:
+    pairs = [(policy, reference) for policy in policies if policy != reference]
+    learned = [policy for policy in policies if policy not in {reference, *RULES}]
+    if rule != reference:
+        pairs += [(policy, rule) for policy in learned]
     if "sft" in learned:
         pairs += [(policy, "sft") for policy in learned if policy != "sft"]
     if {"ospo", "grpo"} <= set(learned):
@@ -241,8 +253,9 @@ def _best(directory: Path, learned: Sequence[str], training: str) -> str:
     the best.
     """
     summary = read_json(directory / "summary.json")
+    others = [policy for policy in learned if policy not in RULES]
     trained = [policy for policy in learned if policy in ALGORITHMS]
-    return best_policy(summary, training, trained or learned)
+    return best_policy(summary, training, trained or others or learned)
 
 
 def _slices(sample: _Sample, best: str, reference: str) -> list[Slice]:

@@ -25,19 +25,20 @@ from ospo.evaluation import leaks
 from ospo.evaluation.answers import Answers, Job, choose_requests, plan, write_answers
 from ospo.evaluation.completions import CACHE
 from ospo.evaluation.examples import write_examples
+from ospo.evaluation.hits import FirstHits
 from ospo.evaluation.measures import MEASURES
-from ospo.evaluation.policies import Policy, open_policy
+from ospo.evaluation.policies import Policy, RulePolicy, open_policy
 from ospo.evaluation.provenance import lineage
 from ospo.evaluation.scoring import Chunk, score_chunk
 from ospo.evaluation.selection import Summary
 from ospo.evaluation.slices import slice_table
 from ospo.files import atomic_file, write_json
+from ospo.policy.rules import RAW, RULES
 from ospo.retrieval import build_retriever, families
 from ospo.retrieval.base import Retriever
 
 __all__ = ["Source", "evaluate"]
 
-RAW = "raw"
 # Requests scored at once: (chunk x policies) texts and their pools are all that is in memory.
 CHUNK = 2048
 Source = str | Path | None
@@ -150,10 +151,17 @@ class _Scoring:
 
 def _runs(
     policies: Mapping[str, Source | Sequence[Source] | Mapping[int, Source]], seed: int
-) -> dict[tuple[str, int], Path | None]:
-    """(name, training seed) → where that policy is. Raises InputError for a name without any."""
-    runs: dict[tuple[str, int], Path | None] = {(RAW, seed): None}
+) -> dict[tuple[str, int], Path]:
+    """(name, training seed) → where that policy is; rules are none of them.
+
+    Raises InputError for a name without any, or a rule's name with one.
+    """
+    runs: dict[tuple[str, int], Path] = {}
     for name, given in policies.items():
+        if name in RULES:
+            if given is not None:
+                raise InputError("policies", name, "is the name of a rule", "name it otherwise")
+            continue
         if given is None or isinstance(given, str | Path):
             seeds: dict[int, Source] = {seed: given}
         else:
@@ -165,9 +173,10 @@ def _runs(
                 "names no policy",
                 "give at least one directory or file of answers",
             )
-        runs |= {
-            (name, s): Path(source) if source is not None else None for s, source in seeds.items()
-        }
+        for s, source in seeds.items():
+            if source is None:
+                raise InputError("policies", name, "names no policy", f"call the raw query {RAW!r}")
+            runs[name, s] = Path(source)
     return runs
 
 
@@ -184,8 +193,9 @@ def evaluate(
 ) -> Summary:
     """Evaluate ``policies`` and write everything under ``out``.
 
-    ``policies``: name → policy directory, file of answers (``policies.AnswerFile``) or None, the
-    raw query. A policy trained under several seeds is a list of them (seeds 0, 1, …) or a mapping
+    ``policies``: name → policy directory or file of answers (``policies.AnswerFile``). The rules
+    (``ospo.policy.rules``) that apply to the data are always evaluated too.
+    A policy trained under several seeds is a list of them (seeds 0, 1, …) or a mapping
     seed → directory. ``note``: a sentence that a reader of the report must know; ``commands``: what
     makes this evaluation again, for the report.
 
@@ -208,13 +218,16 @@ def evaluate(
     limit = config.evaluation.max_requests
     rows = {split: choose_requests(data, split, limit) for split in ("validation", "test")}
     leak_checks = _check_leaks(data, rows, runs)
-    opened = {key: open_policy(model, config, cache) for key, model in runs.items()}
+    built: dict[str, Retriever] = {}
+    rules, left_out = _rules(config, data, rows, built)
+    opened: dict[tuple[str, int], Policy] = {(name, config.seed): rules[name] for name in rules}
+    opened |= {key: open_policy(model, config, cache) for key, model in runs.items()}
     jobs = plan(config, opened)
     out.mkdir(parents=True, exist_ok=True)
     counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk)
     seconds = {"rewrite": time.perf_counter() - started}
     answers = Answers(out / "answers.parquet", jobs, rows, chunk)
-    means, training = _score(config, data, answers, out / "evaluation.parquet", seconds)
+    means, training = _score(config, data, answers, out / "evaluation.parquet", seconds, built)
     with atomic_file(out / "slices.parquet") as temporary:
         slice_table(data, rows["test"]).write_parquet(temporary)
     kinds = {name: policy.answer for (name, _), policy in reversed(opened.items())}
@@ -226,6 +239,7 @@ def evaluate(
         "requests": {split: len(chosen) for split, chosen in rows.items()},
         "answers": counts,
         "leak_checks": leak_checks,
+        "rules_left_out": left_out,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
     write_json(out / "details.json", details)
@@ -235,17 +249,22 @@ def evaluate(
 
 
 def _score(
-    config: Config, data: PreparedData, answers: Answers, file: Path, seconds: dict[str, float]
+    config: Config,
+    data: PreparedData,
+    answers: Answers,
+    file: Path,
+    seconds: dict[str, float],
+    built: dict[str, Retriever],
 ) -> tuple[_Means, Retriever]:
     """Write the table of all measures to ``file``, adding to ``seconds`` what each retriever took;
-    returns the summary's means and the training retriever.
+    returns the summary's means and the training retriever. ``built``: what is built already.
     """
     means, training = _Means(), None
     names = _retrievers(config)
     with atomic_file(file) as temporary, pq.ParquetWriter(temporary, _TABLE) as writer:
         scoring = _Scoring(config, data, answers, writer, means, seconds)
         for family in families(names):
-            shared: dict[str, Retriever] = {}
+            shared = built if config.retrievers.training in family else {}
             for name in family:
                 begun = time.perf_counter()
                 build_retriever(name, config, data, shared)
@@ -255,6 +274,27 @@ def _score(
             training = shared.get(config.retrievers.training, training)
     assert training is not None
     return means, training
+
+
+def _rules(
+    config: Config,
+    data: PreparedData,
+    rows: Mapping[str, np.ndarray],
+    built: dict[str, Retriever],
+) -> tuple[dict[str, RulePolicy], dict[str, str]]:
+    """The rules that apply to the evaluated requests, and why the others are left out."""
+    lengths = data.requests.frame["history"].list.len().to_numpy()
+    bought = any(lengths[chosen].any() for chosen in rows.values())
+    hits = FirstHits(config, data, built)
+    rules, left_out = {}, {}
+    for name, rule in RULES.items():
+        if rule.reads_history and not bought:
+            left_out[name] = "no evaluated request has earlier purchases"
+        elif rule.reads_hits and not config.evaluation.catalogue:
+            left_out[name] = "the whole catalogue is not searched (evaluation.catalogue is false)"
+        else:
+            rules[name] = RulePolicy(rule, hits)
+    return rules, left_out
 
 
 def _retrievers(config: Config) -> list[str]:
@@ -274,7 +314,7 @@ def _details(config: Config, data: PreparedData) -> dict[str, Any]:
 
 
 def _check_leaks(
-    data: PreparedData, rows: Mapping[str, np.ndarray], runs: Mapping[tuple[str, int], Path | None]
+    data: PreparedData, rows: Mapping[str, np.ndarray], runs: Mapping[tuple[str, int], Path]
 ) -> dict[str, dict[str, int]]:
     """How many keys of the split, and how many requests of each policy's training, were compared.
     Raises LeakError.
@@ -283,20 +323,19 @@ def _check_leaks(
     evaluated = np.concatenate(list(rows.values()))
     logs: dict[str, int] = {}
     for (name, _), model in runs.items():
-        if model is not None:
-            logs[name] = logs.get(name, 0) + leaks.check_policy(data, evaluated, name, model)
+        logs[name] = logs.get(name, 0) + leaks.check_policy(data, evaluated, name, model)
     return {"compared": compared, "training_requests": logs}
 
 
 def _described(
-    runs: Mapping[tuple[str, int], Path | None], opened: Mapping[tuple[str, int], Policy]
+    runs: Mapping[tuple[str, int], Path], opened: Mapping[tuple[str, int], Policy]
 ) -> dict[str, dict[str, Any]]:
     """Name → its runs (seed, model, content hash); ``model``, ``hash`` and ``answer``, the kind of
     its answers, are those of the first.
     """
     out: dict[str, dict[str, Any]] = {}
-    for (name, seed), model in runs.items():
-        policy = opened[name, seed]
+    for (name, seed), policy in opened.items():
+        model = runs.get((name, seed))  # a rule has none
         run = {"seed": seed, "model": str(model or ""), "hash": policy.hash}
         first = {"model": run["model"], "hash": run["hash"], "answer": policy.answer.kind}
         out.setdefault(name, first | {"runs": []})["runs"].append(run)

@@ -14,6 +14,7 @@ from ospo.credit import Credit
 from ospo.data.dataset import PreparedData, Request
 from ospo.evaluation.changes import Changes, additions, changes
 from ospo.files import write_json
+from ospo.policy.rules import RULES
 from ospo.policy.text import SEARCH_TEXTS, SearchText
 from ospo.retrieval.base import Retriever
 from ospo.reward.answers import reward_of_answers
@@ -46,7 +47,7 @@ def pick(table: Path, training: str) -> pl.DataFrame:
         "request_id", raw="ndcg@10", raw_rr="rr_exact"
     )
     both = (
-        rows.filter(pl.col("policy") != "raw")
+        rows.filter(~pl.col("policy").is_in(list(RULES)))
         .join(raw, on="request_id")
         .with_columns(gain=pl.col("ndcg@10") - "raw")
     )

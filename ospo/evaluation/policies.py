@@ -3,7 +3,7 @@ system.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +13,13 @@ from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.files import sha256_file
 from ospo.policy.decoding import Decoding
+from ospo.policy.rules import RULES, Rule
 from ospo.policy.text import REWRITE, SearchText
 
 
 class Policy(Protocol):
-    """Something that answers requests. ``hash`` identifies its content ("" for the raw query).
-    ``answer``: what its answers are, whatever params.yaml says now.
+    """Something that answers requests. ``hash`` identifies its content ("" for a rule). ``answer``:
+    what its answers are, whatever params.yaml says now.
     """
 
     hash: str
@@ -33,15 +34,26 @@ class Policy(Protocol):
         ...
 
 
-class RawQuery:
-    """The query itself: what any policy has to beat."""
+Titles = Callable[[Sequence[Request]], list[tuple[str, ...]]]
+
+
+class RulePolicy:
+    """A rule (``ospo.policy.rules``): what any policy has to beat.
+
+    ``titles``: of each request's first hits, asked for only where the rule reads them.
+    """
 
     hash = ""
     answer: SearchText = REWRITE
 
+    def __init__(self, rule: Rule, titles: Titles):
+        self.rule, self.titles = rule, titles
+
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
-        """The queries."""
-        return [Completion(request.query, request.query, 0, True) for request in requests]
+        """The rule's texts."""
+        found = self.titles(requests) if self.rule.reads_hits else [()] * len(requests)
+        texts = map(self.rule.text, requests, found)
+        return [Completion(text, text, 0, True) for text in texts]
 
     def release(self) -> None:
         """Nothing to give back."""
@@ -121,7 +133,7 @@ def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
     policies: dict[str, list[Path]] = {}
     for text in given:
         name, equals, place = text.partition("=")
-        if not equals or not name.strip() or not place.strip() or name.strip() == "raw":
+        if not equals or not name.strip() or not place.strip() or name.strip() in RULES:
             raise InputError(
                 "--policy", text, "is not NAME=PATH", "for example --policy ospo=runs/esci/ospo"
             )
@@ -132,15 +144,12 @@ def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
     return policies
 
 
-def open_policy(source: Path | None, config: Config, cache: Path | None) -> Policy:
-    """The policy at ``source`` (None: the raw query; a ``.jsonl`` file: its answers; else a policy
-    directory).
+def open_policy(source: Path, config: Config, cache: Path | None) -> Policy:
+    """The policy at ``source`` (a ``.jsonl`` file: its answers; else a policy directory).
 
     Raises InputError where there is none. A directory's model is loaded when it first has to
     answer.
     """
-    if source is None:
-        return RawQuery()
     if source.suffix == ".jsonl":
         if not source.is_file():
             raise InputError(

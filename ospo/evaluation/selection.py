@@ -4,23 +4,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ospo.config import LABELS
+from ospo.policy.rules import RULES
+
+# In the order of tables: the rules (the raw query first), SFT, the algorithms.
+NAMES = {name: rule.label for name, rule in RULES.items()} | {
+    name: text for name, text in LABELS.items() if name not in RULES
+}
 
 Summary = Mapping[str, Mapping[str, Mapping[str, float]]]  # split → policy → retriever → nDCG@10
 
 
 def label(policy: str) -> str:
     """A policy's name as tables show it."""
-    return LABELS.get(policy, policy)
+    return NAMES.get(policy, policy)
 
 
 def ordered(policies: Any) -> list[str]:
-    """Policies in the tables' order: raw query, SFT, the algorithms, OSPO, then any other in the
-    given order.
+    """Policies in the tables' order: raw query, the other rules, SFT, the algorithms, OSPO, then
+    any other in the given order.
     """
     names = list(policies)
-    return [name for name in LABELS if name in names] + [
-        name for name in names if name not in LABELS
-    ]
+    return [name for name in NAMES if name in names] + [name for name in names if name not in NAMES]
 
 
 def best_policy(
@@ -36,3 +40,12 @@ def best_policy(
     if not known:
         raise ValueError(f"none of {', '.join(policies)} was evaluated")
     return max(known, key=lambda policy: table[policy][training_retriever])
+
+
+def best_rule(summary: Summary, training_retriever: str) -> str:
+    """The rule that a policy has to beat: the evaluated one with the highest validation nDCG@10 on
+    the training retriever, so that test requests do not choose it. Ties go to the raw query.
+
+    Raises ValueError where none was evaluated.
+    """
+    return best_policy(summary, training_retriever, tuple(RULES))

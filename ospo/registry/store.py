@@ -131,7 +131,7 @@ def champion(config: Config, dataset: str, root: str | Path = ".") -> Version:
     raise RegistryError(
         f"{model_name(dataset)}: no champion is registered. Fix: run `make demo`; or, where "
         "candidates "
-        f"were not better than the raw query (`ospo models`), `ospo promote --dataset {dataset}`"
+        f"were not better than the best rule (`ospo models`), `ospo promote --dataset {dataset}`"
     )
 
 

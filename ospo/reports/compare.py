@@ -13,15 +13,17 @@ from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
 from ospo.evaluation.analysis import Analysis, analyse
 from ospo.evaluation.completions import CACHE
-from ospo.evaluation.evaluate import RAW, evaluate
+from ospo.evaluation.evaluate import evaluate
 from ospo.files import read_json
 from ospo.paths import RUNS
+from ospo.policy.rules import RAW, RULES
 from ospo.reports.wording import ALPHA, interval_text, p_text, signed
 
 _FORMS = (
     "a registered version (ospo-rewriter-esci@champion, ospo-rewriter-esci/3), a run "
     "(runs/esci/grpo or its MLflow "
-    "run id), a policy directory, a .jsonl file of answers, or raw"
+    "run id), a policy directory, a .jsonl file of answers, or a rule (raw, "
+    "history, feedback)"
 )
 
 
@@ -37,8 +39,8 @@ def resolve(reference: str, config: Config, runs: Path = RUNS) -> Named:
     """The policy that ``reference`` names. Raises InputError (or the registry's one line) where
     there is none.
     """
-    if reference == RAW:
-        return Named(RAW, None)
+    if reference in RULES:
+        return Named(reference, None)
     path = Path(reference)
     if path.suffix == ".jsonl" or path.is_dir():
         return Named(reference, path / "model" if (path / "model").is_dir() else path)
@@ -72,9 +74,17 @@ def compare(
     """
     if a.name == b.name:
         raise InputError(a.name, "", "is named twice", "compare two different policies")
-    named = {policy.name: policy.source for policy in (a, b) if policy.name != RAW}
+    sources = {policy.name: policy.source for policy in (a, b)}
+    named = {name: source for name, source in sources.items() if source}
     evaluate(config, data, named, out, cache=cache)
-    pairs = list(dict.fromkeys([(b.name, a.name), *((name, RAW) for name in named)]))
+    left_out = read_json(out / "details.json")["rules_left_out"]
+    for policy in (a, b):
+        if policy.name in left_out:
+            fix = "compare another rule, or change that"
+            raise InputError(policy.name, "", f"cannot apply: {left_out[policy.name]}", fix)
+    pairs = list(
+        dict.fromkeys([(b.name, a.name), *((name, RAW) for name in sources if name != RAW)])
+    )
     return analyse([out], resamples=config.evaluation.resamples, seed=config.seed, pairs=pairs)
 
 

@@ -79,7 +79,7 @@ def run_evaluation(config: Config, dataset: str, parents: ParentRuns = NO_PARENT
         from ospo.evaluation.evaluate import evaluate
 
         log_prepared(run, dataset, "evaluation")
-        models = {"raw": None} | {name: policy_directory(dataset, name) for name in policies}
+        models = {name: policy_directory(dataset, name) for name in policies}
         data = load_prepared(PREPARED / dataset)
         commands = _commands(dataset, list(policies))
         figures = evaluate(config, data, models, directory, commands=commands)["test"]

@@ -19,7 +19,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
 
     The better one is chosen on validation requests. It is a challenger: it becomes the champion
     only if the paired comparison on held-out requests allows it (:mod:`ospo.registry.promotion`),
-    with the champion there is, or else with the raw query: no policy is better than a bad one. A
+    with the best rule and the champion there is: no policy is better than a bad one. A
     policy that is registered already is not registered again.
     """
     from ospo import registry
@@ -57,7 +57,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> str:
-    """Compare the newly registered challenger with the champion, or the raw query, on the same
+    """Compare the newly registered challenger with the best rule and the champion on the same
     requests; the reason.
     """
     from ospo import registry
@@ -69,7 +69,7 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> st
     if not any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
         evaluation = RUNS / dataset / "evaluation"
         return promotion.consider(
-            config, dataset, evaluation, challenger=policy, champion=promotion.RAW
+            config, dataset, evaluation, challenger=policy, champion=None
         ).reason
     _, champion_dir = registry.whole_champion(config, dataset)
     directory = RUNS / dataset / "promotion"

@@ -12,6 +12,7 @@ from conftest import ROOT, micro_config
 
 from ospo import registry, steps, tracking
 from ospo.errors import OspoError
+from ospo.evaluation.selection import best_rule
 from ospo.files import read_json
 from ospo.policy.weights import load_policy
 from ospo.steps.fresh import run_fresh
@@ -36,14 +37,16 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     results, registered = whole_job(settings)
     assert not any(result.skipped for result in results.values())
     summary = read_json("runs/hm/evaluation/summary.json")
-    assert set(summary["test"]) == {"raw", "sft", "grpo", "ospo"}
+    assert set(summary["test"]) == {"raw", "history", "feedback", "sft", "grpo", "ospo"}
     assert all(set(row) == {"static", "bm25"} for row in summary["test"].values())
-    # Trained for three steps, it is no better than the raw query: a candidate, and nobody's
+    # Trained for three steps, it is no better than a rule: a candidate, and nobody's
     # champion.
     assert registered["aliases"] == ["challenger"]
     assert "not" in registered["decision"]
     [version] = registry.models(settings)
-    assert json.loads(version.tags["decision"])["against"] == "raw"
+    # The rule to beat is chosen on validation requests.
+    rule = best_rule(summary, "static")
+    assert json.loads(version.tags["decision"])["against"] == rule
     with pytest.raises(registry.RegistryError, match="ospo promote --dataset hm"):
         registry.rewrite(settings, "hm", ["a dress"])
     registry.promote(settings, "hm")
@@ -66,7 +69,14 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     shown = Path(
         client.download_artifacts(results["evaluation"].run_id, "tables/ndcg_at_10.json")
     ).read_text()
-    assert [row[0] for row in json.loads(shown)["data"]] == ["raw", "sft", "grpo", "ospo"]
+    assert [row[0] for row in json.loads(shown)["data"]] == [
+        "raw",
+        "history",
+        "feedback",
+        "sft",
+        "grpo",
+        "ospo",
+    ]
     assert ospo_run.data.params["credit.redistribution"] == settings.credit.redistribution
     used = json.loads((results["ospo"].directory / "trainer_args.json").read_text())["credit"]
     assert used["estimator_used"] in ("exact", "surrogate", "bayes")
@@ -76,7 +86,7 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
 
     found = run_fresh(settings, "hm")
-    assert set(found["figures"]) == {"raw", "champion"}
+    assert set(found["figures"]) == {"raw", "history", "feedback", "champion"}
     assert (
         json.loads(registry.champion(settings, "hm").tags["fresh"])["figures"] == found["figures"]
     )

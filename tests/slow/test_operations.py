@@ -235,7 +235,7 @@ def test_people_promote_and_the_champion_is_checked_on_fresh_data(
     )
     assert "| champion |" in artifact["data"]
     found = json.loads(client.get_model_version("ospo-rewriter-esci", "1").tags["fresh"])
-    assert set(found["figures"]) == {"raw", "champion"}
+    assert set(found["figures"]) == {"raw", "history", "feedback", "champion"}
     run = client.get_run(found["run_id"])
     assert (run.info.status, run.data.tags["ospo.model_version"]) == ("FINISHED", "1")
     old = read_json(shop.root / "data" / "prepared" / "esci" / "stats.json")

@@ -13,9 +13,10 @@ import torch
 from ospo.config import Model
 from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, policy_hash, rewrite
-from ospo.evaluation.policies import AnswerFile, RawQuery, open_policy
+from ospo.evaluation.policies import AnswerFile, RulePolicy, open_policy
 from ospo.policy.generate import Decoding, gumbel_choice
 from ospo.policy.prompts import prompt_messages
+from ospo.policy.rules import RULES
 from ospo.policy.weights import build_scratch, load_policy, save_policy
 
 TINY = Model(
@@ -197,9 +198,8 @@ def test_no_policy(tmp_path: Path) -> None:
 
 def test_raw_query_and_answer_file(data, tmp_path: Path) -> None:
     requests = data.requests[:5]
-    assert [r.answer for r in RawQuery().complete(requests, Decoding(1))] == [
-        r.query for r in requests
-    ]
+    raw = RulePolicy(RULES["raw"], lambda requests: [()] * len(requests))
+    assert [r.answer for r in raw.complete(requests, Decoding(1))] == [r.query for r in requests]
     file = shop.write_answers(tmp_path / "a.jsonl", data, shop.oracle)
     assert (
         open_policy(file, shop.config(), None)

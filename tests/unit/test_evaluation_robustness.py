@@ -24,7 +24,7 @@ from ospo.evaluation.evaluate import evaluate
 from ospo.evaluation.leaks import LeakError, check_split
 from ospo.evaluation.measures import MEASURES, measure
 from ospo.evaluation.scoring import score_texts
-from ospo.evaluation.selection import best_policy
+from ospo.evaluation.selection import best_policy, best_rule
 from ospo.evaluation.slices import OTHERS, in_order, slice_table
 from ospo.files import write_manifest
 from ospo.policy.seen import request_keys, write_seen
@@ -92,7 +92,7 @@ def result(tmp_path_factory, data, policies) -> tuple[Path, dict]:
 def test_one_row_each(result, data) -> None:
     table = pl.read_parquet(result[0] / "evaluation.parquet")
     tests, validations = len(data.rows("test")), len(data.rows("validation"))
-    assert len(table) == 4 * (
+    assert len(table) == 6 * (
         tests * 2 * 2 + validations
     )  # policies x requests x retrievers x scopes
     assert not table.select(KEYS).is_duplicated().any()
@@ -359,13 +359,17 @@ def test_slices(data) -> None:
 
 def test_analysis(result, data) -> None:
     analysis = analyse([result[0]], resamples=400)
-    assert analysis.policies == ["raw", "sft", "grpo", "ospo"]
+    assert analysis.policies == ["raw", "history", "feedback", "sft", "grpo", "ospo"]
     assert analysis.retrievers == ["bm25", "static"]
     assert analysis.requests == len(data.rows("test"))
     assert analysis.groups == analysis.requests / 2  # two requests a shopper are one unit
     assert analysis.best == "ospo"
     asked = {(c.policy, c.reference) for c in analysis.comparisons}
+    rule = best_rule(result[1], "bm25")
     assert asked == {
+        ("history", "raw"),
+        ("feedback", "raw"),
+        *((policy, rule) for policy in ("sft", "grpo", "ospo")),
         ("sft", "raw"),
         ("grpo", "raw"),
         ("ospo", "raw"),
@@ -423,6 +427,8 @@ def test_a_policy_of_several_seeds(data, tmp_path) -> None:
     table = pl.read_parquet(out / "evaluation.parquet")
     assert not table.select([*KEYS, "seed"]).is_duplicated().any()
     assert table.group_by("policy").agg(pl.col("seed").n_unique()).sort("policy").rows() == [
+        ("feedback", 1),
+        ("history", 1),
         ("ospo", 3),
         ("raw", 1),
         ("sft", 3),
@@ -523,7 +529,7 @@ def test_sampled_answers(data, tmp_path, tiny_policy) -> None:
     assert analysis.means["mine"]["bm25"].value == pytest.approx(greedy)
     assert analysis.measures.value("sampled", "mine", "bm25", "ndcg@10") == pytest.approx(means)
     assert analysis.measures.policies("sampled") == ["mine"]
-    assert analysis.measures.policies("pool") == ["raw", "mine"]
+    assert analysis.measures.policies("pool") == ["raw", "history", "feedback", "mine"]
 
 
 def test_examples_show_the_credit(result) -> None:
@@ -562,6 +568,7 @@ def test_compare_names(policies, tmp_path) -> None:
     (run / "model").mkdir(parents=True)
     (run / "step.json").write_text(json.dumps({"run_id": "abc123"}))
     assert resolve("raw", config) == Named("raw", None)
+    assert resolve("history", config) == Named("history", None)
     assert resolve(str(policies["sft"]), config).source == policies["sft"]
     assert resolve(str(run), config).source == run / "model"
     assert resolve("abc123", config, tmp_path / "runs").source == run / "model"
@@ -589,7 +596,7 @@ def test_registered_versions_are_compared(tmp_path, data, monkeypatch) -> None:
     )
     assert (first.name, second.name) == ("ospo-rewriter-esci/1", "ospo-rewriter-esci/2")
     analysis = compare(config, data, first, second, tmp_path / "out", cache=None)
-    assert set(analysis.policies) == {"raw", first.name, second.name}
+    assert set(analysis.policies) == {"raw", "history", "feedback", first.name, second.name}
     details = json.loads((tmp_path / "out" / "details.json").read_text())
     hashes = {policy["hash"] for policy in details["policies"].values()}
     assert len(hashes) == 3

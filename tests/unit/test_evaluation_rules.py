@@ -153,7 +153,11 @@ def test_one_seeds_p_values_are_over_shoppers(data: PreparedData, tmp_path: Path
     owner = dict(pl.read_parquet(tmp_path / "out" / "slices.parquet")["request_id", "group"].rows())
     groups = np.array([owner[request] for request in wide["request_id"]])
     apart = (wide["0|ospo|bm25"] - wide["0|raw|bm25"]).to_numpy()[:, None]
-    [first] = [c for c in analysis.comparisons if c.retriever == "bm25"]
+    [first] = [
+        c
+        for c in analysis.comparisons
+        if (c.policy, c.reference, c.retriever) == ("ospo", "raw", "bm25")
+    ]
     [over_shoppers] = randomisation_test(apart, RESAMPLES, 0, groups)
     [over_requests] = randomisation_test(apart, RESAMPLES, 0)
     assert first.p == pytest.approx(over_shoppers)

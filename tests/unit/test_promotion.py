@@ -20,6 +20,7 @@ from ospo.evaluation.statistics import (
     percentile_interval,
     randomisation_test,
 )
+from ospo.policy.rules import RULES
 from ospo.registry import promotion
 from ospo.registry.promotion import decide
 
@@ -83,13 +84,14 @@ def write_evaluation(
     ids = [f"r{number:03}" for number in range(requests)]
     groups = [f"s{number % shoppers}" for number in range(requests)] if shoppers else ids
     frames = []
+    rules = {against} if against in RULES else {"raw", against}
     for retriever, gain in gains.items():
         base = random.uniform(0.2, 0.6, requests)
         noise = random.normal(0, spread, requests)
         if shoppers:
             noise = noise[np.arange(requests) % shoppers]
         for policy, values in (
-            (against, base),
+            *((name, base) for name in sorted(rules)),
             ("ospo", base + gain + noise),
         ):
             columns = {
@@ -107,8 +109,10 @@ def write_evaluation(
     pl.concat(frames).write_parquet(folder / "evaluation.parquet")
     slices = pl.DataFrame({"request_id": ids, "group": groups})
     slices.write_parquet(folder / "slices.parquet")
-    details = {"training_retriever": "minilm", "policies": {against: {}, "ospo": {}}}
+    details = {"training_retriever": "minilm", "policies": {name: {} for name in [*rules, "ospo"]}}
     (folder / "details.json").write_text(json.dumps(details))
+    summary = {"validation": {name: {"minilm": 0.4} for name in rules}}
+    (folder / "summary.json").write_text(json.dumps(summary))
     return folder
 
 
@@ -150,15 +154,35 @@ def test_the_first_version_must_be_better_than_the_raw_query(
     shop.register(seed=1, champion_if_first=False)
     worse = write_evaluation(tmp_path / "worse", {"minilm": -0.1, "bm25": 0.0}, against="raw")
     assert not promotion.consider(
-        shop.config, "esci", worse, challenger="ospo", champion="raw"
+        shop.config, "esci", worse, challenger="ospo", champion=None
     ).promoted
-    with pytest.raises(registry.RegistryError, match="not better than the raw query"):
+    with pytest.raises(registry.RegistryError, match="not better than the best rule"):
         registry.champion(shop.config, "esci")
     better = write_evaluation(tmp_path / "better", {"minilm": 0.03, "bm25": 0.0}, against="raw")
     assert promotion.consider(
-        shop.config, "esci", better, challenger="ospo", champion="raw"
+        shop.config, "esci", better, challenger="ospo", champion=None
     ).promoted
     assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["against"] == "raw"
+
+
+def test_a_candidate_must_be_better_than_the_best_rule(two_versions: Shop, tmp_path: Path) -> None:
+    """Better than the raw query and the champion is not enough; which rule is the best one, the
+    validation requests say.
+    """
+    folder = write_evaluation(tmp_path / "e", {"minilm": 0.03, "bm25": 0.0})
+    table = pl.read_parquet(folder / "evaluation.parquet")
+    rule = table.filter(policy="ospo").with_columns(pl.lit("history").alias("policy"))
+    pl.concat([table, rule]).write_parquet(folder / "evaluation.parquet")
+    for value, promoted in ((0.5, False), (0.3, True)):
+        summary = {"validation": {"raw": {"minilm": 0.4}, "history": {"minilm": value}}}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        decision = promotion.consider(two_versions.config, "esci", folder, challenger="ospo")
+        assert decision.promoted == promoted
+        assert ("against the best rule (rule: history) not better" in decision.reason) != promoted
+        assert registry.champion(two_versions.config, "esci").version == (2 if promoted else 1)
+        if not promoted:
+            noted = json.loads(registry.models(two_versions.config)[0].tags["decision"])
+            assert (noted["against"], noted["rule"]["name"]) == ("history", "history")
 
 
 def test_an_evaluation_without_the_champion_is_one_clear_line(
