@@ -1,12 +1,130 @@
 """Who may import whom, and the pins whose breakage nothing else would show."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+
+# From the bottom up: a room imports from rows below its own only, not from its neighbours either.
+ROWS = (
+    {"ospo", "errors", "paths", "endings", "distributed", "credit"},
+    {"files", "metrics"},
+    {"config"},
+    {"data", "tracking"},
+    {"policy", "retrieval", "servers"},
+    {"reward", "serving"},
+    {"evaluation", "training"},
+    {"registry"},
+    {"reports", "doctor"},
+    {"steps"},
+    {"cli", "flows"},
+)
+ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
+SOURCES = sorted(p for top in ("ospo", "servers", "flows") for p in (ROOT / top).rglob("*.py"))
+# Declared for another reason than an import of ours.
+NOT_IMPORTED = {
+    "spacy": "what the tagger's package loads and runs",
+    "fastapi": "a bound on what Prefect's server takes",
+    "gguf": "transformers reads GGUF files by it",
+    "wordllama": "its wheel holds the static embeddings, which are read as a file",
+    "psycopg2-binary": "SQLAlchemy's driver of PostgreSQL",
+    "prefect-kubernetes": "Prefect's worker of that kind",
+    "mkdocs-material": "a theme", "mkdocstrings": "a plug-in of mkdocs",
+    "cyclonedx-bom": "a command", "detect-secrets": "a command", "pip-audit": "a command",
+    "mypy": "a command", "ruff": "a command", "pytest-timeout": "a plug-in of pytest",
+    "moto": "its server is started as a command",
+}  # fmt: skip
+
+
+def imports_of(file: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, wherever the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(module: str) -> str:
+    """``ospo.reward.search`` → ``reward``, ``flows.demo`` → ``flows``."""
+    top, *rest = module.split(".")
+    return rest[0] if top == "ospo" and rest else top
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file, of the project's own modules."""
+    return {
+        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in SOURCES
+    }
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda f: f.relative_to(ROOT).as_posix())
+def test_no_arrow_points_upward(file):
+    own = room(next(name for name, path in modules().items() if path == file))
+    others = {room(name) for name in imports_of(file) if name in modules()} - {own}
+    assert own in ROW, f"{own} stands in no row"
+    assert not {other for other in others if ROW[other] >= ROW[own]}, f"imported by {own}"
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports inside functions counted too."""
+    known = modules()
+    graph = {
+        name: {
+            found
+            for found in imports_of(path) & set(known)
+            # `from ospo.credit import x` in a module of ospo.credit names the package as well
+            if found != name and not name.startswith(found + ".")
+        }
+        for name, path in known.items()
+        if path.name != "__init__.py"  # a package offers its modules' names
+    }
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def names(requirements: list[str]) -> set[str]:
+        return {_plain(re.match(r"[\w.-]+", text)[0]) for text in requirements}  # type: ignore[index]
+
+    runtime = names(project["dependencies"])
+    extras = set().union(*map(names, project["optional-dependencies"].values())) - {"ospo"}
+    distributions = packages_distributions()
+
+    def imported(folders: tuple[str, ...]) -> dict[str, set[str]]:
+        files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+        tops = set().union(*(imported_modules(file) for file in files))
+        here = {"ospo", "servers", "flows", "benchmarks"} | {
+            path.stem for path in (ROOT / "tests").rglob("*.py")
+        }
+        tops -= here | set(sys.stdlib_module_names)
+        return {top: {_plain(name) for name in distributions.get(top, [top])} for top in tops}
+
+    inside = imported(("ospo", "servers", "flows"))
+    everywhere = imported(("ospo", "servers", "flows", "benchmarks", "tests"))
+    assert not {top for top, dists in inside.items() if not dists & runtime}
+    assert not {top for top, dists in everywhere.items() if not dists & (runtime | extras)}
+    used = set().union(*everywhere.values())
+    unused = (runtime | extras) - used - set(NOT_IMPORTED)
+    assert not unused
+    imported_after_all = set(NOT_IMPORTED) & used
+    assert not imported_after_all
 
 
 def imported_modules(file: Path) -> set[str]:
