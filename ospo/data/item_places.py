@@ -56,9 +56,7 @@ def unwritten_places(prepared: Prepared, locale: str) -> Places:
         .select(pair=pl.col("row").cast(pl.Int64) * len(items) + pl.col("item"))
     )
     pairs = relevant["pair"].to_numpy()
-    return _places(
-        prepared.catalogue, prepared.request_chunks, prepared.pool_chunks, pairs, locale
-    )
+    return _places(prepared.catalogue, prepared.request_chunks, prepared.pool_chunks, pairs, locale)
 
 
 def _places(

@@ -109,9 +109,7 @@ class _Pools:
         return sides[0], sides[1]
 
 
-def auc_by_pool(
-    score_RP: np.ndarray, relevant_RP: np.ndarray, held_RP: np.ndarray
-) -> np.ndarray:
+def auc_by_pool(score_RP: np.ndarray, relevant_RP: np.ndarray, held_RP: np.ndarray) -> np.ndarray:
     """(R,) probability that a relevant item of a pool scores above another one of it, ties
     counting half: the Mann-Whitney statistic over its two sample sizes.
 
