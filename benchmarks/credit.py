@@ -334,7 +334,8 @@ def bm25(
     }
 
 
-def main() -> None:
+def options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -353,29 +354,48 @@ def main() -> None:
         action="store_true",
         help="20 coalitions valued one at a time, unless --sample says",
     )
-    options = parser.parse_args()
-    options.sample = options.sample or (20 if options.quick else 150)
-    config = load_config()
-    budget = options.budget or config.credit.budget
-    data = load_prepared(options.data)
-    model = load_retriever("minilm", config)
-    assert isinstance(model, MiniLMRetriever)
-    model.index(
-        data.item_ids, data.item_texts, Path("data/vectors") / data.name / "minilm.safetensors"
-    )
-    filler_texts, filler = filler_vectors(config, model, ITEMS)
-    more = max(0, ITEMS - len(data.item_ids))
-    vectors_ID = np.concatenate([model.catalogue_vectors(), filler[:more]])
-    progress(f"HNSW over {len(vectors_ID)} items")
-    index = HnswIndex(vectors_ID)
+    given = parser.parse_args()
+    given.sample = given.sample or (20 if given.quick else 150)
+    return given
 
-    segmentations, rows = made_up_completions(config, data)
-    game = coalitions(config, segmentations, rows, budget)
-    sample = np.random.default_rng(1).choice(
-        len(game.texts), min(options.sample, len(game.texts)), replace=False
-    )
-    slow = sequential_dense(data, config.reward.k, game, sample, vectors_ID, index)
 
+@dataclass(frozen=True)
+class Dense:
+    """What (a) to (d) are timed with: the encoder, and the vectors of ``ITEMS`` items beside their
+    HNSW index. ``texts``: of the items that are no products of the dataset.
+    """
+
+    model: MiniLMRetriever
+    vectors_ID: np.ndarray
+    index: HnswIndex
+    texts: list[str]
+
+    @classmethod
+    def of(cls, config: Config, data: PreparedData) -> "Dense":
+        model = load_retriever("minilm", config)
+        assert isinstance(model, MiniLMRetriever)
+        vectors = Path("data/vectors") / data.name / "minilm.safetensors"
+        model.index(data.item_ids, data.item_texts, vectors)
+        texts, filler = filler_vectors(config, model, ITEMS)
+        more = max(0, ITEMS - len(data.item_ids))
+        vectors_ID = np.concatenate([model.catalogue_vectors(), filler[:more]])
+        progress(f"HNSW over {len(vectors_ID)} items")
+        return cls(model, vectors_ID, HnswIndex(vectors_ID), list(texts[:more]))
+
+    def sequential(
+        self, config: Config, data: PreparedData, game: Coalitions, size: int, seed: int
+    ) -> dict[str, Cost]:
+        """(a) and (b) on ``size`` of the coalitions."""
+        some = np.random.default_rng(seed).choice(
+            len(game.texts), min(size, len(game.texts)), replace=False
+        )
+        return sequential_dense(data, config.reward.k, game, some, self.vectors_ID, self.index)
+
+
+def cold_engine(
+    config: Config, data: PreparedData, model: MiniLMRetriever, game: Coalitions
+) -> Cost:
+    """(c)."""
     reward = SearchReward(model, data, config.reward.k, config.reward.cache_texts)
 
     def cold() -> np.ndarray:
@@ -385,15 +405,61 @@ def main() -> None:
 
     progress("engine, empty cache")
     cold()
-    engine = fastest(cold, 5, len(game.texts))
+    return fastest(cold, 5, len(game.texts))
+
+
+def replayed(
+    config: Config, data: PreparedData, dense: Dense, game: Coalitions, file: Path, size: int
+) -> dict[str, Any]:
+    """(d), beside (a) on coalitions of the same run."""
+    progress("engine, replay of training")
+    warm, asked = replay_training(config, data, dense.model, file)
+    theirs = replace(game, texts=[text for text, _ in asked], rows=[row for _, row in asked])
+    slow = dense.sequential(config, data, theirs, size, seed=2)["a"]
+    return {
+        "replay": warm,
+        "ms_engine_warm": warm["ms"],
+        "ms_sequential_index_replay": slow.wall,
+        "ratio_warm": slow.wall / warm["ms"],
+        "cpu_ratio_warm": slow.processor / warm["cpu_ms"],
+    }
+
+
+def linear(
+    config: Config, data: PreparedData, game: Coalitions, texts: list[str], ending: str
+) -> dict[str, Any]:
+    """BM25's part of the result for ``game``; ``ending`` tells its keys from another game's."""
+    some = np.random.default_rng(3).choice(
+        len(game.texts), min(400, len(game.texts)), replace=False
+    )
+    costs = bm25(config, data, game, texts, some)
+    slow, fast = costs["sequential"], costs["units"]
+    return {f"bm25{ending}_ms_{key}": cost.wall for key, cost in costs.items()} | {
+        f"bm25{ending}_coalitions": len(game.texts),
+        f"ratio_linear{ending}": slow.wall / fast.wall,
+        f"cpu_ratio_linear{ending}": slow.processor / fast.processor,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    given, config = options(), load_config()
+    budget = given.budget or config.credit.budget
+    data = load_prepared(given.data)
+    dense = Dense.of(config, data)
+    segmentations, rows = made_up_completions(config, data)
+    game = coalitions(config, segmentations, rows, budget)
+    slow = dense.sequential(config, data, game, given.sample, seed=1)
+    engine = cold_engine(config, data, dense.model, game)
     result: dict[str, Any] = {
         "machine": machine(),
-        "dtype": model.dtype,
+        "dtype": dense.model.dtype,
         "completions": len(segmentations),
+        "budget": budget,
         "phrases_mean": float(np.mean([len(s) for s in segmentations])),
         "coalitions": len(game.texts),
         "distinct_texts": len({search_text(text) for text in game.texts}),
-        "tokens_mean": float(np.mean(model.token_counts(game.texts))),
+        "tokens_mean": float(np.mean(dense.model.token_counts(game.texts))),
         "ms_sequential_index": slow["a"].wall,
         "ms_sequential_pool": slow["b"].wall,
         "ms_sequential_encode_only": slow["encode"].wall,
@@ -405,38 +471,13 @@ def main() -> None:
         "ms_engine_warm": None,
         "ratio_warm": None,
     }
-    if options.replay:
-        progress("engine, replay of training")
-        warm, asked = replay_training(config, data, model, options.replay)
-        some = np.random.default_rng(2).choice(
-            len(asked), min(options.sample, len(asked)), replace=False
-        )
-        replayed = replace(game, texts=[t for t, _ in asked], rows=[r for _, r in asked])
-        theirs = sequential_dense(data, config.reward.k, replayed, some, vectors_ID, index)
-        result |= {
-            "replay": warm,
-            "ms_engine_warm": warm["ms"],
-            "ms_sequential_index_replay": theirs["a"].wall,
-        }
-        result["ratio_warm"] = theirs["a"].wall / warm["ms"]
-        result["cpu_ratio_warm"] = theirs["a"].processor / warm["cpu_ms"]
+    if given.replay:
+        result |= replayed(config, data, dense, game, given.replay, given.sample)
     progress("BM25")
-    texts = [*data.item_texts, *filler_texts[:more]]
-    for name, each in (
-        (f"budget_{budget}", game),
-        ("all_subsets", coalitions(_exact(config), segmentations, rows, 1024)),
-    ):
-        some = np.random.default_rng(3).choice(
-            len(each.texts), min(400, len(each.texts)), replace=False
-        )
-        lexical = bm25(config, data, each, texts, some)
-        result |= {f"bm25_{name}_ms_{key}": cost.wall for key, cost in lexical.items()}
-        result[f"bm25_{name}_coalitions"] = len(each.texts)
-        ends = "" if each is game else f"_{name}"
-        result[f"ratio_linear{ends}"] = lexical["sequential"].wall / lexical["units"].wall
-        result[f"cpu_ratio_linear{ends}"] = (
-            lexical["sequential"].processor / lexical["units"].processor
-        )
+    texts = [*data.item_texts, *dense.texts]
+    result |= linear(config, data, game, texts, "")
+    every = coalitions(_exact(config), segmentations, rows, 1024)
+    result |= linear(config, data, every, texts, "_all_subsets")
     finish(rounded(result))
 
 

@@ -27,6 +27,22 @@ _AFTER_HEAD = re.compile(
 _LAST_WORD = re.compile(r"((?:[^\W\d_]|['’-])+)(?:[\W\d_])*\Z")
 
 
+ESCI_FIELDS = [
+    "product_title",
+    "product_brand",
+    "product_color",
+    "product_bullet_point",
+    "product_description",
+]
+HM_FIELDS = [
+    "prod_name",
+    "product_type_name",
+    "graphical_appearance_name",
+    "colour_group_name",
+    "detail_desc",
+]
+
+
 def _strip_tags(text: str) -> str:
     return _BROKEN_TAG.sub(" ", _TAG.sub(" ", _HIDDEN.sub(" ", text)))
 
@@ -112,9 +128,8 @@ def _pool(
     return held
 
 
-def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
-    """ESCI with pandas; returns rows written."""
-    random = np.random.default_rng(config.seed)
+def _read_esci(raw: Path, config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Judgements of the queries that are kept, and the products."""
     options = config.data.esci
     examples = pd.read_parquet(raw / "shopping_queries_dataset_examples.parquet")
     examples = examples[
@@ -126,13 +141,7 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     )
     products = pd.read_parquet(raw / "shopping_queries_dataset_products.parquet")
     products = products[products.product_locale == options.locale].sort_values("product_id")
-    fields = [
-        "product_title",
-        "product_brand",
-        "product_color",
-        "product_bullet_point",
-        "product_description",
-    ]
+    fields = ESCI_FIELDS
     for field in fields:
         products[field] = products[field].apply(_clean)
     products["text"] = products[fields].apply(
@@ -143,7 +152,13 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     examples = examples[examples.product_id.isin(products.product_id)]
     exact = examples[examples.esci_label == "E"].groupby("query_id").size()
     kept = exact[(exact >= options.min_exact) & (exact <= options.max_exact)].index
-    examples = examples[examples.query_id.isin(kept)]
+    return examples[examples.query_id.isin(kept)], products
+
+
+def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
+    """ESCI with pandas; returns rows written."""
+    random = np.random.default_rng(config.seed)
+    examples, products = _read_esci(raw, config)
     products["group"] = _groups(products, examples)
     place_of = products.set_index("product_id")[["category", "group"]]
     members, groups = (
@@ -168,7 +183,7 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     table["split"] = _split(table["query"], config)
     return _write(
         {
-            "catalogue": products[["product_id", *fields, "text", "category", "group"]],
+            "catalogue": products[["product_id", *ESCI_FIELDS, "text", "category", "group"]],
             "requests": table,
             "qrels": examples[["query_id", "product_id", "gain", "esci_label"]],
             "pools": pd.DataFrame(pools, columns=["request_id", "item_ids"]),
@@ -177,19 +192,11 @@ def prepare_esci(raw: Path, out: Path, config: Config) -> dict[str, int]:
     )
 
 
-def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
-    """H&M with pandas; returns rows written."""
-    random = np.random.default_rng(config.seed)
-    options = config.data.hm
+def _read_hm(raw: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Articles, customers, and each customer's first purchase of each article."""
     articles = pd.read_csv(raw / "articles.csv", dtype=str)
     articles["article_id"] = articles.article_id.str.strip().str.lstrip("0").str.zfill(10)
-    fields = [
-        "prod_name",
-        "product_type_name",
-        "graphical_appearance_name",
-        "colour_group_name",
-        "detail_desc",
-    ]
+    fields = HM_FIELDS
     for field in fields:
         articles[field] = articles[field].apply(_clean)
     articles["text"] = articles[fields].apply(
@@ -207,7 +214,14 @@ def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
     ]
     transactions = transactions.merge(shown, on="article_id").merge(customers, on="customer_id")
     transactions = transactions.sort_values(["customer_id", "t_dat", "article_id"])
-    transactions = transactions.drop_duplicates(["customer_id", "article_id"])
+    return articles, customers, transactions.drop_duplicates(["customer_id", "article_id"])
+
+
+def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
+    """H&M with pandas; returns rows written."""
+    random = np.random.default_rng(config.seed)
+    options = config.data.hm
+    articles, customers, transactions = _read_hm(raw)
     cut = transactions.t_dat.max() - pd.Timedelta(days=options.holdout_days)
     members = articles.groupby("product_type_name").article_id.apply(np.array)
     groups = articles.groupby("product_group_name").article_id.apply(np.array)
@@ -246,7 +260,7 @@ def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
     table = pd.DataFrame(requests, columns=names)
     return _write(
         {
-            "catalogue": articles[["article_id", *fields, "text"]],
+            "catalogue": articles[["article_id", *HM_FIELDS, "text"]],
             "requests": table,
             "qrels": table[["request_id", "target_id"]].assign(gain=1.0),
             "pools": pd.DataFrame(pools, columns=["request_id", "item_ids"]),

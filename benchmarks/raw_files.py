@@ -79,6 +79,39 @@ def _with_none(random: np.random.Generator, values: pl.Series, share: float) -> 
     ).to_series()
 
 
+def _esci_products(
+    random: np.random.Generator,
+    words: np.ndarray,
+    sentences: pl.Series,
+    titles: pl.Series,
+    ids: pl.Series,
+    locale: str,
+) -> pl.DataFrame:
+    """The products of one locale."""
+    items, heads = len(ids), words[:3000]
+    head = pl.Series(heads[_skewed(random, len(heads), items)])
+    title = pl.DataFrame({"a": _joined(random, titles, items, 2, " "), "b": head})
+    return pl.DataFrame(
+        {
+            "product_id": ids,
+            "product_title": title.select(pl.concat_str("a", "b", separator=" ")).to_series(),
+            "product_description": _with_none(
+                random, _joined(random, sentences, items, 8, " "), 0.5
+            ),
+            "product_bullet_point": _with_none(
+                random, _joined(random, sentences, items, 7, "\n"), 0.17
+            ),
+            "product_brand": _with_none(
+                random, pl.Series(words[_skewed(random, 20_000, items)]), 0.07
+            ),
+            "product_color": _with_none(
+                random, pl.Series(words[_skewed(random, 500, items)]), 0.35
+            ),
+            "product_locale": pl.repeat(locale, items, eager=True),
+        }
+    )
+
+
 def write_esci(folder: Path, scale: float, seed: int = 0) -> None:
     """Write both ESCI files at ``scale``; a folder that exists is left as it is."""
     if folder.is_dir():
@@ -87,7 +120,6 @@ def write_esci(folder: Path, scale: float, seed: int = 0) -> None:
     words = _words(random, 30_000)
     sentences = _sentences(random, words, 40_000, 16, html=True)
     titles = _sentences(random, words, 200_000, 6, html=False)
-    heads = words[:3000]
     products, examples = [], []
     first_query = 0
     for locale, sizes in ESCI_SIZES.items():
@@ -98,31 +130,7 @@ def write_esci(folder: Path, scale: float, seed: int = 0) -> None:
             .select(pl.format("B0{}", pl.col("n").cast(pl.String).str.zfill(10)))
             .to_series()
         )
-        head = pl.Series(heads[_skewed(random, len(heads), items)])
-        title = pl.DataFrame({"a": _joined(random, titles, items, 2, " "), "b": head})
-        products.append(
-            pl.DataFrame(
-                {
-                    "product_id": ids,
-                    "product_title": title.select(
-                        pl.concat_str("a", "b", separator=" ")
-                    ).to_series(),
-                    "product_description": _with_none(
-                        random, _joined(random, sentences, items, 8, " "), 0.5
-                    ),
-                    "product_bullet_point": _with_none(
-                        random, _joined(random, sentences, items, 7, "\n"), 0.17
-                    ),
-                    "product_brand": _with_none(
-                        random, pl.Series(words[_skewed(random, 20_000, items)]), 0.07
-                    ),
-                    "product_color": _with_none(
-                        random, pl.Series(words[_skewed(random, 500, items)]), 0.35
-                    ),
-                    "product_locale": pl.repeat(locale, items, eager=True),
-                }
-            )
-        )
+        products.append(_esci_products(random, words, sentences, titles, ids, locale))
         query = first_query + np.concatenate(
             [np.arange(queries), _skewed(random, queries, judgements - queries, 1.3)]
         )
