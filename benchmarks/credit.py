@@ -26,7 +26,7 @@ cores.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import finish, machine, progress
+from benchmarks.coalitions import Coalitions, coalitions, made_up_completions
 from ospo.config import Config, load_config
-from ospo.credit import get_estimator
-from ospo.credit.engine import coalition_text
-from ospo.credit.segments import Segmentation, merge_segments, segment_many
+from ospo.credit.segments import segment_many
 from ospo.data.dataset import PreparedData, load_prepared
 from ospo.policy.text import search_text
 from ospo.retrieval import load_retriever
@@ -47,80 +46,8 @@ from ospo.retrieval.index import HnswIndex
 from ospo.reward.ndcg import ndcg
 from ospo.reward.search import SearchReward
 
-ITEMS, TOP_K, REQUESTS, GROUP = 20_000, 1000, 8, 8
+ITEMS, TOP_K = 20_000, 1000
 CACHE = Path(".benchmarks/credit")
-
-
-@dataclass(frozen=True)
-class Coalitions:
-    """Coalitions of completions: texts one by one, and the same as units and masks."""
-
-    texts: list[str]
-    rows: list[int]
-    units: list[list[str]]
-    unit_rows: list[int]
-    masks: list[np.ndarray]
-
-
-def coalitions(
-    config: Config, segmentations: Sequence[Segmentation], rows: Sequence[int], budget: int
-) -> Coalitions:
-    """The coalitions that the configured estimator asks for, without the empty and the full one."""
-    estimator = get_estimator(config.credit.estimator, config.credit.window)
-    found = Coalitions([], [], [], [], [])
-    for n, (whole, row) in enumerate(zip(segmentations, rows, strict=True)):
-        segmentation = merge_segments(whole, max(1, min(16, budget // 2)))
-        masks = estimator.plan(
-            len(segmentation), segmentation.unions, budget, np.random.default_rng([config.seed, n])
-        )
-        sizes = masks.sum(axis=1)
-        masks = masks[(sizes > 0) & (sizes < len(segmentation))]
-        if len(masks):
-            found.units.append([unit.strip() for unit in segmentation.units])
-            found.unit_rows.append(row)
-            found.masks.append(masks)
-            found.texts.extend(coalition_text(segmentation, mask) for mask in masks)
-            found.rows.extend([row] * len(masks))
-    return found
-
-
-def made_up_completions(config: Config, data: PreparedData) -> tuple[list[Segmentation], list[int]]:
-    """64 search texts of 4–9 phrases: a request's query and phrases of items of its pool."""
-    rng = np.random.default_rng(config.seed)
-    answers, rows = [], []
-    for row in rng.choice(data.rows("train"), REQUESTS, replace=False).tolist():
-        items = data.catalogue[data.pools_RP[row][data.pools_RP[row] >= 0].tolist()]
-        known = [
-            [
-                part
-                for part in (colour.lower(), category.lower(), brand.lower(), *title.split(" ")[:2])
-                if part
-            ]
-            for title, category, brand, colour in items.select(
-                "title", "category", "brand", "colour"
-            ).rows()
-        ]
-        for _ in range(4 * GROUP):
-            parts = [
-                str(rng.choice(known[i])) for i in rng.integers(0, len(known), rng.integers(3, 9))
-            ]
-            answers.append(", ".join([data.requests[row].query, *parts]))
-            rows.append(row)
-    return _of_4_to_9(config, answers, rows)
-
-
-def _of_4_to_9(
-    config: Config, answers: list[str], rows: list[int]
-) -> tuple[list[Segmentation], list[int]]:
-    """The first 8 completions of 4–9 phrases of each of 8 requests; fewer where there are not as
-    many.
-    """
-    kept: dict[int, list[Segmentation]] = {}
-    for segmentation, row in zip(segment_many(answers, config.credit.segments), rows, strict=True):
-        if 4 <= len(segmentation) <= 9 and len(kept.setdefault(row, [])) < GROUP:
-            kept[row].append(segmentation)
-    fullest = sorted(kept, key=lambda row: -len(kept[row]))[:REQUESTS]
-    return [s for row in fullest for s in kept[row]], [row for row in fullest for _ in kept[row]]
 
 
 def filler_vectors(
@@ -426,16 +353,18 @@ def replayed(
 
 
 def linear(
-    config: Config, data: PreparedData, game: Coalitions, texts: list[str], ending: str
+    config: Config, data: PreparedData, game: Coalitions, texts: list[str], name: str, ending: str
 ) -> dict[str, Any]:
-    """BM25's part of the result for ``game``; ``ending`` tells its keys from another game's."""
+    """BM25's part of the result for ``game``; ``name`` and ``ending`` tell its costs and ratios
+    from another game's.
+    """
     some = np.random.default_rng(3).choice(
         len(game.texts), min(400, len(game.texts)), replace=False
     )
     costs = bm25(config, data, game, texts, some)
     slow, fast = costs["sequential"], costs["units"]
-    return {f"bm25{ending}_ms_{key}": cost.wall for key, cost in costs.items()} | {
-        f"bm25{ending}_coalitions": len(game.texts),
+    return {f"bm25_{name}_ms_{key}": cost.wall for key, cost in costs.items()} | {
+        f"bm25_{name}_coalitions": len(game.texts),
         f"ratio_linear{ending}": slow.wall / fast.wall,
         f"cpu_ratio_linear{ending}": slow.processor / fast.processor,
     }
@@ -455,7 +384,6 @@ def main() -> None:
         "machine": machine(),
         "dtype": dense.model.dtype,
         "completions": len(segmentations),
-        "budget": budget,
         "phrases_mean": float(np.mean([len(s) for s in segmentations])),
         "coalitions": len(game.texts),
         "distinct_texts": len({search_text(text) for text in game.texts}),
@@ -475,9 +403,9 @@ def main() -> None:
         result |= replayed(config, data, dense, game, given.replay, given.sample)
     progress("BM25")
     texts = [*data.item_texts, *dense.texts]
-    result |= linear(config, data, game, texts, "")
+    result |= linear(config, data, game, texts, f"budget_{budget}", "")
     every = coalitions(_exact(config), segmentations, rows, 1024)
-    result |= linear(config, data, every, texts, "_all_subsets")
+    result |= linear(config, data, every, texts, "all_subsets", "_all_subsets")
     finish(rounded(result))
 
 

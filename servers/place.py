@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ospo.errors import OspoError
 from ospo.files import read_json
+from ospo.hosts import OWN_NAMES, configured_hosts
 from ospo.paths import SERVERS
 from servers.processes import Marked, is_alive
 
@@ -18,29 +19,12 @@ POOL = "ospo"
 LIMIT = "ospo-training"
 
 
-# Names under which a reverse proxy shows these servers, separated by commas.
-HOSTS_VARIABLE = "OSPO_ALLOWED_HOSTS"
-_OWN_NAMES = (HOST, "localhost", "[::1]")
-
-
-def _configured_hosts() -> list[str]:
-    given = os.environ.get(HOSTS_VARIABLE, "").split(",")
-    return [name.strip().lower() for name in given if name.strip()]
-
-
-def allowed_hosts() -> list[str]:
-    """Names in a request's ``Host`` that are answered, without port: this machine's own, and those
-    configured.
-    """
-    return [*_OWN_NAMES, *_configured_hosts()]
-
-
 def allowed_origins(port: int) -> list[str]:
     """Pages whose requests are answered: those of the server at ``port`` itself, and those of the
     configured names.
     """
-    own = [f"http://{name}:{port}" for name in _OWN_NAMES]
-    return [*own, *(f"https://{name}" for name in _configured_hosts())]
+    own = [f"http://{name}:{port}" for name in OWN_NAMES]
+    return [*own, *(f"https://{name}" for name in configured_hosts())]
 
 
 def _auth_strings() -> dict[str, str]:

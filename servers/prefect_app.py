@@ -18,7 +18,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from servers.place import allowed_hosts, allowed_origins
+from ospo.hosts import allowed_hosts
+from servers.place import allowed_origins
 
 
 class OwnOriginOnly:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from ospo.files import write_json
+from ospo.hosts import allowed_hosts
 from ospo.paths import ARTIFACTS, PARAMS
 from servers.place import (
     HOST,
@@ -22,7 +23,6 @@ from servers.place import (
     POOL,
     Place,
     ServerError,
-    allowed_hosts,
     allowed_origins,
     leader,
 )

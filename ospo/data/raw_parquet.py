@@ -25,6 +25,8 @@ _MAY_BE_EMPTY = (
 )
 _WHOLE = r"^(?:0|[1-9]\d{0,17})$"
 _WHOLE_DECIMAL = r"^(?:0|[1-9]\d{0,17})\.0$"
+_FIT = (pl.Int8, pl.Int16, pl.Int32, pl.Int64, pl.UInt8, pl.UInt16, pl.UInt32)
+"""Types whose every value is a whole number of 64 bits."""
 
 
 def scan_parquet(
@@ -99,7 +101,8 @@ def _identifier(
     """
     if kind.is_numeric():
         number = _whole(column) if kind.is_float() else pl.col(column)
-        _check_whole(file, frame, column, number)
+        if kind not in _FIT:
+            _check_whole(file, frame, column, number)
         if wanted == pl.String:
             stats.read_in_form(f"{column}_as_number", 1)
         return number.cast(pl.Int64, strict=False).cast(wanted).alias(column)

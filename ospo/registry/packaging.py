@@ -28,6 +28,7 @@ _CODE = (
     "__init__.py",
     "errors.py",
     "files.py",
+    "hosts.py",
     "paths.py",
     "config",
     "data/__init__.py",

@@ -1,7 +1,5 @@
-"""Which names a served model answers to.
-
-A browser reaches 127.0.0.1 for any page whose owner points the page's name there (DNS rebinding);
-that name stands in ``Host``. MLflow's scoring server answers every name, and has no setting.
+"""A served model answers to the names of ``ospo.hosts`` only: MLflow's scoring server answers every
+name, and has no setting.
 """
 
 import os
@@ -11,17 +9,7 @@ import fastapi
 from mlflow.pyfunc import scoring_server
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-VARIABLE = "OSPO_ALLOWED_HOSTS"
-"""Names under which a reverse proxy shows the server, separated by commas; * answers all."""
-_OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")
-
-
-def allowed_hosts() -> list[str]:
-    """Names in a request's ``Host`` that are answered, without port: this machine's own, and those
-    configured.
-    """
-    given = os.environ.get(VARIABLE, "").split(",")
-    return [*_OWN_NAMES, *(name.strip().lower() for name in given if name.strip())]
+from ospo.hosts import allowed_hosts
 
 
 def refuse_other_hosts() -> None:

@@ -224,10 +224,10 @@ def _full_disk_explained(directory: Path) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        from ospo.training.callbacks import last_checkpoint
+        from ospo.training.callbacks import checkpoint_left, last_checkpoint
 
         last = last_checkpoint(attempt(directory) / "checkpoints")
-        kept = f"{last.name} is whole" if last else "there is no checkpoint yet"
+        kept = checkpoint_left(last, "whole")
         raise OspoError(
             f"{directory}: the disk is full; {kept}. Fix: free some space (`ospo doctor` says how "
             "much there is), then run the same command again: it resumes from there"

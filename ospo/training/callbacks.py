@@ -162,8 +162,7 @@ class FiniteGuard(TrainerCallback):
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             return
-        last = last_checkpoint(self.out / "checkpoints")
-        kept = f"{last.name} is kept" if last else "there is no checkpoint yet"
+        kept = checkpoint_left(last_checkpoint(self.out / "checkpoints"), "kept")
         raise OspoError(
             f"{self.out}: the gradient of step {state.global_step + 1} is not finite; {kept}. Fix: "
             "lower the preset's learning_rate, or set model.dtype and model.autocast for float32"
@@ -239,6 +238,13 @@ def last_checkpoint(folder: Path) -> Path | None:
         else:
             return latest
     return None
+
+
+def checkpoint_left(last: Path | None, state: str) -> str:
+    """What a run that ends early says of its last checkpoint: that it is ``state``, or that there
+    is none.
+    """
+    return f"{last.name} is {state}" if last else "there is no checkpoint yet"
 
 
 def standard_callbacks(trainer: Any, title: str, out: Path, on_log: OnLog) -> list[TrainerCallback]:

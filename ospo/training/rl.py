@@ -23,6 +23,7 @@ from ospo.training.arguments import batch_shape, resolved_arguments, trainer_arg
 from ospo.training.callbacks import (
     CheckpointMarker,
     SampleTable,
+    checkpoint_left,
     finish,
     last_checkpoint,
     standard_callbacks,
@@ -118,11 +119,9 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     except RetrieverError as error:
         trainer.save_before_failed_step()
         last = last_checkpoint(out / "checkpoints")
-        kept = f"{last.name} is taken" if last else "there is no checkpoint yet"
-        fix = (
-            f"{error.fix}; the same command then resumes from the checkpoint" if last else error.fix
-        )
-        raise RetrieverError(error.name, f"{error.problem}; {kept}", fix) from error
+        problem = f"{error.problem}; {checkpoint_left(last, 'taken')}"
+        then = "; the same command then resumes from the checkpoint" if last else ""
+        raise RetrieverError(error.name, problem, error.fix + then) from error
     if trainer.table is not None and trainer.is_world_process_zero():
         trainer.table.write()
     if trainer.is_world_process_zero() and collapse.settle():

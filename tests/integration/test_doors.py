@@ -18,7 +18,8 @@ from conftest import ROOT
 from operations import free_port
 from starlette.testclient import TestClient
 
-from servers.place import HOST, POOL, Place, allowed_hosts, allowed_origins
+from ospo.hosts import allowed_hosts
+from servers.place import HOST, POOL, Place, allowed_origins
 from servers.prefect_app import guarded
 from servers.server import commands, health
 

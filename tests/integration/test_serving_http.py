@@ -20,7 +20,7 @@ from registry_shop import QUERIES, Shop
 
 from benchmarks.serving import measure_server, served
 from ospo import registry
-from ospo.serving.hosts import allowed_hosts
+from ospo.hosts import allowed_hosts
 
 pytestmark = pytest.mark.timeout(900)
 
