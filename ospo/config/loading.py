@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from ospo.config.retrievers import HOLDS_CREDENTIALS
 from ospo.config.schema import Config
 from ospo.config.strict_yaml import NotYaml, parse_yaml
 from ospo.errors import ConfigError
@@ -53,6 +54,9 @@ def _config_error(file: Path, error: ValidationError) -> ConfigError:
             file, key, "key is missing", "add it (params.yaml of the repository shows its default)"
         )
     problem = first["msg"].removeprefix("Value error, ")
+    if problem == HOLDS_CREDENTIALS:  # the value is not shown
+        fix = "take it out; credentials belong in the environment (docs/retrievers.md)"
+        return ConfigError(file, key, problem, fix)
     if not isinstance(first["input"], dict | BaseModel):
         problem += f", got {reprlib.repr(first['input'])}"
     return ConfigError(

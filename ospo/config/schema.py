@@ -10,41 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from ospo.config.algorithms import Algorithm
 from ospo.config.data import Data, Sample
 from ospo.config.presets import Preset
+from ospo.config.retrievers import Retrievers
 from ospo.config.section import Section
 
 Dataset = Literal["esci", "hm"]
 DATASETS: tuple[Dataset, ...] = get_args(Dataset)
 Answer = Literal["rewrite", "expand"]
-
-
-class Retrievers(Section):
-    """The retriever that gives the reward and those seen only in evaluation."""
-
-    training: str = Field(
-        "minilm", description="Retriever whose nDCG is the reward (docs/retrievers.md names them)."
-    )
-    unseen: list[str] = Field(
-        ["bm25", "static"], description="Retrievers that are used only for evaluation."
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="Number format in which dense encoders compute; auto takes bfloat16 where the "
-        "processor computes in it.",
-    )
-    flat_up_to: int = Field(
-        500_000,
-        ge=0,
-        description="Largest catalogue, in items, that is searched exactly; larger ones are "
-        "searched through an HNSW graph.",
-    )
-
-    @model_validator(mode="after")
-    def _unseen(self) -> "Retrievers":
-        if self.training in self.unseen:
-            raise ValueError(f"unseen holds the training retriever {self.training!r}")
-        if twice := [name for name in self.unseen if self.unseen.count(name) > 1]:
-            raise ValueError(f"unseen names {twice[0]!r} twice")
-        return self
 
 
 class Reward(Section):

@@ -1,6 +1,7 @@
 """What a retriever is, what is checked of every one, and the parts that they share."""
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import polars as pl
 
 from ospo.errors import OspoError
 
@@ -56,6 +58,21 @@ class Retriever(Protocol):
         Equal scores keep catalogue order. K is the smaller of ``top_k`` and the catalogue's size.
         """
         ...
+
+
+class ReadsFields(ABC):
+    """A retriever that wants the fields of items, not their texts alone."""
+
+    @abstractmethod
+    def index_fields(self, catalogue: pl.DataFrame) -> None:
+        """Take in a prepared catalogue (``ospo.data.schemas.CATALOGUE_SCHEMA``), in row order."""
+
+
+class BlackBox:
+    """A retriever that answers with its ranking and shows no scores to infer others from: asking it
+    is dear, and what its scores mean is its own affair. Credit then needs an estimator of values
+    alone (``bayes``).
+    """
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ import polars as pl
 from ospo.config import Config
 from ospo.data.dataset import PreparedData, pool_items, read_prepared_table
 from ospo.errors import InputError
-from ospo.retrieval.base import Retriever
+from ospo.retrieval.base import ReadsFields, Retriever
 
 if TYPE_CHECKING:
     from ospo.retrieval.dense import EmbeddingRetriever
@@ -68,10 +68,17 @@ def _sentence(name: str, source: str | Path, config: Config) -> Retriever:
     return retriever
 
 
+def _tantivy(name: str, config: Config) -> Retriever:
+    from ospo.retrieval.tantivy import TantivyRetriever
+
+    return TantivyRetriever(name, config.retrievers.tantivy)
+
+
 _LOADERS: dict[str, Callable[[str, Config], Retriever]] = {
     "minilm": _minilm,
     "static": _static,
     "bm25": _bm25,
+    "tantivy": _tantivy,
     "lsa": _lsa,
     "hybrid": _hybrid,
     "mpnet": _mpnet,
@@ -140,16 +147,20 @@ def build_retriever(
     all of them.
     """
     if shared is None:
-        retriever = load_retriever(name, config)
-        retriever.index(data.item_ids, data.item_texts, vectors_file(name, data))
-        return retriever
+        return _indexed(load_retriever(name, config), data)
     if name not in shared:
         for part in parts(name):
             build_retriever(part, config, data, shared)
-        retriever = load_retriever(name, config, shared)
-        retriever.index(data.item_ids, data.item_texts, vectors_file(name, data))
-        shared[name] = retriever
+        shared[name] = _indexed(load_retriever(name, config, shared), data)
     return shared[name]
+
+
+def _indexed(retriever: Retriever, data: PreparedData) -> Retriever:
+    if isinstance(retriever, ReadsFields):
+        retriever.index_fields(data.catalogue)
+    else:
+        retriever.index(data.item_ids, data.item_texts, vectors_file(retriever.name, data))
+    return retriever
 
 
 def parts(name: str) -> tuple[str, ...]:

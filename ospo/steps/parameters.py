@@ -7,9 +7,12 @@ result in place, what is listed and not read repeats work. ``tracking`` and the 
 (``data.*.raw``, whose contents count) are no step's parameters.
 """
 
+from pathlib import Path
 from typing import Any
 
 from ospo.config import ALGORITHMS, Config
+from ospo.config.retrievers import engine_address
+from ospo.files import sha256_file
 
 REAL, FRESH = "real", "fresh"
 
@@ -25,8 +28,9 @@ _TRAINING = (
     "preset.rl.checkpoint_every",
 )
 # What scores a text during training. The size up to which a catalogue is searched exactly is not
-# read: training ranks candidate pools.
-_REWARD = ("reward", "retrievers.training", "retrievers.dtype")
+# read: training ranks candidate pools. How long an engine may take changes no score.
+_SCORES = ("reward", "retrievers.dtype", "retrievers.tantivy", "retrievers.engine.query")
+_REWARD = (*_SCORES, "retrievers.training")
 _CREDIT = (
     "credit.segments",
     "credit.unions",
@@ -56,8 +60,9 @@ _EVALUATION = (
     "preset.rl.max_completion_tokens",
     "preset.rl.temperature",
     "evaluation",
-    "retrievers",
-    "reward",
+    "retrievers.unseen",
+    "retrievers.flat_up_to",
+    *_REWARD,
     *_CREDIT,
 )
 _PIPELINE = (
@@ -116,7 +121,18 @@ def parameters(config: Config, step: str, dataset: str) -> dict[str, Any]:
         if isinstance(value, dict):
             value = {name: item for name, item in value.items() if f"{key}.{name}" not in _NEVER}
         _put(found, key.removeprefix("preset."), value)
+    if "retrievers.engine.query" in read_keys(step, dataset):
+        found["retrievers"]["engine"] |= _query_digest(config)
     return found
+
+
+def _query_digest(config: Config) -> dict[str, str]:
+    """What lies in the file of the engines' query counts, where an engine is named."""
+    names = (config.retrievers.training, *config.retrievers.unseen)
+    file = Path(config.retrievers.engine.query)
+    if not any(map(engine_address, names)) or not file.is_file():
+        return {}
+    return {"query_sha256": sha256_file(file)}
 
 
 def _put(found: dict[str, Any], key: str, value: Any) -> None:

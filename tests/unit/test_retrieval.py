@@ -36,7 +36,7 @@ TEXTS = [
     "blue",
     "@@@ ###",
 ]
-BUILT_IN = ["minilm", "bm25", "static", "lsa", "hybrid"]
+BUILT_IN = ["minilm", "bm25", "static", "lsa", "hybrid", "tantivy"]
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,9 @@ READERS: dict[str, set[str]] = {
     "retrievers.dtype": ONLINE | OFFLINE | EVALUATIONS,
     "retrievers.unseen": EVALUATIONS,
     "retrievers.flat_up_to": EVALUATIONS,  # searches of whole catalogues
+    "retrievers.tantivy.": ONLINE | OFFLINE | EVALUATIONS,
+    "retrievers.engine.": set(),  # no score depends on how long an engine may take
+    "retrievers.engine.query": ONLINE | OFFLINE | EVALUATIONS,
     "reward.": ONLINE | OFFLINE | EVALUATIONS,
     # Examples of an evaluation show the credit of phrases, but no advantages.
     "credit.segments": {"ospo"} | EVALUATIONS,  # shapley_tokens: always tokens
@@ -205,11 +208,32 @@ def test_real_rows_count_every_file_that_preparation_reads(
     assert real_module._raw_files(named, "hm", hm_raw) != before
 
 
+def test_the_query_of_a_search_engine_counts_by_its_words(config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "query.json"
+    engine = config.retrievers.engine.model_copy(update={"query": str(file)})
+    named = {"engine": engine, "training": "opensearch:http://127.0.0.1:9200/shop"}
+    other = config.model_copy(
+        update={"retrievers": config.retrievers.model_copy(update=named)}
+    )
+    found = []
+    for body in ("{}", '{"query": {}}', "{}"):
+        file.write_text(body)
+        found.append(fingerprints(other))
+    assert found[0] == found[2]
+    changed = {name for name in EVERY if found[0][name] != found[1][name]}
+    assert changed == ONLINE | OFFLINE | EVALUATIONS
+
+
 def test_recorded_parameters_keep_the_names_of_params_yaml(config: Config) -> None:
     params = algorithm_step(config, "hm", "ospo", sft="0").params
     assert params["rl"]["word_cost"] == config.preset.rl.word_cost
     assert params["credit"] == config.credit.model_dump()
-    assert params["retrievers"] == {"training": "minilm", "dtype": "auto"}
+    assert params["retrievers"] == {
+        "training": "minilm",
+        "dtype": "auto",
+        "tantivy": config.retrievers.tantivy.model_dump(),
+        "engine": {"query": config.retrievers.engine.query},
+    }
     assert set(sft_step(config, "hm").params["rl"]) == {
         "max_prompt_tokens",
         "max_completion_tokens",
