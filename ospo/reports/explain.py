@@ -149,8 +149,8 @@ def explain(
     texts = [text, *(coalition_text(seg, mask) for mask in ~np.eye(len(seg), dtype=bool))]
     values = reward(texts, [row] * len(texts))
     target = data.item_ids.index(asked.target_id)
-    assert reward.pool is not None  # a search reward's
-    orders = _rankings(reward.pool.pool_scores(texts, [row] * len(texts)), data.pools_RP[row])
+    said = [rule.text(asked.query, t) for t in texts] if rule.keeps_request else texts
+    orders = _rankings(search.pool_scores(said, [row] * len(said)), data.pools_RP[row])
     ranks = [int(np.flatnonzero(order == target)[0]) + 1 for order in orders]
     gains = dict(zip(data.pools_RP[row].tolist(), data.gains_RP[row].tolist(), strict=True))
     columns = (credit.phi_N.tolist(), change.kept_N, change.change_N, values[1:].tolist())

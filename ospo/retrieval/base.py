@@ -271,3 +271,19 @@ def top_rows(scores_BI: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]
     return np.take_along_axis(rows_BK, order_BK, axis=1), np.take_along_axis(
         kept_BK, order_BK, axis=1
     )
+
+
+def filled_up(
+    rows: np.ndarray, scores: np.ndarray, width: int, items: int, rest: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The hits of a search, best first, equal scores in catalogue order, filled up to ``width``
+    with the first items that it did not find, which score ``rest``.
+    """
+    order = np.lexsort((rows, -scores))
+    rows, scores = rows[order], scores[order]
+    if (missing := width - len(rows)) <= 0:
+        return rows[:width], scores[:width]
+    others = np.setdiff1d(np.arange(min(items, width + len(rows))), rows)[:missing]
+    return np.concatenate([rows, others]), np.concatenate(
+        [scores, np.full(missing, rest, np.float32)]
+    )

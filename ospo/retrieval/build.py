@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ospo.config import Config
+from ospo.config.retrievers import engine_address
 from ospo.data.dataset import PreparedData, pool_items, read_prepared_table
 from ospo.errors import InputError
 from ospo.retrieval.base import ReadsFields, Retriever
@@ -93,7 +94,8 @@ def load_retriever(
     already.
 
     One of ``NAMES``; ``hub:ORG/MODEL`` or ``path:DIR``, a sentence-transformers model;
-    ``rerank:MODEL-OR-DIR``, a cross-encoder over BM25's and MiniLM's candidates; or
+    ``rerank:MODEL-OR-DIR``, a cross-encoder over BM25's and MiniLM's candidates;
+    ``opensearch:URL/INDEX`` or ``elasticsearch:URL/INDEX``, a search engine; or
     ``package.module:Class``, a class of your own.
 
     Raises InputError (one line naming it) for an unknown name or a retriever that fails to load.
@@ -116,12 +118,17 @@ def load_retriever(
 
         first = shared["hybrid"] if shared else _hybrid("hybrid", config)
         return RerankRetriever(name, rest, first, ready=bool(shared))
+    if engine_address(name):
+        from ospo.retrieval.engine import load_engine
+
+        return load_engine(name, config)
     if colon and re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name):
         from ospo.retrieval.custom import import_retriever
 
         return import_retriever(name, config)
     known = (
-        f"use one of {', '.join(NAMES)}, hub:NAME, path:DIR, rerank:NAME or package.module:Class"
+        f"use one of {', '.join(NAMES)}, hub:NAME, path:DIR, rerank:NAME, opensearch:URL/INDEX, "
+        "elasticsearch:URL/INDEX or package.module:Class"
     )
     raise InputError("params.yaml", f"retrievers: {name}", "unknown retriever", known)
 

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ospo.config.retrievers import Tantivy
-from ospo.retrieval.base import ReadsFields, RetrieverError, check_rows, pool_runs
+from ospo.retrieval.base import ReadsFields, RetrieverError, check_rows, filled_up, pool_runs
 
 ANALYSER = "ospo"
 LONGEST_WORD = 200  # bytes; longer ones are in no catalogue's text
@@ -184,19 +184,3 @@ class TantivyRetriever(ReadsFields):
                 rows, scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
             rows_BK[b], scores_BK[b] = filled_up(rows, scores, width, self.items, 0.0)
         return rows_BK, scores_BK
-
-
-def filled_up(
-    rows: np.ndarray, scores: np.ndarray, width: int, items: int, rest: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The hits of a search, best first, equal scores in catalogue order, filled up to ``width``
-    with the first items that it did not find, which score ``rest``.
-    """
-    order = np.lexsort((rows, -scores))
-    rows, scores = rows[order], scores[order]
-    if (missing := width - len(rows)) <= 0:
-        return rows[:width], scores[:width]
-    others = np.setdiff1d(np.arange(min(items, width + len(rows))), rows)[:missing]
-    return np.concatenate([rows, others]), np.concatenate(
-        [scores, np.full(missing, rest, np.float32)]
-    )

@@ -13,7 +13,7 @@ import numpy as np
 from ospo.credit.values import CoalitionValues, PoolScores
 from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
-from ospo.retrieval.base import Retriever, checked_scores, one_blas_thread
+from ospo.retrieval.base import BlackBox, Retriever, checked_scores, one_blas_thread
 from ospo.retrieval.linear import LinearRetriever
 from ospo.reward.ndcg import dcg, ideal_dcg, ratio
 from ospo.reward.protocol import Counts, Reward
@@ -29,9 +29,9 @@ class SearchReward(Reward):
     Values are kept per (request row, ``search_text``) in a least-recently-used memo of
     ``cache_texts``.
 
-    A linear retriever's coalitions are scored from their parts (``coalitions``); any retriever's
-    pool scores are shown (``pool``). Nothing is taken off (``price``). ``seconds``: wall time spent
-    inside.
+    A linear retriever's coalitions are scored from their parts (``coalitions``); a retriever's pool
+    scores are shown (``pool``), unless it is a ``BlackBox``. Nothing is taken off (``price``).
+    ``seconds``: wall time spent inside.
     """
 
     def __init__(self, retriever: Retriever, data: PreparedData, k: int, cache_texts: int) -> None:
@@ -51,9 +51,9 @@ class SearchReward(Reward):
         return self._coalition_values if isinstance(self.retriever, LinearRetriever) else None
 
     @property
-    def pool(self) -> PoolScores:
-        """The retriever's scores behind the rewards."""
-        return self
+    def pool(self) -> PoolScores | None:
+        """The retriever's scores behind the rewards; None where it is a black box."""
+        return None if isinstance(self.retriever, BlackBox) else self
 
     @property
     def counts(self) -> Counts:

@@ -212,9 +212,7 @@ def test_the_query_of_a_search_engine_counts_by_its_words(config: Config, tmp_pa
     file = tmp_path / "query.json"
     engine = config.retrievers.engine.model_copy(update={"query": str(file)})
     named = {"engine": engine, "training": "opensearch:http://127.0.0.1:9200/shop"}
-    other = config.model_copy(
-        update={"retrievers": config.retrievers.model_copy(update=named)}
-    )
+    other = config.model_copy(update={"retrievers": config.retrievers.model_copy(update=named)})
     found = []
     for body in ("{}", '{"query": {}}', "{}"):
         file.write_text(body)
