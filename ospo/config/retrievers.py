@@ -104,8 +104,8 @@ class Retrievers(Section):
         description="Largest catalogue, in items, that is searched exactly; larger ones are "
         "searched through an HNSW graph.",
     )
-    tantivy: Tantivy = Field(Tantivy(), description="The retriever tantivy.")
-    engine: Engine = Field(Engine(), description="Search engines.")
+    tantivy: Tantivy = Field(Tantivy(), description="Settings of the retriever tantivy.")
+    engine: Engine = Field(Engine(), description="How search engines are asked.")
 
     @field_validator("training", "unseen", mode="before")
     @classmethod

@@ -27,6 +27,11 @@ ROWS = (
     {"cli", "flows"},
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
+# Packages of an extra that the library imports, and the one file that does, where they are used.
+OPTIONAL = {
+    "opensearchpy": "ospo/retrieval/engine_clients.py",
+    "elasticsearch": "ospo/retrieval/engine_clients.py",
+}
 SOURCES = sorted(p for top in ("ospo", "servers", "flows") for p in (ROOT / top).rglob("*.py"))
 # Declared for another reason than an import of ours.
 NOT_IMPORTED = {
@@ -117,13 +122,26 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
 
     inside = imported(("ospo", "servers", "flows"))
     everywhere = imported(("ospo", "servers", "flows", "benchmarks", "tests"))
-    assert not {top for top, dists in inside.items() if not dists & runtime}
+    assert {top for top, dists in inside.items() if not dists & runtime} == set(OPTIONAL)
     assert not {top for top, dists in everywhere.items() if not dists & (runtime | extras)}
     used = set().union(*everywhere.values())
     unused = (runtime | extras) - used - set(NOT_IMPORTED)
     assert not unused
     imported_after_all = set(NOT_IMPORTED) & used
     assert not imported_after_all
+
+
+@pytest.mark.parametrize("package", sorted(OPTIONAL))
+def test_optional_packages_are_imported_where_they_are_used(package):
+    """Nothing else imports them, and their own file does so within functions only."""
+    own = ROOT / OPTIONAL[package]
+    assert [file for file in SOURCES if package in imported_modules(file)] == [own]
+    top = [
+        node
+        for node in ast.parse(own.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert not [node for node in top if package in ast.unparse(node)]
 
 
 def imported_modules(file: Path) -> set[str]:
