@@ -17,6 +17,7 @@ import numpy as np
 from ospo.config import Config
 from ospo.errors import InputError, OspoError
 from ospo.retrieval.base import (
+    BlackBox,
     RetrieverError,
     check_found_rows,
     check_rows,
@@ -172,6 +173,10 @@ class CustomRetriever:
             )
 
 
+class CustomBlackBox(CustomRetriever, BlackBox):
+    """Of a user's class that declares itself a ``BlackBox``."""
+
+
 def import_retriever(name: str, config: Config) -> CustomRetriever:
     """``package.module:Class``, made as ``Class(config)``. Raises InputError (one line) where that
     fails.
@@ -197,4 +202,5 @@ def import_retriever(name: str, config: Config) -> CustomRetriever:
     except Exception as error:
         problem = f"fails to load: {type(error).__name__}: {error}"
         raise InputError("params.yaml", field, problem, "mend its __init__(config)") from error
-    return CustomRetriever(name, inner)
+    wrapper = CustomBlackBox if isinstance(inner, BlackBox) else CustomRetriever
+    return wrapper(name, inner)

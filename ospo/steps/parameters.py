@@ -29,8 +29,13 @@ _TRAINING = (
 )
 # What scores a text during training. The size up to which a catalogue is searched exactly is not
 # read: training ranks candidate pools. How long an engine may take changes no score.
-_SCORES = ("reward", "retrievers.dtype", "retrievers.tantivy", "retrievers.engine.query")
-_REWARD = (*_SCORES, "retrievers.training")
+_REWARD = (
+    "reward",
+    "retrievers.training",
+    "retrievers.dtype",
+    "retrievers.tantivy",
+    "retrievers.engine.query",
+)
 _CREDIT = (
     "credit.segments",
     "credit.unions",

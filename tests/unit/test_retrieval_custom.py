@@ -368,6 +368,37 @@ def test_modules_that_fail(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("black_box", [True, False])
+def test_a_class_may_declare_itself_a_black_box(
+    black_box: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_config: Config,
+    esci_tiny: PreparedData,
+) -> None:
+    """Its scores are then not asked for beside the values; explanations still rank by it."""
+    base = "BlackBox" if black_box else "object"
+    (tmp_path / "box_shop.py").write_text(
+        "from ospo.retrieval.base import BlackBox\n"
+        f"class Box({base}):\n"
+        "    def __init__(self, config): self.asked = 0\n"
+        "    def index(self, item_ids, item_texts, cache=None):\n"
+        "        self.texts = [set(t.lower().split()) for t in item_texts]\n"
+        "    def score(self, texts, rows_BP):\n"
+        "        return [[len(set(t.split()) & self.texts[r]) for r in rows]\n"
+        "                for t, rows in zip(texts, rows_BP)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "box_shop", raising=False)
+    retriever = build_retriever("box_shop:Box", tiny_config, esci_tiny)
+    reward = SearchReward(retriever, esci_tiny, 10, 100)
+    assert (reward.pool is None) is black_box
+    request = esci_tiny.requests[0]
+    explained = explain(tiny_config, esci_tiny, retriever, request.request_id, "red, blue, green")
+    assert explained.rank >= 1
+    assert len(explained.phrases) == 3
+
+
 # --- the built-in ones, by the same checks
 
 
