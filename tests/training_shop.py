@@ -28,6 +28,7 @@ SMALL = [
     "presets.nano.rl.max_completion_tokens=8",
     "presets.nano.rl.learning_rate=1.0e-3",
     "presets.nano.rl.checkpoint_every=2",
+    "presets.nano.rl.validate_every=0",
     "credit.segments=delimiters",
     "answer=rewrite",  # their policies start untrained, and a reward by hand sees the answer alone
 ]
