@@ -28,7 +28,7 @@ from ospo.registry.store import (
 )
 from ospo.serving.requests import MAX_NEW_TOKENS
 from ospo.tracking.facts import git_commit, git_dirty
-from ospo.tracking.store import TrackingError
+from ospo.tracking.store import TrackingError, record_name
 
 _LOGGED_NAME = "rewriter"  # what packaging.log_model calls a model
 
@@ -132,7 +132,7 @@ def _create(
         "preset": config.policy,
         "algorithm": candidate.algorithm,
         **{key: str(value) for key, value in settings.items()},
-        **{f"ndcg_at_10.{retriever}": f"{value:.6f}" for retriever, value in figures.items()},
+        **{record_name(f"ndcg_at_10.{name}"): f"{value:.6f}" for name, value in figures.items()},
         **candidate.tags,
     }
     card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts, answer)

@@ -37,9 +37,8 @@ def log_evaluation(
     from ospo.reports.wording import summary_markdown
 
     for policy, row in figures.items():
-        run.log_metrics(
-            0, {f"{policy}/{retriever}/ndcg_at_10": value for retriever, value in row.items()}
-        )
+        names = {name: tracking.record_name(f"{policy}/{name}/ndcg_at_10") for name in row}
+        run.log_metrics(0, {names[name]: value for name, value in row.items()})
     analysis = write_report(
         directory,
         directory / "report.html",

@@ -5,7 +5,7 @@ MLflow was away.
 from ospo.tracking.recorder import Recorder, SilentRun
 from ospo.tracking.runs import Run, dataset_digest, flatten
 from ospo.tracking.session import RunDetails, Terminated, run, setup, sync
-from ospo.tracking.store import TrackingError, tracking_uri
+from ospo.tracking.store import TrackingError, record_name, tracking_uri
 
 __all__ = [
     "Recorder",
@@ -16,6 +16,7 @@ __all__ = [
     "TrackingError",
     "dataset_digest",
     "flatten",
+    "record_name",
     "run",
     "setup",
     "sync",

@@ -180,3 +180,11 @@ def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
             f"--experiment-id {found.experiment_id}`, or choose another name in params.yaml"
         )
     return str(found.experiment_id)
+
+
+def record_name(name: str) -> str:
+    """``name`` as MLflow takes it for a metric or a tag: a retriever may be called by a URL, whose
+    ``//`` and brackets it refuses.
+    """
+    plain = re.sub(r"[^\w. :/-]", "-", name, flags=re.ASCII)
+    return re.sub(r"/(\.*/)+", "/", plain).strip("/")

@@ -28,6 +28,7 @@ from ospo.retrieval.engine_clients import read_address
 from ospo.retrieval.engine_query import QueryTemplate, read_template
 from ospo.reward.credit import credit_engine
 from ospo.reward.search import SearchReward
+from ospo.tracking import record_name
 
 KINDS = ["opensearch", "elasticsearch"]
 HTML = b"<!DOCTYPE html><html><title>Welcome to nginx</title></html>"
@@ -529,3 +530,21 @@ def test_a_client_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "opensearchpy", None)
     with pytest.raises(InputError, match=r"Fix: pip install 'ospo\[opensearch\]'"):
         load_retriever("opensearch:https://search/shop", settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "recorded"),
+    [
+        ("opensearch:https://search:9200/shop", "opensearch:https:/search:9200/shop"),
+        ("opensearch:http://[::1]:9200/shop", "opensearch:http:/-::1-:9200/shop"),
+        ("path:/models/./x", "path:/models/x"),
+        ("hub:ORG/MODEL_1-a", "hub:ORG/MODEL_1-a"),
+        ("shop.search:Mine", "shop.search:Mine"),
+    ],
+)
+def test_mlflow_takes_the_name_of_a_retriever(name: str, recorded: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name, _validate_tag_name
+
+    assert record_name(f"ospo/{name}/ndcg_at_10") == f"ospo/{recorded}/ndcg_at_10"
+    _validate_metric_name(record_name(f"ospo/{name}/ndcg_at_10"))
+    _validate_tag_name(record_name(f"ndcg_at_10.{name}"))
