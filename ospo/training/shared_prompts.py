@@ -14,7 +14,7 @@ With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in plac
 (padded) = 6,080. Values and gradients are those of the plain computation up to rounding.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,9 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+
+from ospo.policy.decoder import Decoder, PackedWeights, decoder_of
+from ospo.policy.draws import multinomial_choice
 
 IGNORE = -100
 
@@ -146,6 +149,10 @@ class SharedPromptsMixin:
 
     share_prompts = True
 
+    def __init__(self, *args: Any, **options: Any):
+        self._packed = PackedWeights()
+        super().__init__(*args, **options)
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -191,12 +198,23 @@ class SharedPromptsMixin:
         return packed.unpack(outputs.log_probs, *shape), entropies, None
 
     def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
-        """TRL's sampling, with the prompts' caches computed once each."""
+        """TRL's sampling, with the prompts' caches computed once each; by our own decoder where
+        the network and the sampling are ones that it is tested for. The draws are the same.
+        """
         network = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         kind = self.accelerator.distributed_type  # type: ignore[attr-defined]
         sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if not self.share_prompts or self.use_vllm or sharded or not can_share(network):  # type: ignore[attr-defined]
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+        prompts, images, fields, *_ = args
+        if images is None and not fields and plain_sampling(self.generation_config.to_diff_dict()):  # type: ignore[attr-defined]
+            dtype = torch.bfloat16 if self.args.bf16 else None  # type: ignore[attr-defined]
+            decoder = decoder_of(network, dtype, self._packed)
+            if decoder is not None:
+                asked = self.generation_config  # type: ignore[attr-defined]
+                steps, heat = asked.max_new_tokens, asked.temperature
+                ends = set(self.eos_token_ids)  # type: ignore[attr-defined]
+                return sample(decoder, prompts, steps, heat, ends), None
         with shared_prefill(network):
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
 
@@ -232,3 +250,57 @@ def shared_prefill(network: Any) -> Iterator[None]:
         yield
     finally:
         del network.generate
+
+
+# What TRL's generation settings may say for sampling to be a plain draw at a temperature.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "do_sample": (True,),
+    "top_p": (1.0,),
+    "top_k": (0, None),
+    "min_p": (None,),
+    "repetition_penalty": (1.0,),
+    "disable_compile": (True,),
+}
+_ANY = ("max_new_tokens", "temperature", "transformers_version", "_from_model_config")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def plain_sampling(settings: Mapping[str, Any]) -> bool:
+    """Whether settings of ``generate`` that differ from its defaults ask for nothing but draws at a
+    temperature.
+    """
+    for name, value in settings.items():
+        if name not in (*_ANY, *_TOKENS) and value not in _PLAIN.get(name, ()):
+            return False
+    return settings.get("do_sample") is True
+
+
+@torch.no_grad()
+def sample(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    steps: int,
+    temperature: float,
+    ends: set[int],
+) -> list[list[int]]:
+    """Completions of ``prompts``, which may repeat, each up to a token of ``ends`` or ``steps``
+    tokens: those that ``generate`` of transformers draws from torch's generator.
+    """
+    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    number = {prompt: group for group, prompt in enumerate(distinct)}
+    cache, logits_RV = decoder.start(distinct, [number[tuple(p)] for p in prompts], steps)
+    out: list[list[int]] = [[] for _ in prompts]
+    for step in range(steps):
+        if temperature != 1.0:
+            logits_RV = logits_RV / temperature
+        token_R = multinomial_choice(logits_RV, cache.rows, len(prompts))
+        still = []
+        for place, (row, token) in enumerate(zip(cache.rows, token_R.tolist(), strict=True)):
+            out[row].append(token)
+            if token not in ends:
+                still.append(place)
+        if not still or step + 1 == steps:
+            break
+        decoder.keep(still, cache)
+        logits_RV = decoder.step(token_R[still], cache)
+    return out
