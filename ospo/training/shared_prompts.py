@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from ospo.policy.decoder import Decoder, PackedWeights, decoder_of
+from ospo.policy.decoder import DECODABLE, Decoder, PackedWeights, decoder_of
 from ospo.policy.draws import multinomial_choice
+from ospo.training.head import FrozenHeadFunction
 
 IGNORE = -100
 
@@ -64,9 +66,12 @@ class Packed:
 
         values_GV: of every token but its row's first, which nothing predicts, V = W − 1.
         """
-        result = values_GV.new_zeros(completions, keep)
-        found_M = values_GV[self.rows_M, self.columns_M - 1]
-        return result.index_put((self.completions_M, self.places_M), found_M)
+        return self.place(values_GV[self.rows_M, self.columns_M - 1], completions, keep)
+
+    def place(self, values_M: Tensor, completions: int, keep: int) -> Tensor:
+        """(completions, keep) values of the completions' tokens, 0 on padding."""
+        result = values_M.new_zeros(completions, keep)
+        return result.index_put((self.completions_M, self.places_M), values_M)
 
 
 def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
@@ -183,19 +188,54 @@ class SharedPromptsMixin:
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
                 ~mask, torch.finfo(dtype).min
             )
-        with self.accelerator.autocast():  # type: ignore[attr-defined]
-            outputs = model(
-                input_ids=packed.ids_GW,
-                attention_mask=mask,
-                position_ids=packed.positions_GW,
-                labels=packed.labels_GW,
-                fused_lm_head=True,
-            )
+        inputs = {
+            "input_ids": packed.ids_GW,
+            "attention_mask": mask,
+            "position_ids": packed.positions_GW,
+        }
         shape = len(input_ids), logits_to_keep
+        with self.accelerator.autocast():  # type: ignore[attr-defined]
+            if self._head_is_frozen(network):
+                logps_M, entropy_M = self._score(network, inputs, packed)
+                return packed.place(logps_M, *shape), packed.place(entropy_M, *shape), None
+            outputs = model(**inputs, labels=packed.labels_GW, fused_lm_head=True)
         entropies = (
             packed.unpack(outputs.entropy, *shape) if options.get("compute_entropy") else None
         )
         return packed.unpack(outputs.log_probs, *shape), entropies, None
+
+    def _head_is_frozen(self, network: Any) -> bool:
+        """Whether log-probabilities may come from :class:`FrozenHeadFunction`: one process on a CPU,
+        a plain head without a gradient, an entropy that is only looked at.
+        """
+        head, text = network.get_output_embeddings(), network.config.get_text_config().to_dict()
+        alone = self.accelerator.distributed_type == DistributedType.NO  # type: ignore[attr-defined]
+        return (
+            alone
+            and type(head) is torch.nn.Linear
+            and head.weight.device.type == "cpu"
+            and head.bias is None
+            and not head.weight.requires_grad
+            and text["model_type"] in DECODABLE  # others scale or cap their logits
+            and not self.args.cast_lm_head_to_fp32  # type: ignore[attr-defined]
+            and not self.args.entropy_coef  # type: ignore[attr-defined]
+            and not self.args.use_adaptive_entropy  # type: ignore[attr-defined]
+        )
+
+    def _score(
+        self, network: Any, inputs: dict[str, Tensor], packed: Packed
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (M,) of the completions' tokens; no other is scored."""
+        plain = network if isinstance(network, PreTrainedModel) else network.get_base_model()
+        hidden_GWD = plain.base_model(**inputs, use_cache=False).last_hidden_state
+        hidden_MD = hidden_GWD[packed.rows_M, packed.columns_M - 1]
+        target_M = packed.labels_GW[packed.rows_M, packed.columns_M]
+        weight = plain.lm_head.weight
+        heat = self.temperature  # type: ignore[attr-defined]
+        scored: tuple[Tensor, Tensor] = FrozenHeadFunction.apply(
+            hidden_MD.to(weight.dtype), weight, target_M, heat
+        )
+        return scored
 
     def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
         """TRL's sampling, with the prompts' caches computed once each; by our own decoder where
