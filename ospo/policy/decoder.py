@@ -1,9 +1,9 @@
 """A decoder written for short answers on a CPU: each prompt computed once, no padding, weights laid
 out once.
 
-transformers' forward pass is made for every network and every machine. On two cores a decode step of
-a small language model is then mostly other things: weights laid out anew for each product, a cache
-copied to grow by a token, an adapter's three products and conversions beside every one of the
+transformers' forward pass is made for every network and every machine. On two cores a decode step
+of a small language model is then mostly other things: weights laid out anew for each product, a
+cache copied to grow by a token, an adapter's three products and conversions beside every one of the
 network's. Here
 
 - weights lie as the processor wants them (oneDNN), those that read the same input side by side, an
@@ -17,7 +17,7 @@ Its logits are those of the network up to rounding (float32: about 1e-6). It is 
 that are tested to (:data:`DECODABLE`); :func:`decoder_of` gives None for any other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,128 +26,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ospo.policy.products import Adapted, PackedWeights, Product, adapted
+
 # Architectures whose logits are tested to be the same (tests/unit/test_policy_decoder.py).
 DECODABLE = ("llama", "mistral", "qwen2")
+# A network of more weights is left to transformers: laid out anew they are there twice.
+MOST_WEIGHTS = 1_000_000_000
 # Position encodings that do not depend on how long a text has become.
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
-_ROWS = 32  # of a product that oneDNN lays weights out for
 _SCORES = 1 << 24  # attention scores held at a time while prompts are computed
 _KEPT = 0.75  # the cache is moved together when fewer than this share of its rows still writes
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """A linear layer's parts. weight: (E, D); bias: (E,) or None; down, up: an adapter's (r, D) and
-    (E, r), its scaling in ``up``, or None.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    down: Tensor | None = None
-    up: Tensor | None = None
-
-
-def adapted(module: nn.Module) -> Adapted | None:
-    """The parts of a plain linear layer or of one with a plain LoRA adapter; None for any other."""
-    if type(module) is nn.Linear:
-        return Adapted(module.weight, module.bias)
-    return _adapted_lora(module)
-
-
-def _adapted_lora(module: nn.Module) -> Adapted | None:
-    import peft
-    from peft.tuners.lora import Linear
-
-    if not isinstance(module, Linear) or type(module.base_layer) is not nn.Linear:
-        return None
-    base, names = module.base_layer, module.active_adapters
-    if module.disable_adapters or not names:
-        return Adapted(base.weight, base.bias) if not module.merged else None
-    [name, *more] = names
-    if more or module.merged or name not in module.lora_A or name in module.lora_variant:
-        return None
-    dropout, down, up = module.lora_dropout[name], module.lora_A[name], module.lora_B[name]
-    whole = isinstance(dropout, nn.Identity) or not module.training
-    if not whole or down.bias is not None or up.bias is not None:
-        return None
-    assert peft is not None
-    return Adapted(base.weight, base.bias, down.weight, up.weight.float() * module.scaling[name])
-
-
-class PackedWeights:
-    """Weights laid out for products, each kept until the tensors that it was made of change."""
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[Any, Any]] = {}
-
-    def get(self, slot: int, parts: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-        """What ``make`` gave for these tensors in this place, or gives now."""
-        state = [(part.data_ptr(), part._version, part.dtype, part.shape) for part in parts]
-        if slot not in self._kept or self._kept[slot][0] != state:
-            self._kept[slot] = (state, make())
-        return self._kept[slot][1]
-
-
-def _packs(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and torch.backends.mkldnn.is_available()
-
-
-class _Product:
-    """x (T, D) → x @ Wᵀ + b (T, E) of linear layers that read the same input, side by side."""
-
-    def __init__(
-        self, layers: Sequence[Adapted], dtype: torch.dtype, packed: PackedWeights, slot: int
-    ):
-        parts = [layer.weight for layer in layers]
-        biases = [layer.bias for layer in layers]
-
-        def lay_out() -> Tensor:
-            weight = torch.cat([part.detach().to(dtype) for part in parts]).contiguous()
-            if not _packs(dtype):
-                return weight
-            return torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-
-        self.packs = _packs(dtype)
-        self.weight = packed.get(slot, parts, lay_out)
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            filled = [
-                bias if bias is not None else part.new_zeros(len(part))
-                for bias, part in zip(biases, parts, strict=True)
-            ]
-            self.bias = torch.cat([bias.detach().to(dtype) for bias in filled])
-        self.down: Tensor | None = None
-        self.up: Tensor | None = None
-        adapters = [(layer.down, layer.up, len(layer.weight)) for layer in layers]
-        with_adapter = [(d, u, n) for d, u, n in adapters if d is not None and u is not None]
-        if with_adapter:
-            self.down = torch.cat([d.detach().to(dtype) for d, _, _ in with_adapter]).T.contiguous()
-            blocks = [
-                u.detach().to(dtype).T if u is not None else torch.zeros(0, n, dtype=dtype)
-                for _, u, n in adapters
-            ]
-            self.up = torch.block_diag(*blocks).contiguous()
-
-    def __call__(self, x_TD: Tensor) -> Tensor:
-        if self.packs:
-            y_TE = torch.ops.mkldnn._linear_pointwise(
-                x_TD, self.weight, self.bias, "none", [], ""
-            )
-        else:
-            y_TE = F.linear(x_TD, self.weight, self.bias)
-        if self.down is None or self.up is None:
-            return y_TE
-        return y_TE.addmm_(x_TD @ self.down, self.up)
-
-
-@dataclass(frozen=True)
 class _Layer:
     norm_1: Tensor
-    qkv: _Product
-    out: _Product
+    qkv: Product
+    out: Product
     norm_2: Tensor
-    gate_up: _Product
-    down: _Product
+    gate_up: Product
+    down: Product
 
 
 def decoder_of(
@@ -174,16 +72,17 @@ def decoder_of(
         return None
     if weights not in (torch.float32, torch.bfloat16):
         return None
-    if type(network.lm_head) is not nn.Linear:
+    if type(network.lm_head) is not nn.Linear or network.num_parameters() > MOST_WEIGHTS:
         return None
-    blocks = [_parts(layer) for layer in network.model.layers]
+    wrapped = model is not network
+    blocks = [_parts(layer, wrapped) for layer in network.model.layers]
     known = [block for block in blocks if block is not None]
     if len(known) < len(blocks):
         return None
     return Decoder(network, known, weights, packed or PackedWeights())
 
 
-def _parts(layer: Any) -> list[list[Adapted]] | None:
+def _parts(layer: Any, wrapped: bool) -> list[list[Adapted]] | None:
     """The layers of a block that read the same input, in order: attention's input, its output, the
     MLP's input, its output; None where one is not plain.
     """
@@ -196,7 +95,7 @@ def _parts(layer: Any) -> list[list[Adapted]] | None:
     ]
     found: list[list[Adapted]] = []
     for group in modules:
-        parts = [adapted(module) for module in group]
+        parts = [adapted(module, wrapped) for module in group]
         if any(part is None for part in parts):
             return None
         found.append([part for part in parts if part is not None])
@@ -244,11 +143,11 @@ class Decoder:
         self.layers = [
             _Layer(
                 layer.input_layernorm.weight.detach(),
-                _Product(qkv, dtype, packed, 4 * number + 1),
-                _Product(out, dtype, packed, 4 * number + 2),
+                Product(qkv, dtype, packed, 4 * number + 1),
+                Product(out, dtype, packed, 4 * number + 2),
                 layer.post_attention_layernorm.weight.detach(),
-                _Product(gate_up, dtype, packed, 4 * number + 3),
-                _Product(down, dtype, packed, 4 * number + 4),
+                Product(gate_up, dtype, packed, 4 * number + 3),
+                Product(down, dtype, packed, 4 * number + 4),
             )
             for number, (layer, (qkv, out, gate_up, down)) in enumerate(
                 zip(inner.layers, blocks, strict=True)
@@ -256,7 +155,7 @@ class Decoder:
         ]
         self.norm = inner.norm.weight.detach()
         head = network.lm_head
-        self.head = _Product([Adapted(head.weight, head.bias)], dtype, packed, 0)
+        self.head = Product([Adapted(head.weight, head.bias)], dtype, packed, 0)
 
     def start(
         self, prompts: Sequence[Sequence[int]], group_B: Sequence[int], steps: int
@@ -301,6 +200,36 @@ class Decoder:
         cache.position_R = cache.prompt_G[of_B]
         cache.mask = self._mask(cache)
         return cache, logits_GV[of_B]
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        steps: int,
+        ends: Set[int],
+        choose: Callable[[Tensor, list[int]], Tensor],
+    ) -> list[list[int]]:
+        """A completion of each of ``prompts``, which may repeat: at most ``steps`` tokens, the last
+        one of ``ends`` where it ended by itself.
+
+        choose: (logits (R, V) float32, the numbers of the R prompts whose completions still grow)
+        → their next tokens (R,).
+        """
+        distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        number = {prompt: group for group, prompt in enumerate(distinct)}
+        cache, logits_RV = self.start(distinct, [number[tuple(p)] for p in prompts], steps)
+        out: list[list[int]] = [[] for _ in prompts]
+        for step in range(steps):
+            token_R = choose(logits_RV, cache.rows)
+            still = []
+            for place, (row, token) in enumerate(zip(cache.rows, token_R.tolist(), strict=True)):
+                out[row].append(token)
+                if token not in ends:
+                    still.append(place)
+            if not still or step + 1 == steps:
+                break
+            self.keep(still, cache)
+            logits_RV = self.step(token_R[still], cache)
+        return out
 
     def step(self, token_R: Tensor, cache: Cache) -> Tensor:
         """Logits (R, V), float32, of the token after ``token_R``, the newest of each live row."""

@@ -4,9 +4,9 @@ in one pass over the vocabulary.
 The trainer library's function scores every token that it is given, prompts and padding included,
 and computes the logits again for the gradient, which it sums in float32. Where the head is frozen
 the gradient of log p with respect to a hidden state is known up to a factor as soon as p is:
-(1[target] − p) W / temperature. It is computed while the probabilities are in the processor's cache,
-and scaled later. Every sum runs over the whole vocabulary inside one product, so nothing is rounded
-in between.
+(1[target] − p) W / temperature. It is computed while the probabilities are in the processor's
+cache, and scaled later. Every sum runs over the whole vocabulary inside one product, so nothing is
+rounded in between.
 """
 
 from typing import Any
@@ -31,9 +31,7 @@ class FrozenHeadFunction(torch.autograd.Function):
         """Tile by tile: logits, their softmax, and (1[target] − p) W."""
         wanted = ctx.needs_input_grad[0]
         logps, entropies, slopes = [], [], []
-        for hidden, target in zip(
-            hidden_MD.split(_TILE), target_M.split(_TILE), strict=True
-        ):
+        for hidden, target in zip(hidden_MD.split(_TILE), target_M.split(_TILE), strict=True):
             z = F.linear(hidden, weight_VD).float()
             if temperature != 1.0:
                 z.div_(temperature)

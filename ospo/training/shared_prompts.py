@@ -24,8 +24,9 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ospo.policy.decoder import DECODABLE, Decoder, PackedWeights, decoder_of
+from ospo.policy.decoder import DECODABLE, Decoder, decoder_of
 from ospo.policy.draws import multinomial_choice
+from ospo.policy.products import PackedWeights
 from ospo.training.head import FrozenHeadFunction
 
 IGNORE = -100
@@ -205,8 +206,8 @@ class SharedPromptsMixin:
         return packed.unpack(outputs.log_probs, *shape), entropies, None
 
     def _head_is_frozen(self, network: Any) -> bool:
-        """Whether log-probabilities may come from :class:`FrozenHeadFunction`: one process on a CPU,
-        a plain head without a gradient, an entropy that is only looked at.
+        """Whether log-probabilities may come from :class:`FrozenHeadFunction`: one process on a
+        CPU, a plain head without a gradient, an entropy that is only looked at.
         """
         head, text = network.get_output_embeddings(), network.config.get_text_config().to_dict()
         alone = self.accelerator.distributed_type == DistributedType.NO  # type: ignore[attr-defined]
@@ -251,12 +252,21 @@ class SharedPromptsMixin:
             dtype = torch.bfloat16 if self.args.bf16 else None  # type: ignore[attr-defined]
             decoder = decoder_of(network, dtype, self._packed)
             if decoder is not None:
-                asked = self.generation_config  # type: ignore[attr-defined]
-                steps, heat = asked.max_new_tokens, asked.temperature
-                ends = set(self.eos_token_ids)  # type: ignore[attr-defined]
-                return sample(decoder, prompts, steps, heat, ends), None
+                return self._sample(decoder, prompts), None
         with shared_prefill(network):
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _sample(self, decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The completions that ``generate`` of transformers would draw from torch's generator."""
+        asked, ends = self.generation_config, set(self.eos_token_ids)  # type: ignore[attr-defined]
+
+        def choose(logits_RV: Tensor, live: list[int]) -> Tensor:
+            if asked.temperature != 1.0:
+                logits_RV = logits_RV / asked.temperature
+            return multinomial_choice(logits_RV, live, len(prompts))
+
+        return decoder.write(prompts, asked.max_new_tokens, ends, choose)
 
 
 @contextmanager
@@ -313,34 +323,3 @@ def plain_sampling(settings: Mapping[str, Any]) -> bool:
         if name not in (*_ANY, *_TOKENS) and value not in _PLAIN.get(name, ()):
             return False
     return settings.get("do_sample") is True
-
-
-@torch.no_grad()
-def sample(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    steps: int,
-    temperature: float,
-    ends: set[int],
-) -> list[list[int]]:
-    """Completions of ``prompts``, which may repeat, each up to a token of ``ends`` or ``steps``
-    tokens: those that ``generate`` of transformers draws from torch's generator.
-    """
-    distinct = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    number = {prompt: group for group, prompt in enumerate(distinct)}
-    cache, logits_RV = decoder.start(distinct, [number[tuple(p)] for p in prompts], steps)
-    out: list[list[int]] = [[] for _ in prompts]
-    for step in range(steps):
-        if temperature != 1.0:
-            logits_RV = logits_RV / temperature
-        token_R = multinomial_choice(logits_RV, cache.rows, len(prompts))
-        still = []
-        for place, (row, token) in enumerate(zip(cache.rows, token_R.tolist(), strict=True)):
-            out[row].append(token)
-            if token not in ends:
-                still.append(place)
-        if not still or step + 1 == steps:
-            break
-        decoder.keep(still, cache)
-        logits_RV = decoder.step(token_R[still], cache)
-    return out

@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ospo.policy.decoder import DECODABLE, Decoder, PackedWeights, decoder_of
-from ospo.policy.draws import multinomial_choice
+from ospo.policy.decoder import DECODABLE, Decoder, decoder_of
+from ospo.policy.draws import gumbel_choice, multinomial_choice
+from ospo.policy.products import PackedWeights
 
 SMALL: dict[str, Any] = {
     "hidden_size": 48,
@@ -44,9 +45,7 @@ def network_of(kind: str = "llama", **settings: Any) -> Any:
 def with_adapter(network: Any) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
-    lora = LoraConfig(
-        r=4, lora_alpha=6, target_modules="all-linear", task_type=TaskType.CAUSAL_LM
-    )
+    lora = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type=TaskType.CAUSAL_LM)
     adapted = get_peft_model(network, lora)
     for name, weight in adapted.named_parameters():
         if "lora_B" in name:
@@ -154,7 +153,8 @@ def test_weights_are_those_of_now(dtype: torch.dtype) -> None:
         now = decoder_of(network, None, packed)
         assert now is not None
         second = decode(now)
-        assert max(float((a - b).abs().max()) for (_, a), (_, b) in zip(first, second)) > 0.1, part
+        moved = [(a - b).abs().max() for (_, a), (_, b) in zip(first, second, strict=True)]
+        assert float(max(moved)) > 0.1, part
         assert furthest(network, second) < bound * max(1, float(second[0][1].abs().max())), part
         first = second
 
@@ -210,3 +210,20 @@ def test_draws_are_those_of_torch(scale: float) -> None:
 def test_logits_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         multinomial_choice(torch.full((1, 4), torch.nan), [0], 1)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
+def test_gumbel_draws_are_those_of_the_whole_formula(temperature: float) -> None:
+    for seed in range(20):
+        logits = torch.randn(3, 4000, generator=torch.Generator().manual_seed(seed)) * 5
+        found = gumbel_choice(
+            logits, temperature, [torch.Generator().manual_seed(n) for n in range(3)]
+        )
+        noise = torch.stack(
+            [
+                torch.rand(4000, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+                for n in range(3)
+            ]
+        ).clamp_(1e-300, 1 - 1e-16)
+        wanted = (logits.double() / temperature - torch.log(-torch.log(noise))).argmax(dim=-1)
+        assert found.tolist() == wanted.tolist()
