@@ -57,6 +57,18 @@ def decoder_of(
     ``dtype``: of the products, that of the weights where it is None. ``packed``: keeps what has
     been laid out from call to call.
     """
+    blocks = plain_blocks(model)
+    network = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    weights = dtype or network.dtype
+    if blocks is None or weights not in (torch.float32, torch.bfloat16):
+        return None
+    return Decoder(network, blocks, weights, packed or PackedWeights())
+
+
+def plain_blocks(model: Any) -> list[list[list[Adapted]]] | None:
+    """The linear layers of each block of a network, with or without an adapter; None where the
+    network is not of a tested architecture, or on another machine than a CPU, or not plain.
+    """
     network = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     config = network.config
     if config.model_type not in DECODABLE or network.device.type != "cpu":
@@ -66,20 +78,15 @@ def decoder_of(
     kinds = set(settings.get("layer_types") or ["full_attention"])
     # Qwen's configurations name a window that is switched off.
     windowed = settings.get("sliding_window") and settings.get("use_sliding_window", True)
-    plain = settings["hidden_act"] == "silu" and rope in _FIXED_ROPE
-    weights = dtype or network.dtype
-    if not plain or kinds != {"full_attention"} or windowed:
+    if settings["hidden_act"] != "silu" or rope not in _FIXED_ROPE:
         return None
-    if weights not in (torch.float32, torch.bfloat16):
+    if kinds != {"full_attention"} or windowed:
         return None
     if type(network.lm_head) is not nn.Linear or network.num_parameters() > MOST_WEIGHTS:
         return None
-    wrapped = model is not network
-    blocks = [_parts(layer, wrapped) for layer in network.model.layers]
+    blocks = [_parts(layer, model is not network) for layer in network.model.layers]
     known = [block for block in blocks if block is not None]
-    if len(known) < len(blocks):
-        return None
-    return Decoder(network, known, weights, packed or PackedWeights())
+    return known if len(known) == len(blocks) else None
 
 
 def _parts(layer: Any, wrapped: bool) -> list[list[Adapted]] | None:

@@ -28,6 +28,7 @@ from ospo.policy.decoder import DECODABLE, Decoder, decoder_of
 from ospo.policy.draws import multinomial_choice
 from ospo.policy.products import PackedWeights
 from ospo.training.head import FrozenHeadFunction
+from ospo.training.packed import hidden_before_completions, lay_out
 
 IGNORE = -100
 
@@ -178,6 +179,9 @@ class SharedPromptsMixin:
         more = [name for name, value in options.items() if name not in plain and value is not False]
         packed = None
         if self.share_prompts and not args and not more and can_share(network):
+            scored = self._score_adapter(network, input_ids, attention_mask, logits_to_keep)
+            if scored is not None:
+                return *scored, None
             packed = pack(input_ids, attention_mask, logits_to_keep)
         if packed is None:
             return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
@@ -227,16 +231,34 @@ class SharedPromptsMixin:
         self, network: Any, inputs: dict[str, Tensor], packed: Packed
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies (M,) of the completions' tokens; no other is scored."""
-        plain = network if isinstance(network, PreTrainedModel) else network.get_base_model()
+        plain = _plain(network)
         hidden_GWD = plain.base_model(**inputs, use_cache=False).last_hidden_state
         hidden_MD = hidden_GWD[packed.rows_M, packed.columns_M - 1]
-        target_M = packed.labels_GW[packed.rows_M, packed.columns_M]
-        weight = plain.lm_head.weight
-        heat = self.temperature  # type: ignore[attr-defined]
+        return self._head(plain, hidden_MD, packed.labels_GW[packed.rows_M, packed.columns_M])
+
+    def _head(self, plain: Any, hidden_MD: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+        weight, heat = plain.lm_head.weight, self.temperature  # type: ignore[attr-defined]
         scored: tuple[Tensor, Tensor] = FrozenHeadFunction.apply(
             hidden_MD.to(weight.dtype), weight, target_M, heat
         )
         return scored
+
+    def _score_adapter(
+        self, network: Any, ids_BS: Tensor, mask_BS: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Log-probabilities and entropies (B, T) by the forward pass of
+        :mod:`ospo.training.packed`; None where it is not made for the network or the batch.
+        """
+        autocast = self.args.bf16 or self.args.fp16  # type: ignore[attr-defined]
+        if isinstance(network, PreTrainedModel) or autocast or not self._head_is_frozen(network):
+            return None
+        layout = lay_out(ids_BS, mask_BS, keep)
+        hidden_MD = hidden_before_completions(network, layout) if layout is not None else None
+        if layout is None or hidden_MD is None:
+            return None
+        logps_M, entropy_M = self._head(_plain(network), hidden_MD, layout.target_M)
+        shape = len(ids_BS), keep
+        return layout.place(logps_M, *shape), layout.place(entropy_M, *shape)
 
     def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
         """TRL's sampling, with the prompts' caches computed once each; by our own decoder where
@@ -267,6 +289,11 @@ class SharedPromptsMixin:
             return multinomial_choice(logits_RV, live, len(prompts))
 
         return decoder.write(prompts, asked.max_new_tokens, ends, choose)
+
+
+def _plain(network: Any) -> Any:
+    """The network without an adapter's wrapping."""
+    return network if isinstance(network, PreTrainedModel) else network.get_base_model()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from trl import GRPOTrainer
 from ospo.data.dataset import PreparedData
 from ospo.training.head import FrozenHeadFunction
 from ospo.training.ospo import OSPOTrainer
+from ospo.training.packed import lay_out
 from ospo.training.rl import build_trainer, train_rl
 from ospo.training.run import TrainingRun
 from ospo.training.shared_prompts import plain_sampling
@@ -123,13 +124,16 @@ def adapter_trainer(folder: Path, data: PreparedData) -> OSPOTrainer:
     return trainer
 
 
+@pytest.mark.parametrize("even", [True, False], ids=["groups of two", "groups of two and one"])
 def test_an_adapter_is_trained_as_the_library_trains_it(
-    esci_tiny: PreparedData, tmp_path: Path
+    esci_tiny: PreparedData, tmp_path: Path, even: bool
 ) -> None:
     trainer = adapter_trainer(tmp_path, esci_tiny)
-    prompts = [[0, 0, 11, 12, 13]] * 3 + [[14, 15, 16, 17, 18]] * 2
-    tails = [[21, 22, 23], [24, 0, 0], [25, 26, 0], [27, 28, 29], [30, 0, 0]]
-    ids = torch.tensor([p + t for p, t in zip(prompts, tails, strict=True)])
+    prompts = [[0, 0, 11, 12, 13], [14, 15, 16, 17, 18], [0, 0, 0, 0, 19]] * 2
+    tails = [[21, 22, 23], [24, 0, 0], [25, 26, 0], [27, 28, 29], [30, 0, 0], [31, 32, 0]]
+    rows = [p + t for p, t in zip(prompts, tails, strict=True)][: 6 if even else 5]
+    ids = torch.tensor(rows)
+    assert (lay_out(ids, (ids != 0).long(), 3) is not None) is even
 
     def run(method: Any) -> list[torch.Tensor]:
         network: Any = trainer.model
@@ -144,7 +148,11 @@ def test_an_adapter_is_trained_as_the_library_trains_it(
 
     plain = run(GRPOTrainer._get_per_token_logps_and_entropies)
     assert trainer._head_is_frozen(trainer.model)
+    forwards: list[int] = []
+    network: Any = trainer.model
+    network.get_base_model().model.register_forward_hook(lambda *_: forwards.append(1))
     ours = run(OSPOTrainer._get_per_token_logps_and_entropies)
+    assert len(forwards) == (0 if even else 1)
     assert len(plain) == len(ours) > 10
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4)
