@@ -68,7 +68,8 @@ def lay_out(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Layout | None:
     longest = max(lengths) + 1
     ids: list[int] = []
     positions: list[int] = []
-    prompt_T, completion_T = [], []
+    prompt_T: list[int] = []
+    completion_T: list[int] = []
     for number, start in enumerate(starts):
         ids += start[:-1]
         positions += range(len(start) - 1)

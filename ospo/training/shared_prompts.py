@@ -222,9 +222,9 @@ class SharedPromptsMixin:
             and head.bias is None
             and not head.weight.requires_grad
             and text["model_type"] in DECODABLE  # others scale or cap their logits
-            and not self.args.cast_lm_head_to_fp32  # type: ignore[attr-defined]
-            and not self.args.entropy_coef  # type: ignore[attr-defined]
-            and not self.args.use_adaptive_entropy  # type: ignore[attr-defined]
+            and not self.args.cast_lm_head_to_fp32
+            and not self.args.entropy_coef
+            and not self.args.use_adaptive_entropy
         )
 
     def _score(
