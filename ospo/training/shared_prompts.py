@@ -155,6 +155,9 @@ class SharedPromptsMixin:
     """
 
     share_prompts = True
+    # Whether prompts that are shared on a CPU also go through this project's own decoder and
+    # forward pass, where a network is one that they are tested for; benchmarks turn it off.
+    own_passes = True
 
     def __init__(self, *args: Any, **options: Any):
         self._packed = PackedWeights()
@@ -216,7 +219,8 @@ class SharedPromptsMixin:
         head, text = network.get_output_embeddings(), network.config.get_text_config().to_dict()
         alone = self.accelerator.distributed_type == DistributedType.NO  # type: ignore[attr-defined]
         return (
-            alone
+            self.own_passes
+            and alone
             and type(head) is torch.nn.Linear
             and head.weight.device.type == "cpu"
             and head.bias is None
@@ -270,7 +274,8 @@ class SharedPromptsMixin:
         if not self.share_prompts or self.use_vllm or sharded or not can_share(network):  # type: ignore[attr-defined]
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
         prompts, images, fields, *_ = args
-        if images is None and not fields and plain_sampling(self.generation_config.to_diff_dict()):  # type: ignore[attr-defined]
+        plain = self.own_passes and images is None and not fields
+        if plain and plain_sampling(self.generation_config.to_diff_dict()):  # type: ignore[attr-defined]
             dtype = torch.bfloat16 if self.args.bf16 else None  # type: ignore[attr-defined]
             decoder = decoder_of(network, dtype, self._packed)
             if decoder is not None:

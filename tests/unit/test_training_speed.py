@@ -21,10 +21,6 @@ from ospo.training.shared_prompts import plain_sampling
 IDS = [[11, 12, 13]] * 4 + [[14, 15, 16, 17, 18]] * 4
 
 
-def none(*_: Any) -> None:
-    """In place of ``decoder_of``: the library's way."""
-
-
 def trainer_in(folder: Path, data: PreparedData, *settings: str) -> OSPOTrainer:
     config = small_config("presets.nano.rl.max_completion_tokens=12", *settings)
     policy = make_policy(config, data, folder / "model")
@@ -33,7 +29,7 @@ def trainer_in(folder: Path, data: PreparedData, *settings: str) -> OSPOTrainer:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_decoder_draws_what_the_library_draws(
-    esci_tiny: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+    esci_tiny: PreparedData, tmp_path: Path, temperature: float
 ) -> None:
     """Rows end one by one: a fifth of all tokens are ends."""
     setting = f"presets.nano.rl.temperature={temperature}"
@@ -55,7 +51,7 @@ def test_the_decoder_draws_what_the_library_draws(
     found, state = sampled()
     assert not shapes, "the network's own forward pass takes no part"
     handle.remove()
-    monkeypatch.setattr("ospo.training.shared_prompts.decoder_of", none)
+    trainer.own_passes = False
     wanted, after = sampled()
     assert found == wanted
     assert len({len(ids) for ids in found}) > 3, "lengths must differ for this test to see anything"
@@ -71,7 +67,7 @@ def test_twenty_steps_give_the_same_weights(
     after: dict[str, Any] = {}
     for name, found in (("new", after), ("old", before)):
         if name == "old":
-            monkeypatch.setattr("ospo.training.shared_prompts.decoder_of", none)
+            monkeypatch.setattr(OSPOTrainer, "own_passes", False)
         out = tmp_path / name
         train_rl(TrainingRun(config, esci_tiny, out, policy, LetterReward()), "grpo")
         found["weights"] = weights(out / "model")
