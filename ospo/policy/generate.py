@@ -5,6 +5,9 @@ temperature (:class:`Decoding`); what a model's ``generation_config.json`` asks 
 (repetition penalty, top-k, top-p, temperature) is used nowhere: :mod:`ospo.policy.weights` takes it
 off every policy it loads, which holds for sampling during training too.
 
+On a CPU :mod:`ospo.policy.decoder` computes the logits where the network is one that it is tested
+for; elsewhere transformers' forward pass does.
+
 Sampling draws its noise per (seed, sample, prompt, step), so a sampled answer does not depend on
 the batch in which it was generated. What remains is rounding: logits of a float32 policy differ by
 about 1e-6 between batches; those of a bfloat16 one by up to 1e-1, so that a near-tie may fall
