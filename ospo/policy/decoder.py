@@ -130,6 +130,11 @@ class Cache:
     position_R: Tensor
     mask: Tensor
 
+    def in_order(self) -> bool:
+        """Whether every place of every group is taken, by the live rows in their order."""
+        places = len(self.prompt_G) * self.group
+        return len(self.place_R) == places and bool((self.place_R.diff() == 1).all())
+
 
 class Decoder:
     """Writes with a network's weights as they were when it was made (:func:`decoder_of`)."""
@@ -303,7 +308,7 @@ class Decoder:
 
     def _forward(self, ids_T: Tensor, cache: Cache) -> Tensor:
         """Last hidden states (T, D) of tokens, whose keys and values enter the cache."""
-        x_TD = self.tokens[ids_T]
+        x_TD, in_order = self.tokens[ids_T], cache.in_order()
         cos, sin = self.rotary(x_TD[None].float(), cache.position_R[None])
         turned = self.heads + self.kv_heads
         cos_TE, sin_TE = (part[0].to(self.dtype)[:, None] for part in (cos, sin))
@@ -314,17 +319,17 @@ class Decoder:
             qkv = layer.qkv(self._norm(x_TD, layer.norm_1)).view(len(ids_T), -1, self.size)
             both = qkv[:, :turned]
             qkv[:, :turned] = (both * cos_TE).addcmul_(both.roll(half, -1), sin_TE)
-            mixed_TD = self._attention(qkv, number, cache)
+            mixed_TD = self._attention(qkv, number, cache, in_order)
             x_TD = x_TD + layer.out(mixed_TD)
             gate, up = layer.gate_up(self._norm(x_TD, layer.norm_2)).chunk(2, dim=-1)
             x_TD = x_TD + layer.down(F.silu(gate).mul_(up))
         return x_TD
 
-    def _attention(self, qkv_THE: Tensor, number: int, cache: Cache) -> Tensor:
+    def _attention(self, qkv_THE: Tensor, number: int, cache: Cache, in_order: bool) -> Tensor:
         """(T, Hq × E): every row over the slots of its group that the mask shows it."""
         keys, values = cache.keys[number], cache.values[number]
         groups, size, shared = len(keys), cache.group, self.heads // self.kv_heads
-        if len(qkv_THE) == groups * size:  # in order of places: a row never moves past another
+        if in_order:
             grid = qkv_THE
         else:
             grid = qkv_THE.new_zeros(groups * size, *qkv_THE.shape[1:])
@@ -352,7 +357,7 @@ class Decoder:
         )
         mixed = mixed.view(groups, self.kv_heads, size, shared, self.size).transpose(1, 2)
         mixed = mixed.reshape(groups * size, self.heads * self.size)
-        return mixed if len(mixed) == len(qkv_THE) else mixed[cache.place_R]
+        return mixed if in_order else mixed[cache.place_R]
 
 
 def _hide(seen: Tensor, dtype: torch.dtype) -> Tensor:

@@ -99,6 +99,21 @@ def test_logits_are_those_of_the_network(kind: str, adapter: bool) -> None:
     assert furthest(network, found) < 2e-5
 
 
+@pytest.mark.parametrize("groups", [[0, 1, 0, 1], [0, 0, 1, 1], [1, 0], [0]])
+@torch.no_grad()
+def test_rows_may_come_in_any_order(groups: list[int]) -> None:
+    network = network_of()
+    decoder = decoder_of(network)
+    assert decoder is not None
+    texts = [list(PROMPTS[group]) for group in groups]
+    cache, logits = decoder.start(PROMPTS[: max(groups) + 1], groups, 3)
+    for step in range(3):
+        found = list(zip(texts, logits, strict=True))
+        assert furthest(network, found) < 2e-5, step
+        texts = [[*text, 20 + row + step] for row, text in enumerate(texts)]
+        logits = decoder.step(torch.tensor([text[-1] for text in texts]), cache)
+
+
 @torch.no_grad()
 def test_many_prompts_are_attended_to_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ospo.policy.decoder._SCORES", 1)
