@@ -5,6 +5,9 @@ temperature (:class:`Decoding`); what a model's ``generation_config.json`` asks 
 (repetition penalty, top-k, top-p, temperature) is used nowhere: :mod:`ospo.policy.weights` takes it
 off every policy it loads, which holds for sampling during training too.
 
+On a CPU :mod:`ospo.policy.decoder` computes the logits where the network is one that it is tested
+for; elsewhere transformers' forward pass does.
+
 Sampling draws its noise per (seed, sample, prompt, step), so a sampled answer does not depend on
 the batch in which it was generated. What remains is rounding: logits of a float32 policy differ by
 about 1e-6 between batches; those of a bfloat16 one by up to 1e-1, so that a near-tie may fall
@@ -24,8 +27,11 @@ from transformers import PreTrainedModel
 from ospo.config import Answer, Model
 from ospo.data.request import Request
 from ospo.errors import InputError
+from ospo.policy.decoder import Decoder, decoder_of
 from ospo.policy.decoding import Decoding, digest, draw_seed
+from ospo.policy.draws import gumbel_choice
 from ospo.policy.kind import read_answer_kind
+from ospo.policy.products import PackedWeights
 from ospo.policy.prompts import fit_messages, prompt_messages, render_messages
 from ospo.policy.text import REWRITE, SearchText
 from ospo.policy.weights import load_policy
@@ -81,6 +87,7 @@ class Generator:
         # Tokens that prompt and completion may have together; None where the architecture has no
         # such limit.
         self.context: int | None = text.to_dict().get(name)
+        self._packed = PackedWeights()
         self._accepted = set(inspect.signature(_network(model).forward).parameters)
 
     @classmethod
@@ -128,6 +135,10 @@ class Generator:
             torch.Generator().manual_seed(draw_seed(decoding.seed, sample, prompt.key))
             for prompt, sample in zip(prompts, samples, strict=True)
         ]
+        with torch.inference_mode():
+            decoder = decoder_of(self.model, None, self._packed)
+            if decoder is not None:
+                return self._decode(decoder, prompts, decoding, generators)
         pad = self.tokenizer.pad_token_id
         lengths = [len(prompt.ids) for prompt in prompts]
         ids_BT = self._tensor(
@@ -136,6 +147,21 @@ class Generator:
         mask_BT = self._tensor([[0] * (width - n) + [1] * n for n in lengths])
         with torch.inference_mode():
             return self._write(ids_BT, mask_BT, decoding, generators)
+
+    def _decode(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        generators: Sequence[torch.Generator],
+    ) -> list[list[int]]:
+        """The completions by our own decoder, equal prompts computed once."""
+
+        def choose(logits_RV: Tensor, live: list[int]) -> Tensor:
+            return gumbel_choice(logits_RV, decoding.temperature, [generators[row] for row in live])
+
+        ids = [prompt.ids for prompt in prompts]
+        return decoder.write(ids, decoding.max_new_tokens, self.ends, choose)
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Logits (V,) of the first token after a prompt, as the model gives them."""
@@ -215,22 +241,3 @@ def end_ids(model: Any, tokenizer: Any) -> set[int]:
     configured = model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     return {i for i in (*listed, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None}
-
-
-def gumbel_choice(
-    logits_BV: Tensor, temperature: float, generators: Sequence[torch.Generator]
-) -> Tensor:
-    """Next tokens (B,): the largest logit, or, above temperature 0, a draw from
-    softmax(logits / temperature).
-
-    Draws are made by the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014): argmax(log p + g)
-    with g ~ Gumbel(0, 1) has law p. One generator per row, so a row's draw does not depend on the
-    batch.
-    """
-    if temperature > 0:
-        noise_BV = torch.stack(
-            [torch.rand(logits_BV.shape[1], generator=g, dtype=torch.float64) for g in generators]
-        )
-        gumbel_BV = -torch.log(-torch.log(noise_BV.clamp_(1e-300, 1 - 1e-16)))
-        logits_BV = logits_BV.double() / temperature + gumbel_BV.to(logits_BV.device)
-    return logits_BV.argmax(dim=-1)

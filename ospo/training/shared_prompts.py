@@ -12,9 +12,13 @@ same each time, so
 
 With 4 prompts of 150 tokens × 8 completions of 20 that is 1,272 tokens in place of 32 × 190
 (padded) = 6,080. Values and gradients are those of the plain computation up to rounding.
+
+On a CPU both go further, for architectures that are tested: sampling by
+:mod:`ospo.policy.decoder`, which draws what the library would, and the loss of an adapter by
+:mod:`ospo.training.packed` and :mod:`ospo.training.head`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +26,13 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from ospo.policy.decoder import DECODABLE, Decoder, decoder_of
+from ospo.policy.draws import multinomial_choice
+from ospo.policy.products import PackedWeights
+from ospo.training.head import FrozenHeadFunction
+from ospo.training.packed import hidden_before_completions, lay_out
 
 IGNORE = -100
 
@@ -61,9 +72,12 @@ class Packed:
 
         values_GV: of every token but its row's first, which nothing predicts, V = W − 1.
         """
-        result = values_GV.new_zeros(completions, keep)
-        found_M = values_GV[self.rows_M, self.columns_M - 1]
-        return result.index_put((self.completions_M, self.places_M), found_M)
+        return self.place(values_GV[self.rows_M, self.columns_M - 1], completions, keep)
+
+    def place(self, values_M: Tensor, completions: int, keep: int) -> Tensor:
+        """(completions, keep) values of the completions' tokens, 0 on padding."""
+        result = values_M.new_zeros(completions, keep)
+        return result.index_put((self.completions_M, self.places_M), values_M)
 
 
 def pack(ids_BS: Tensor, mask_BS: Tensor, keep: int) -> Packed | None:
@@ -145,6 +159,13 @@ class SharedPromptsMixin:
     """
 
     share_prompts = True
+    # Whether prompts that are shared on a CPU also go through this project's own decoder and
+    # forward pass, where a network is one that they are tested for; benchmarks turn it off.
+    own_passes = True
+
+    def __init__(self, *args: Any, **options: Any):
+        self._packed = PackedWeights()
+        super().__init__(*args, **options)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -165,6 +186,9 @@ class SharedPromptsMixin:
         more = [name for name, value in options.items() if name not in plain and value is not False]
         packed = None
         if self.share_prompts and not args and not more and can_share(network):
+            scored = self._score_adapter(network, input_ids, attention_mask, logits_to_keep)
+            if scored is not None:
+                return *scored, None
             packed = pack(input_ids, attention_mask, logits_to_keep)
         if packed is None:
             return super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
@@ -176,29 +200,109 @@ class SharedPromptsMixin:
             mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
                 ~mask, torch.finfo(dtype).min
             )
-        with self.accelerator.autocast():  # type: ignore[attr-defined]
-            outputs = model(
-                input_ids=packed.ids_GW,
-                attention_mask=mask,
-                position_ids=packed.positions_GW,
-                labels=packed.labels_GW,
-                fused_lm_head=True,
-            )
+        inputs = {
+            "input_ids": packed.ids_GW,
+            "attention_mask": mask,
+            "position_ids": packed.positions_GW,
+        }
         shape = len(input_ids), logits_to_keep
+        with self.accelerator.autocast():  # type: ignore[attr-defined]
+            if self._head_is_frozen(network):
+                logps_M, entropy_M = self._score(network, inputs, packed)
+                return packed.place(logps_M, *shape), packed.place(entropy_M, *shape), None
+            outputs = model(**inputs, labels=packed.labels_GW, fused_lm_head=True)
         entropies = (
             packed.unpack(outputs.entropy, *shape) if options.get("compute_entropy") else None
         )
         return packed.unpack(outputs.log_probs, *shape), entropies, None
 
+    def _head_is_frozen(self, network: Any) -> bool:
+        """Whether log-probabilities may come from :class:`FrozenHeadFunction`: one process on a
+        CPU, a plain head without a gradient, an entropy that is only looked at.
+        """
+        head, text = network.get_output_embeddings(), network.config.get_text_config().to_dict()
+        alone = self.accelerator.distributed_type == DistributedType.NO  # type: ignore[attr-defined]
+        return (
+            self.own_passes
+            and alone
+            and type(head) is torch.nn.Linear
+            and head.weight.device.type == "cpu"
+            and head.bias is None
+            and not head.weight.requires_grad
+            and text["model_type"] in DECODABLE  # others scale or cap their logits
+            and not self.args.cast_lm_head_to_fp32
+            and not self.args.entropy_coef
+            and not self.args.use_adaptive_entropy
+        )
+
+    def _score(
+        self, network: Any, inputs: dict[str, Tensor], packed: Packed
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies (M,) of the completions' tokens; no other is scored."""
+        plain = _plain(network)
+        hidden_GWD = plain.base_model(**inputs, use_cache=False).last_hidden_state
+        hidden_MD = hidden_GWD[packed.rows_M, packed.columns_M - 1]
+        return self._head(plain, hidden_MD, packed.labels_GW[packed.rows_M, packed.columns_M])
+
+    def _head(self, plain: Any, hidden_MD: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+        weight, heat = plain.lm_head.weight, self.temperature  # type: ignore[attr-defined]
+        scored: tuple[Tensor, Tensor] = FrozenHeadFunction.apply(
+            hidden_MD.to(weight.dtype), weight, target_M, heat
+        )
+        return scored
+
+    def _score_adapter(
+        self, network: Any, ids_BS: Tensor, mask_BS: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """Log-probabilities and entropies (B, T) by the forward pass of
+        :mod:`ospo.training.packed`; None where it is not made for the network or the batch.
+        """
+        autocast = self.args.bf16 or self.args.fp16  # type: ignore[attr-defined]
+        if isinstance(network, PreTrainedModel) or autocast or not self._head_is_frozen(network):
+            return None
+        layout = lay_out(ids_BS, mask_BS, keep)
+        hidden_MD = hidden_before_completions(network, layout) if layout is not None else None
+        if layout is None or hidden_MD is None:
+            return None
+        logps_M, entropy_M = self._head(_plain(network), hidden_MD, layout.target_M)
+        shape = len(ids_BS), keep
+        return layout.place(logps_M, *shape), layout.place(entropy_M, *shape)
+
     def _generate_single_turn(self, *args: Any, **options: Any) -> Any:
-        """TRL's sampling, with the prompts' caches computed once each."""
+        """TRL's sampling, with the prompts' caches computed once each; by our own decoder where
+        the network and the sampling are ones that it is tested for. The draws are the same.
+        """
         network = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         kind = self.accelerator.distributed_type  # type: ignore[attr-defined]
         sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
         if not self.share_prompts or self.use_vllm or sharded or not can_share(network):  # type: ignore[attr-defined]
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+        prompts, images, fields, *_ = args
+        plain = self.own_passes and images is None and not fields
+        if plain and plain_sampling(self.generation_config.to_diff_dict()):  # type: ignore[attr-defined]
+            dtype = torch.bfloat16 if self.args.bf16 else None  # type: ignore[attr-defined]
+            decoder = decoder_of(network, dtype, self._packed)
+            if decoder is not None:
+                return self._sample(decoder, prompts), None
         with shared_prefill(network):
             return super()._generate_single_turn(*args, **options)  # type: ignore[misc]
+
+    @torch.no_grad()
+    def _sample(self, decoder: Decoder, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The completions that ``generate`` of transformers would draw from torch's generator."""
+        asked, ends = self.generation_config, set(self.eos_token_ids)  # type: ignore[attr-defined]
+
+        def choose(logits_RV: Tensor, live: list[int]) -> Tensor:
+            if asked.temperature != 1.0:
+                logits_RV = logits_RV / asked.temperature
+            return multinomial_choice(logits_RV, live, len(prompts))
+
+        return decoder.write(prompts, asked.max_new_tokens, ends, choose)
+
+
+def _plain(network: Any) -> Any:
+    """The network without an adapter's wrapping."""
+    return network if isinstance(network, PreTrainedModel) else network.get_base_model()
 
 
 @contextmanager
@@ -232,3 +336,26 @@ def shared_prefill(network: Any) -> Iterator[None]:
         yield
     finally:
         del network.generate
+
+
+# What TRL's generation settings may say for sampling to be a plain draw at a temperature.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "do_sample": (True,),
+    "top_p": (1.0,),
+    "top_k": (0, None),
+    "min_p": (None,),
+    "repetition_penalty": (1.0,),
+    "disable_compile": (True,),
+}
+_ANY = ("max_new_tokens", "temperature", "transformers_version", "_from_model_config")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def plain_sampling(settings: Mapping[str, Any]) -> bool:
+    """Whether settings of ``generate`` that differ from its defaults ask for nothing but draws at a
+    temperature.
+    """
+    for name, value in settings.items():
+        if name not in (*_ANY, *_TOKENS) and value not in _PLAIN.get(name, ()):
+            return False
+    return settings.get("do_sample") is True

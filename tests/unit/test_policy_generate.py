@@ -90,7 +90,30 @@ def test_rows_that_end_leave_the_batch_without_a_trace(policy: Path) -> None:
         assert ids[-1] in generator.ends or len(ids) == 12, "the end token is kept"
 
 
-def test_a_batch_computes_only_the_rows_that_still_write(policy: Path) -> None:
+def test_both_loops_write_the_same(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our decoder and, where a network is not one that it is tested for, transformers' forward."""
+    generator = Generator.load(policy)
+    generator.ends = set(range(0, 400, 5))
+    prompts = [render(generator.tokenizer, request, 128) for request in REQUESTS] * 2
+    forwards = []
+    generator.model.register_forward_pre_hook(lambda *_: forwards.append(1))
+
+    def written() -> list[list[list[int]]]:
+        draws = list(range(len(prompts)))
+        return [generator(prompts, d, draws) for d in (Decoding(12), Decoding(12, 0.8, seed=2))]
+
+    ours = written()
+    assert not forwards
+    monkeypatch.setattr("ospo.policy.generate.decoder_of", lambda *_: None)
+    assert written() == ours
+    assert forwards
+    assert len({len(ids) for ids in ours[1]}) > 3
+
+
+def test_a_batch_computes_only_the_rows_that_still_write(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ospo.policy.generate.decoder_of", lambda *_: None)
     generator = Generator.load(policy)
     generator.ends = set(range(0, 400, 3))
     rows: list[int] = []
