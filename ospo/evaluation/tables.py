@@ -10,12 +10,14 @@ import numpy as np
 import polars as pl
 
 from ospo.errors import InputError
+from ospo.evaluation.control import SWAPPED
 from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.selection import ordered
 
 MEASURE = "ndcg@10"
+_HELD_OUT = (pl.col("split") == "test") & (pl.col("scope") == "pool")
 # What makes the tables: greedy answers to test requests, ranked within the request's pool.
-TABLE = (pl.col("split") == "test") & (pl.col("scope") == "pool") & (pl.col("decoding") == "greedy")
+TABLE = _HELD_OUT & (pl.col("decoding") == "greedy")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Measures:
     """Means of all ``MEASURES`` over test requests and seeds.
 
     ``means``: (scope, policy, retriever) → (len(MEASURES),) float64. Scope ``pool`` and
-    ``catalogue`` hold greedy answers, ``sampled`` sampled ones, ranked within pools.
+    ``catalogue`` hold greedy answers, ``sampled`` sampled ones, ``swapped`` those of the control,
+    ranked within pools.
     """
 
     means: Mapping[tuple[str, str, str], np.ndarray]
@@ -54,10 +57,19 @@ def read_table(directory: Path, file: str) -> Path:
     return path
 
 
+def has_control(directory: Path) -> bool:
+    """Whether an evaluation holds swapped answers: not before there was a control, or where rules
+    alone were evaluated.
+    """
+    table = pl.scan_parquet(read_table(directory, "evaluation.parquet"), glob=False)
+    return bool(table.select((pl.col("decoding") == SWAPPED).any()).collect().item())
+
+
 def load_values(
-    directories: Sequence[Path], measure: str = MEASURE
+    directories: Sequence[Path], measure: str = MEASURE, decoding: str = "greedy"
 ) -> tuple[pl.DataFrame, list[str], list[str]]:
-    """Per-request values of greedy answers within pools on the test split.
+    """Per-request values of greedy answers within pools on the test split. ``decoding``: another
+    one than greedy, ``swapped`` for the control.
 
     Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for
     training seed s (0, 1, … in order), the policies and the retrievers. Seeds come from one
@@ -74,7 +86,7 @@ def load_values(
         if "seed" not in table.collect_schema():  # evaluations made before there were seeds
             table = table.with_columns(seed=pl.lit(0, pl.Int32))
         frame = (
-            table.filter(TABLE)
+            table.filter(_HELD_OUT & (pl.col("decoding") == decoding))
             .select("request_id", "policy", "retriever", "seed", value=measure)
             .collect()
         )
@@ -168,8 +180,8 @@ def measure_means(directories: Sequence[Path]) -> Measures:
             raise InputError(
                 file, missing[0], "column is missing", "run the evaluation again (ospo evaluate)"
             )
-        sampled = pl.col("decoding") == "sampled"
-        scope = pl.when(sampled).then(pl.lit("sampled")).otherwise(pl.col("scope"))
+        decoding = pl.col("decoding")
+        scope = pl.when(decoding == "greedy").then(pl.col("scope")).otherwise(decoding)
         frames.append(
             table.filter(pl.col("split") == "test")
             .group_by(scope.alias("scope"), "policy", "retriever")

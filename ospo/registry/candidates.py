@@ -38,7 +38,8 @@ class Candidate:
     """A trained policy that may become a version.
 
     - ``algorithm``: what trained it, its name in ``summary`` ({policy: {retriever: nDCG@10}} on the
-      test split).
+      test split); ``control``: {retriever: nDCG@10} of its answers given to other requests
+      (``ospo.evaluation.control``), where that was evaluated.
     - ``model_dir``: its files; ``run_id``: the MLflow run that trained it.
     - ``data_md5``: of the data it was trained on; ``tags``: more tags of the version.
     """
@@ -49,6 +50,7 @@ class Candidate:
     summary: Mapping[str, Mapping[str, float]]
     data_md5: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    control: Mapping[str, float] = field(default_factory=dict)
 
 
 def register(
@@ -135,7 +137,15 @@ def _create(
         **{f"ndcg_at_10.{retriever}": f"{value:.6f}" for retriever, value in figures.items()},
         **candidate.tags,
     }
-    card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts, answer)
+    card = model_card(
+        dataset,
+        candidate.algorithm,
+        config,
+        candidate.summary,
+        facts,
+        answer,
+        candidate.control,
+    )
     model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
     _ensure_model(client, name)
     return client.create_model_version(

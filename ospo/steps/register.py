@@ -38,6 +38,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         summary=summary["test"],
         data_md5=tracking.dataset_digest(data_md5(dataset)),
         tags={"fingerprint": state["fingerprint"]},
+        control=summary.get("control", {}).get(policy, {}),
     )
     version = registry.register(config, dataset, candidate, champion_if_first=False)
     noted = version.tags.get("decision")

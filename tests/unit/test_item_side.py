@@ -82,11 +82,11 @@ def measured(data: PreparedData) -> ItemSide:
 
 
 def test_auc_of_a_pool_counts_pairs_and_half_of_ties() -> None:
-    scores = np.array([[3.0, 1.0, 2.0, 3.0, 9.0], [1.0, 1.0, 1.0, 1.0, 9.0], [1.0, 2, 3, 4, 5]])
+    scores = np.array([[3.0, 1.0, 2.0, 3.0, -9.0], [1.0, 1.0, 1.0, 1.0, -9.0], [1.0, 2, 3, 4, 5]])
     relevant = np.array([[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=bool)
     held = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], dtype=bool)
     # First pool: 3 against (1, 3) wins and ties, 2 against them wins and loses: 2.5 of 4. The place
-    # that holds no item, with the highest score, counts nothing.
+    # that holds no item, with the lowest score, counts nothing.
     np.testing.assert_allclose(auc_by_pool(scores, relevant, held), [2.5 / 4, 0.5, np.nan])
 
 
@@ -111,7 +111,7 @@ def test_descriptions_of_sold_articles_alone_are_told(tmp_path: Path) -> None:
 
 def test_what_sells_is_told(tmp_path: Path) -> None:
     found = measured(write_shop(tmp_path / "shop", popular=True))
-    assert found.auc > 0.65
+    assert 0.65 < found.auc < 0.82  # .87 where a shopper's own purchases count as popularity
     assert found.telling[0].feature == "how often it was chosen in training"
 
 
