@@ -21,7 +21,7 @@ from ospo.evaluation.evaluate import evaluate
 from ospo.evaluation.statistics import bootstrap_means, percentile_interval
 from ospo.files import read_json
 from ospo.policy.decoding import Decoding
-from ospo.policy.text import EXPAND
+from ospo.policy.text import EXPAND, SearchText
 from ospo.registry.card import model_card
 from ospo.reports.demo_table import demo_table
 from ospo.reports.evaluation import write_report
@@ -101,7 +101,8 @@ def test_partners_seek_the_same_category_for_another_shopper(data: PreparedData)
 class Adding:
     """Adds its number to each request, beside a word of it."""
 
-    hash, answer = "", EXPAND
+    hash: str = ""
+    answer: SearchText = EXPAND
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         answers = [f"{r.query.split()[-1]}, mark{r.request_id}" for r in requests]
