@@ -62,10 +62,12 @@ def reported_policy(
     return best_policy(summary, training_retriever, trained or others or learned)
 
 
-def best_rule(summary: Summary, training_retriever: str) -> str:
+def best_rule(summary: Summary, training_retriever: str, *, standalone: bool = False) -> str:
     """The rule that a policy has to beat: the evaluated one with the highest validation nDCG@10 on
     the training retriever, so that test requests do not choose it. Ties go to the raw query.
 
-    Raises ValueError where none was evaluated.
+    ``standalone``: of those that answer from the request alone. Raises ValueError where none was
+    evaluated.
     """
-    return best_policy(summary, training_retriever, tuple(RULES))
+    rules = [name for name, rule in RULES.items() if rule.standalone or not standalone]
+    return best_policy(summary, training_retriever, rules)

@@ -33,9 +33,9 @@ def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
             text = "–" if value is None else f"{value:.4f}"
             cells.append(f"[bold]{text}[/bold]" if value == best[name] else text)
         table.add_row(escape(label(policy)), *cells)
-    if controls := summary.get("control"):
-        policy = reported_policy(summary, training)
-        row = controls[policy]
+    controls = summary.get("control", {})
+    policy = reported_policy(summary, training) if controls else ""
+    if row := controls.get(policy):
         table.add_section()
         table.add_row(escape(control_label(policy)), *(f"{row[name]:.4f}" for name in retrievers))
         before = figures["raw"][training]

@@ -20,7 +20,7 @@ from ospo.files import verify_manifest
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
-from ospo.policy.text import search_text
+from ospo.policy.text import SearchText, search_text
 from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
 
 # Inputs of all callers together; more are turned away at once instead of timing out late.
@@ -89,6 +89,11 @@ class Rewriter:
             verify_manifest(directory)
         return cls(Generator.load(directory, verify=False), **settings)
 
+    @property
+    def answer(self) -> SearchText:
+        """How its search texts are formed."""
+        return self.generator.answer
+
     def rewrite(self, inputs: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[str]:
         """One search text for each input.
 
@@ -112,7 +117,7 @@ class Rewriter:
         return [
             self._text(request, jobs[number].completion)
             if number in jobs
-            else self.generator.answer.text(_printable(request.query), "")
+            else self.generator.answer.text(printable(request.query), "")
             for number, request in enumerate(requests)
         ]
 
@@ -139,7 +144,7 @@ class Rewriter:
 
     def _text(self, request: Request, completion: str) -> str:
         answer = extract_answer(completion, self._thinking)[0][:MAX_ANSWER]
-        text = self.generator.answer.text(_printable(request.query), _printable(answer))
+        text = self.generator.answer.text(printable(request.query), printable(answer))
         return text or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
@@ -202,6 +207,6 @@ class Rewriter:
         return [self.generator.decode(completion) for completion in ids]
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text with a space for each character that cannot be shown: it goes out to other systems."""
     return "".join(c if c.isprintable() else " " for c in text)
