@@ -11,6 +11,7 @@ import polars as pl
 
 from ospo.errors import InputError
 from ospo.evaluation.control import SWAPPED
+from ospo.evaluation.guard import GUARDED, GUARDED_FILE
 from ospo.evaluation.selection import Summary, best_rule, reported_policy
 from ospo.evaluation.slices import SLICES, in_order
 from ospo.evaluation.statistics import (
@@ -25,6 +26,8 @@ from ospo.evaluation.statistics import (
 )
 from ospo.evaluation.tables import (
     Measures,
+    guarded_policies,
+    guarded_share,
     has_control,
     load_values,
     measure_means,
@@ -79,6 +82,19 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Guarded:
+    """A policy under its guard (``ospo.evaluation.guard``) and one retriever: the mean, what the
+    guard changes of it, and the share of test requests whose answer it uses.
+    """
+
+    policy: str
+    retriever: str
+    mean: Interval
+    change: Interval
+    used: float
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Everything a report shows of one dataset. Figures are means over requests (and seeds, where
     several). ``groups``: shoppers, or requests where no shopper has two.
@@ -95,6 +111,7 @@ class Analysis:
     comparisons: list[Comparison]
     robustness: dict[str, list[Robustness]]
     controls: list[Control]
+    guards: list[Guarded]
     slices: list[Slice]
     best: str
 
@@ -188,6 +205,7 @@ def analyse(
             for policy in learned
         },
         controls=_controls(directories, sample, draws_BPE, base),
+        guards=_guards(directories, sample, draws_BPE),
         slices=_slices(sample, best, reference),
         best=best,
     )
@@ -235,6 +253,24 @@ def _values(wide: pl.DataFrame, policies: list[str], retrievers: list[str]) -> n
     return wide.select(columns).to_numpy().T.reshape(seeds, len(policies), len(retrievers), -1)
 
 
+def _beside(
+    directories: Sequence[Path], sample: _Sample, **table: str
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Policies, their values (S, P, E, R) and bootstrap means (B, P, E) in another table of
+    ``load_values``, of the same requests as the sample.
+    """
+    wide, policies, _ = load_values(directories, **table)
+    if not wide["request_id"].equals(sample.slices["request_id"]):
+        raise InputError(
+            directories[0],
+            table["decoding"],
+            "the values are not of the same requests as the others",
+            "run the evaluation again",
+        )
+    values_SPER = _values(wide, policies, sample.retrievers)
+    return policies, values_SPER, sample.draws(values_SPER)
+
+
 def _controls(
     directories: Sequence[Path], sample: _Sample, draws_BPE: np.ndarray, base: int
 ) -> list[Control]:
@@ -243,17 +279,9 @@ def _controls(
     """
     if not all(map(has_control, directories)):
         return []
-    wide, policies, _ = load_values(directories, decoding=SWAPPED)
-    if not wide["request_id"].equals(sample.slices["request_id"]):
-        raise InputError(
-            directories[0] / "evaluation.parquet",
-            "decoding",
-            "the swapped answers are not of the same requests as the others",
-            "run the evaluation again",
-        )
-    values_SPER = _values(wide, policies, sample.retrievers)
-    means_PE, swapped_BPE = values_SPER.mean(axis=(0, 3)), sample.draws(values_SPER)
+    policies, values_SPER, swapped_BPE = _beside(directories, sample, decoding=SWAPPED)
     before_E, before_BE = sample.means()[base], draws_BPE[:, base]
+    means_PE = values_SPER.mean(axis=(0, 3))
     controls = []
     for c, policy in enumerate(policies):
         p = sample.place(policy)
@@ -264,6 +292,27 @@ def _controls(
             mean = float(means_PE[c, e])
             controls.append(Control(policy, retriever, mean, found.gain, found.kept))
     return controls
+
+
+def _guards(directories: Sequence[Path], sample: _Sample, draws_BPE: np.ndarray) -> list[Guarded]:
+    """Every policy that has a guard, under every retriever; none where the evaluations differ in
+    who has one.
+    """
+    named = [guarded_policies(directory) for directory in directories]
+    if not named[0] or any(other != named[0] for other in named):
+        return []
+    table = {"decoding": GUARDED, "table_file": GUARDED_FILE}
+    policies, values_SPER, guarded_BPE = _beside(directories, sample, **table)
+    means_PE = values_SPER.mean(axis=(0, 3))
+    guards = []
+    for g, policy in enumerate(policies):
+        p, used = sample.place(policy), guarded_share(directories, policy)
+        for e, retriever in enumerate(sample.retrievers):
+            mean_B, mean = guarded_BPE[:, g, e], means_PE[g, e]
+            change_B, change = mean_B - draws_BPE[:, p, e], mean - sample.means()[p, e]
+            intervals = percentile_interval(mean, mean_B), percentile_interval(change, change_B)
+            guards.append(Guarded(policy, retriever, *intervals, used))
+    return guards
 
 
 def _comparisons(

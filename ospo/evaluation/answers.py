@@ -37,6 +37,7 @@ _ANSWERS = pa.schema(
         ("tokens", pa.int32()),
         ("finished", pa.bool_()),
         ("prompt_cut", pa.bool_()),
+        ("logprob", pa.float64()),
     ]
 )
 
@@ -173,6 +174,7 @@ def _answers_table(
         "tokens": [completion.tokens for completion in completions],
         "finished": [completion.finished for completion in completions],
         "prompt_cut": [completion.prompt_cut for completion in completions],
+        "logprob": [completion.logprob for completion in completions],
     }
     return pa.table(columns, schema=_ANSWERS)
 

@@ -26,6 +26,7 @@ from ospo.evaluation.answers import Answers, Job, choose_requests, plan, write_a
 from ospo.evaluation.completions import CACHE
 from ospo.evaluation.control import SWAPPED, control_partners
 from ospo.evaluation.examples import write_examples
+from ospo.evaluation.guard import write_guarded, write_guards
 from ospo.evaluation.hits import FirstHits
 from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.policies import Policy, RulePolicy, open_policy
@@ -208,7 +209,10 @@ def evaluate(
       all ``MEASURES``, ``scope`` pool or catalogue.
     - ``summary.json`` (also returned): mean nDCG@10 of greedy answers within pools, ``{"test":
       {policy: {retriever: value}}, "validation": the same for the training retriever only,
-      "control": as test, of answers given to other requests (``ospo.evaluation.control``)}``.
+      "control": as test, of answers given to other requests (``ospo.evaluation.control``),
+      "guard": as test, under the guards of those policies that have one}``.
+    - ``guard.json``: the guards, chosen on validation requests (``ospo.evaluation.guard``);
+      ``guarded.parquet``: nDCG@10 of test requests under them, and whether the answer is used.
     - ``examples.json``: requests that improved and worsened most, with what every phrase did.
     - ``slices.parquet``: properties of each test request, and the shopper it comes from.
     - ``details.json``: counts (empty, unfinished answers), requests, policy hashes, leak checks,
@@ -248,7 +252,9 @@ def evaluate(
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
     write_json(out / "details.json", details)
+    guards = write_guards(out, data, config.retrievers.training, config.seed)
     summary = {table: means.table(table) for table in (*rows, CONTROL)}
+    summary["guard"] = write_guarded(out, data, guards)
     write_json(out / "summary.json", summary)
     return summary
 

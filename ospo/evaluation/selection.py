@@ -19,6 +19,11 @@ def label(policy: str) -> str:
     return NAMES.get(policy, policy)
 
 
+def guard_label(policy: str) -> str:
+    """The name of a policy under its guard (``ospo.evaluation.guard``) in tables."""
+    return f"{label(policy)} + guard"
+
+
 def control_label(policy: str) -> str:
     """The name of a policy's control (``ospo.evaluation.control``) in tables."""
     return f"control: {label(policy)} for other requests"

@@ -11,6 +11,7 @@ import polars as pl
 
 from ospo.errors import InputError
 from ospo.evaluation.control import SWAPPED
+from ospo.evaluation.guard import GUARDED_FILE
 from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.selection import ordered
 
@@ -65,11 +66,28 @@ def has_control(directory: Path) -> bool:
     return bool(table.select((pl.col("decoding") == SWAPPED).any()).collect().item())
 
 
+def guarded_policies(directory: Path) -> list[str]:
+    """The policies of an evaluation that have a guard; none in those made before there were any."""
+    if not (directory / GUARDED_FILE).is_file():
+        return []
+    table = pl.read_parquet(read_table(directory, GUARDED_FILE), columns=["policy"], glob=False)
+    return ordered(table["policy"].unique(maintain_order=True).to_list())
+
+
+def guarded_share(directories: Sequence[Path], policy: str) -> float:
+    """Share of test requests (over seeds) whose answer the policy's guard uses."""
+    tables = [pl.read_parquet(read_table(d, GUARDED_FILE), glob=False) for d in directories]
+    return float(pl.concat(tables).filter(policy=policy)["used"].cast(pl.Float64).to_numpy().mean())
+
+
 def load_values(
-    directories: Sequence[Path], measure: str = MEASURE, decoding: str = "greedy"
+    directories: Sequence[Path],
+    measure: str = MEASURE,
+    decoding: str = "greedy",
+    table_file: str = "evaluation.parquet",
 ) -> tuple[pl.DataFrame, list[str], list[str]]:
     """Per-request values of greedy answers within pools on the test split. ``decoding``: another
-    one than greedy, ``swapped`` for the control.
+    one than greedy, ``swapped`` for the control, ``guarded`` in the table of guards.
 
     Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for
     training seed s (0, 1, … in order), the policies and the retrievers. Seeds come from one
@@ -81,7 +99,7 @@ def load_values(
     frames: list[pl.DataFrame] = []
     retrievers: list[str] = []
     for number, directory in enumerate(directories):
-        file = read_table(directory, "evaluation.parquet")
+        file = read_table(directory, table_file)
         table = pl.scan_parquet(file, glob=False)
         if "seed" not in table.collect_schema():  # evaluations made before there were seeds
             table = table.with_columns(seed=pl.lit(0, pl.Int32))

@@ -8,7 +8,14 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from ospo.evaluation.selection import Summary, control_label, label, ordered, reported_policy
+from ospo.evaluation.selection import (
+    Summary,
+    control_label,
+    guard_label,
+    label,
+    ordered,
+    reported_policy,
+)
 from ospo.files import write_json
 
 
@@ -35,6 +42,8 @@ def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
         table.add_row(escape(label(policy)), *cells)
     controls = summary.get("control", {})
     policy = reported_policy(summary, training) if controls else ""
+    if row := summary.get("guard", {}).get(policy):
+        table.add_row(escape(guard_label(policy)), *(f"{row[name]:.4f}" for name in retrievers))
     if row := controls.get(policy):
         table.add_section()
         table.add_row(escape(control_label(policy)), *(f"{row[name]:.4f}" for name in retrievers))

@@ -5,8 +5,8 @@ terminal.
 import unicodedata
 from typing import Any
 
-from ospo.evaluation.analysis import Analysis, Comparison, Control
-from ospo.evaluation.selection import control_label, label
+from ospo.evaluation.analysis import Analysis, Comparison, Control, Guarded
+from ospo.evaluation.selection import control_label, guard_label, label
 from ospo.evaluation.statistics import Interval
 
 ALPHA = 0.05
@@ -83,6 +83,22 @@ def find_control(analysis: Analysis, policy: str, retriever: str) -> Control | N
     return next((c for c in analysis.controls if (c.policy, c.retriever) == wanted), None)
 
 
+def find_guard(analysis: Analysis, policy: str, retriever: str) -> Guarded | None:
+    """A policy under its guard and a retriever, None where it has no guard."""
+    wanted = (policy, retriever)
+    return next((g for g in analysis.guards if (g.policy, g.retriever) == wanted), None)
+
+
+def guard_sentence(guarded: Guarded) -> str:
+    """What a policy's guard is worth on test requests."""
+    return (
+        f"Its guard, chosen on validation requests, uses {percent(guarded.used)} of the answers "
+        f"and keeps the raw query for the rest: nDCG@10 {guarded.mean.value:.3f}, which is "
+        f"{signed(guarded.change.value)} (95 % interval {interval_text(guarded.change)}) against "
+        "using them all."
+    )
+
+
 def control_sentence(control: Control) -> str:
     """What a policy's control says of its gain."""
     text = (
@@ -101,7 +117,7 @@ def control_sentence(control: Control) -> str:
 
 def headline(analysis: Analysis) -> list[str]:
     """What the report says first: a heading without figures, then one sentence each on size,
-    robustness, GRPO and the control.
+    robustness, GRPO, the control and the guard.
     """
     training, *unseen = analysis.retrievers
     best = label(analysis.best)
@@ -156,6 +172,8 @@ def headline(analysis: Analysis) -> list[str]:
         )
     if control := find_control(analysis, analysis.best, training):
         sentences.append(control_sentence(control))
+    if guarded := find_guard(analysis, analysis.best, training):
+        sentences.append(guard_sentence(guarded))
     return sentences
 
 
@@ -181,6 +199,10 @@ def summary_markdown(analysis: Analysis, dataset: str) -> str:
             for r in analysis.retrievers
         )
         lines.append(f"| {_cell(label(policy))} | {' | '.join(cells)} |")
+    under = [find_guard(analysis, analysis.best, r) for r in analysis.retrievers]
+    if all(under):
+        means = " | ".join(f"{guarded.mean.value:.4f}" for guarded in under if guarded)
+        lines.append(f"| {_cell(guard_label(analysis.best))} | {means} |")
     swapped = [find_control(analysis, analysis.best, r) for r in analysis.retrievers]
     if all(swapped):
         means = " | ".join(f"{control.mean:.4f}" for control in swapped if control)
