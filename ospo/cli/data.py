@@ -26,6 +26,8 @@ def check(
     typer.echo(f"{folder}: {found.kind}")
     for line in found.lines:
         typer.echo(f"  {line}")
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}", err=True)
     for problem in found.problems:
         typer.echo(f"problem: {problem}", err=True)
     raise typer.Exit(int(bool(found.problems)))

@@ -193,7 +193,7 @@ def explain(
         try:
             history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in asked.history]
             champion = registry.champion_rewriter(config, dataset)
-            rule = champion.generator.answer
+            rule = champion.answer
             [text] = champion.rewrite([{"query": asked.query, "history": history}])
         except registry.RegistryError as error:
             typer.echo(f"explaining the query itself ({error})", err=True)

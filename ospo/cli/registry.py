@@ -83,11 +83,18 @@ def rewrite(
     queries: Annotated[
         list[str], typer.Argument(help='queries, or JSON objects with "query" and "history"')
     ],
+    version: Annotated[int | None, typer.Option(help="default: the champion")] = None,
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],
 ) -> None:
-    """Rewrite shopping requests with the registered champion; one search text per line."""
+    """Rewrite shopping requests with the registered champion, or with the best rule where no
+    policy is better; one search text per line.
+    """
     from ospo import registry
 
-    for text in registry.rewrite(load_config(params, overrides), dataset, list(queries)):
+    config = load_config(params, overrides)
+    used, rewriter = registry.open_rewriter(config, dataset, version)
+    if note := registry.rule_note(used, dataset):
+        typer.echo(note, err=True)
+    for text in rewriter.rewrite(list(queries)):
         typer.echo(text)

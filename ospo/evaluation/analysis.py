@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ospo.config import ALGORITHMS
 from ospo.errors import InputError
-from ospo.evaluation.selection import best_policy, best_rule
+from ospo.evaluation.control import SWAPPED
+from ospo.evaluation.guard import GUARDED, GUARDED_FILE
+from ospo.evaluation.selection import Summary, best_rule, reported_policy
 from ospo.evaluation.slices import SLICES, in_order
 from ospo.evaluation.statistics import (
     Interval,
@@ -23,7 +24,16 @@ from ospo.evaluation.statistics import (
     percentile_interval,
     robustness,
 )
-from ospo.evaluation.tables import Measures, load_values, measure_means, shoppers, slice_rows
+from ospo.evaluation.tables import (
+    Measures,
+    guarded_policies,
+    guarded_share,
+    has_control,
+    load_values,
+    measure_means,
+    shoppers,
+    slice_rows,
+)
 from ospo.files import read_json
 from ospo.policy.rules import RULES
 
@@ -58,6 +68,33 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Control:
+    """A policy's answers given to other requests of the same category (``ospo.evaluation.control``)
+    under one retriever: their mean, their gain over the raw query, and the share of the policy's
+    own gain that this is; None where that gain is not clearly above 0.
+    """
+
+    policy: str
+    retriever: str
+    mean: float
+    gain: Interval
+    share: Interval | None
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A policy under its guard (``ospo.evaluation.guard``) and one retriever: the mean, what the
+    guard changes of it, and the share of test requests whose answer it uses.
+    """
+
+    policy: str
+    retriever: str
+    mean: Interval
+    change: Interval
+    used: float
+
+
+@dataclass(frozen=True)
 class Analysis:
     """Everything a report shows of one dataset. Figures are means over requests (and seeds, where
     several). ``groups``: shoppers, or requests where no shopper has two.
@@ -73,6 +110,8 @@ class Analysis:
     measures: Measures
     comparisons: list[Comparison]
     robustness: dict[str, list[Robustness]]
+    controls: list[Control]
+    guards: list[Guarded]
     slices: list[Slice]
     best: str
 
@@ -98,10 +137,12 @@ class _Sample:
         """(P, E) over seeds and requests."""
         return self.values_SPER.mean(axis=(0, 3))
 
-    def draws(self) -> np.ndarray:
-        """Bootstrap means (B, P, E): the same draws for every policy and retriever."""
-        seeds, policies, retrievers, requests = self.values_SPER.shape
-        flat_SRC = self.values_SPER.reshape(seeds, -1, requests).transpose(0, 2, 1)
+    def draws(self, values_SPER: np.ndarray) -> np.ndarray:
+        """Bootstrap means (B, P, E) of values of these requests: the same draws for every policy
+        and retriever, in every call.
+        """
+        seeds, policies, retrievers, requests = values_SPER.shape
+        flat_SRC = values_SPER.reshape(seeds, -1, requests).transpose(0, 2, 1)
         draws_BC = bootstrap_seed_means(flat_SRC, self.resamples, self.seed, self.groups_R)
         return draws_BC.reshape(len(draws_BC), policies, retrievers)
 
@@ -126,10 +167,11 @@ def analyse(
     """
     directories = [Path(directory) for directory in directories]
     sample = _load(directories, reference, resamples, seed)
-    draws_BPE, means_PE = sample.draws(), sample.means()
+    draws_BPE, means_PE = sample.draws(sample.values_SPER), sample.means()
     learned = [policy for policy in sample.policies if policy != reference]
-    best = _best(directories[0], learned, sample.retrievers[0]) if learned else reference
-    rule = _strongest(directories[0], sample.retrievers[0])
+    summary, training = read_json(directories[0] / "summary.json"), sample.retrievers[0]
+    best = reported_policy(summary, training, learned) if learned else reference
+    rule = _strongest(summary, training)
     pairs = list(pairs) if pairs is not None else _default_pairs(sample.policies, reference, rule)
     groups_R, base = sample.groups_R, sample.place(reference)
     seed_means_SPE = sample.values_SPER.mean(axis=3)
@@ -162,6 +204,8 @@ def analyse(
             )
             for policy in learned
         },
+        controls=_controls(directories, sample, draws_BPE, base),
+        guards=_guards(directories, sample, draws_BPE),
         slices=_slices(sample, best, reference),
         best=best,
     )
@@ -186,6 +230,19 @@ def _load(directories: Sequence[Path], reference: str, resamples: int, seed: int
     training = read_json(directories[0] / "details.json")["training_retriever"]
     retrievers = [training, *(name for name in retrievers if name != training)]
     slices = slice_rows(directories[0], wide)
+    return _Sample(
+        policies,
+        retrievers,
+        _values(wide, policies, retrievers),
+        shoppers(slices),
+        slices,
+        affordable(resamples, len(wide)),
+        seed,
+    )
+
+
+def _values(wide: pl.DataFrame, policies: list[str], retrievers: list[str]) -> np.ndarray:
+    """(S, P, E, R) of a frame of ``load_values``."""
     seeds = 1 + max(int(name.partition("|")[0]) for name in wide.columns if name != "request_id")
     columns = [
         f"{s}|{policy}|{retriever}"
@@ -193,18 +250,69 @@ def _load(directories: Sequence[Path], reference: str, resamples: int, seed: int
         for policy in policies
         for retriever in retrievers
     ]
-    values_SPER = (
-        wide.select(columns).to_numpy().T.reshape(seeds, len(policies), len(retrievers), -1)
-    )
-    return _Sample(
-        policies,
-        retrievers,
-        values_SPER,
-        shoppers(slices),
-        slices,
-        affordable(resamples, len(wide)),
-        seed,
-    )
+    return wide.select(columns).to_numpy().T.reshape(seeds, len(policies), len(retrievers), -1)
+
+
+def _beside(
+    directories: Sequence[Path], sample: _Sample, **table: str
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Policies, their values (S, P, E, R) and bootstrap means (B, P, E) in another table of
+    ``load_values``, of the same requests as the sample.
+    """
+    wide, policies, _ = load_values(directories, **table)
+    if not wide["request_id"].equals(sample.slices["request_id"]):
+        raise InputError(
+            directories[0],
+            table["decoding"],
+            "the values are not of the same requests as the others",
+            "run the evaluation again",
+        )
+    values_SPER = _values(wide, policies, sample.retrievers)
+    return policies, values_SPER, sample.draws(values_SPER)
+
+
+def _controls(
+    directories: Sequence[Path], sample: _Sample, draws_BPE: np.ndarray, base: int
+) -> list[Control]:
+    """Every policy's control under every retriever; none where an evaluation has none. ``base``:
+    the raw query's place.
+    """
+    if not all(map(has_control, directories)):
+        return []
+    policies, values_SPER, swapped_BPE = _beside(directories, sample, decoding=SWAPPED)
+    before_E, before_BE = sample.means()[base], draws_BPE[:, base]
+    means_PE = values_SPER.mean(axis=(0, 3))
+    controls = []
+    for c, policy in enumerate(policies):
+        p = sample.place(policy)
+        for e, retriever in enumerate(sample.retrievers):
+            pair = np.stack([sample.means()[p, e], means_PE[c, e]]) - before_E[e]
+            draws_B2 = np.stack([draws_BPE[:, p, e], swapped_BPE[:, c, e]], axis=1)
+            _, found = robustness(pair, draws_B2 - before_BE[:, e, None], [retriever, SWAPPED])
+            mean = float(means_PE[c, e])
+            controls.append(Control(policy, retriever, mean, found.gain, found.kept))
+    return controls
+
+
+def _guards(directories: Sequence[Path], sample: _Sample, draws_BPE: np.ndarray) -> list[Guarded]:
+    """Every policy that has a guard, under every retriever; none where the evaluations differ in
+    who has one.
+    """
+    named = [guarded_policies(directory) for directory in directories]
+    if not named[0] or any(other != named[0] for other in named):
+        return []
+    table = {"decoding": GUARDED, "table_file": GUARDED_FILE}
+    policies, values_SPER, guarded_BPE = _beside(directories, sample, **table)
+    means_PE = values_SPER.mean(axis=(0, 3))
+    guards = []
+    for g, policy in enumerate(policies):
+        p, used = sample.place(policy), guarded_share(directories, policy)
+        for e, retriever in enumerate(sample.retrievers):
+            mean_B, mean = guarded_BPE[:, g, e], means_PE[g, e]
+            change_B, change = mean_B - draws_BPE[:, p, e], mean - sample.means()[p, e]
+            intervals = percentile_interval(mean, mean_B), percentile_interval(change, change_B)
+            guards.append(Guarded(policy, retriever, *intervals, used))
+    return guards
 
 
 def _comparisons(
@@ -230,9 +338,8 @@ def _comparisons(
     return comparisons
 
 
-def _strongest(directory: Path, training: str) -> str:
+def _strongest(summary: Summary, training: str) -> str:
     """The best rule by validation requests; the raw query for evaluations without rules."""
-    summary = read_json(directory / "summary.json")
     return best_rule(summary, training) if RULES.keys() & summary["validation"].keys() else "raw"
 
 
@@ -246,16 +353,6 @@ def _default_pairs(policies: Sequence[str], reference: str, rule: str) -> list[t
     if {"ospo", "grpo"} <= set(learned):
         pairs.append(("ospo", "grpo"))
     return pairs
-
-
-def _best(directory: Path, learned: Sequence[str], training: str) -> str:
-    """The policy that registration would take, by validation requests; without any of an algorithm,
-    the best.
-    """
-    summary = read_json(directory / "summary.json")
-    others = [policy for policy in learned if policy not in RULES]
-    trained = [policy for policy in learned if policy in ALGORITHMS]
-    return best_policy(summary, training, trained or others or learned)
 
 
 def _slices(sample: _Sample, best: str, reference: str) -> list[Slice]:

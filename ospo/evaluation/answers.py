@@ -15,7 +15,8 @@ from ospo.config import Config
 from ospo.data.dataset import PreparedData, Request
 from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, Completion
-from ospo.evaluation.policies import Policy
+from ospo.evaluation.control import SWAPPED
+from ospo.evaluation.policies import Policy, RulePolicy
 from ospo.files import atomic_file, sha256_json
 from ospo.policy.decoding import Decoding
 from ospo.policy.text import SearchText
@@ -36,22 +37,28 @@ _ANSWERS = pa.schema(
         ("tokens", pa.int32()),
         ("finished", pa.bool_()),
         ("prompt_cut", pa.bool_()),
+        ("logprob", pa.float64()),
     ]
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A set of completions: one policy of one training seed, one split, one decoding."""
+    """A set of completions: one policy of one training seed, one split, one decoding. ``swapped``:
+    the control, the policy's greedy answers given to other requests.
+    """
 
     policy: str
     seed: int
     split: str
     decoding: Decoding
+    swapped: bool = False
 
     @property
     def decoding_name(self) -> str:
-        """``greedy`` or ``sampled``."""
+        """``greedy``, ``sampled`` or ``swapped``."""
+        if self.swapped:
+            return SWAPPED
         return "greedy" if self.decoding.temperature == 0 else "sampled"
 
 
@@ -87,10 +94,15 @@ def write_answers(
     rows: Mapping[str, np.ndarray],
     file: Path,
     chunk: int,
+    partner_R: np.ndarray,
 ) -> dict[str, dict[str, int]]:
     """Write what every policy answers into ``file``, one row group per (job, chunk); returns counts
     per policy.
+
+    partner_R: for each test request the place, among them, of the one whose answer it is given in
+    the control, which is no answer of the policy and is not counted.
     """
+    given: list[str] = []  # what the present policy's greedy answers to test requests add
     counts: dict[str, dict[str, int]] = {}
     bar = tqdm(total=sum(len(rows[job.split]) for job in jobs), desc="rewrite", unit="request")
     with bar, atomic_file(file) as temporary, pq.ParquetWriter(temporary, _ANSWERS) as writer:
@@ -98,17 +110,17 @@ def write_answers(
             count = counts.setdefault(
                 job.policy, {"answers": 0, "empty": 0, "unfinished": 0, "prompt_cut": 0}
             )
+            policy = policies[job.policy, job.seed]
+            swapped = iter([given[place] for place in partner_R] if job.swapped else ())
+            if not job.swapped:
+                given = []
             for part in _chunks(rows[job.split], chunk):
                 requests = [data.requests[row] for row in part]
-                policy = policies[job.policy, job.seed]
-                completions = policy.complete(requests, job.decoding)
-                count["answers"] += len(completions)
-                count["empty"] += sum(
-                    not policy.answer.added(request.query, completion.answer)
-                    for request, completion in zip(requests, completions, strict=True)
-                )
-                count["unfinished"] += sum(not r.finished for r in completions)
-                count["prompt_cut"] += sum(r.prompt_cut for r in completions)
+                if job.swapped:
+                    completions = [Completion("", next(swapped), 0, True) for _ in requests]
+                else:
+                    completions = policy.complete(requests, job.decoding)
+                    given += _count(count, policy.answer, requests, completions)
                 writer.write_table(_answers_table(job, part, requests, completions, policy.answer))
                 bar.update(len(part))
             if not any(
@@ -116,6 +128,24 @@ def write_answers(
             ):
                 policies[job.policy, job.seed].release()
     return counts
+
+
+def _count(
+    count: dict[str, int],
+    rule: SearchText,
+    requests: Sequence[Request],
+    completions: Sequence[Completion],
+) -> list[str]:
+    """Add to a policy's counts; returns what each answer adds."""
+    added = [
+        rule.added(request.query, completion.answer)
+        for request, completion in zip(requests, completions, strict=True)
+    ]
+    count["answers"] += len(completions)
+    count["empty"] += sum(not words for words in added)
+    count["unfinished"] += sum(not r.finished for r in completions)
+    count["prompt_cut"] += sum(r.prompt_cut for r in completions)
+    return added
 
 
 def _answers_table(
@@ -144,6 +174,7 @@ def _answers_table(
         "tokens": [completion.tokens for completion in completions],
         "finished": [completion.finished for completion in completions],
         "prompt_cut": [completion.prompt_cut for completion in completions],
+        "logprob": [completion.logprob for completion in completions],
     }
     return pa.table(columns, schema=_ANSWERS)
 
@@ -154,11 +185,12 @@ def _storable(text: str) -> str:
 
 
 def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job]:
-    """The completions an evaluation needs: greedy ones of both splits, and sampled ones of the test
-    split if asked for.
+    """The completions an evaluation needs: greedy ones of both splits, the control of those of the
+    test split, and sampled ones of the test split if asked for.
 
     ``policies``: (name, training seed) → policy. A policy's jobs stand together: its model is in
-    memory once.
+    memory once. A rule has no control: what it adds follows from its three lines. The control comes
+    right after the answers that it swaps.
     """
     rl = config.preset.rl
     jobs = []
@@ -167,6 +199,8 @@ def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job
             Job(name, seed, split, Decoding(rl.max_completion_tokens))
             for split in ("validation", "test")
         ]
+        if not isinstance(policy, RulePolicy):
+            jobs.append(Job(name, seed, "test", jobs[-1].decoding, swapped=True))
         if isinstance(policy, CachedPolicy):  # the others have one answer a request
             for sample in range(config.evaluation.samples):
                 decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)

@@ -4,6 +4,7 @@ The cache key is (content of the policy's files and of its base, decoding, rende
 policy trained again, another temperature or a changed prompt never meets an old answer.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ospo.files import atomic_file, sha256_json
 from ospo.paths import COMPLETIONS_CACHE
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt, render
+from ospo.policy.guard import read_guard, unanswered
 from ospo.policy.kind import read_answer_kind
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.sources import policy_hash
@@ -26,13 +28,20 @@ __all__ = ["CACHE", "CachedPolicy", "Completion", "Decoding", "policy_hash", "re
 
 CACHE = COMPLETIONS_CACHE
 _PART = 2048  # prompts per cache file: what an interrupted run can lose
-_SCHEMA = {"prompt": pl.String, "completion": pl.String, "tokens": pl.Int32, "finished": pl.Boolean}
+_SCHEMA = {
+    "prompt": pl.String,
+    "completion": pl.String,
+    "tokens": pl.Int32,
+    "finished": pl.Boolean,
+    "logprob": pl.Float64,
+}
+_FORM = "2"  # of cache files: those before log-probabilities were kept are not read
 
 
 @dataclass(frozen=True)
 class Completion:
     """One completion. ``finished``: it ended by itself; ``prompt_cut``: the prompt left something
-    out to fit.
+    out to fit; ``logprob``: mean log-probability of its tokens (NaN where no model wrote it).
     """
 
     completion: str
@@ -40,6 +49,7 @@ class Completion:
     tokens: int
     finished: bool
     prompt_cut: bool = False
+    logprob: float = math.nan
 
 
 class CachedPolicy:
@@ -60,7 +70,7 @@ class CachedPolicy:
             max_prompt_tokens,
         )
         self.hash = policy_hash(model_dir)
-        self.answer = read_answer_kind(model_dir)
+        self.answer, self.guard = read_answer_kind(model_dir), read_guard(model_dir)
         self.cache = cache / self.hash if cache else None
         self.generated = 0  # completions made by this object, not read from the cache
         self._generator: Generator | None = None
@@ -68,7 +78,9 @@ class CachedPolicy:
         self._thinking = False
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
-        """One completion per request, in their order. Equal prompts are generated once."""
+        """One completion per request, in their order. Equal prompts are generated once. Where the
+        policy has a guard, a greedy answer that it does not use is the raw query.
+        """
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.model_dir)
             self._thinking = opens_thinking(self._tokenizer)
@@ -80,7 +92,15 @@ class CachedPolicy:
             part = self._generate(todo[start : start + _PART], decoding)
             self._write(part, decoding)
             known.update(part)
-        return [replace(known[prompt.key], prompt_cut=prompt.cut) for prompt in prompts]
+        found = [replace(known[prompt.key], prompt_cut=prompt.cut) for prompt in prompts]
+        if self.guard is None or decoding.temperature > 0:
+            return found
+        return [
+            completion
+            if self.guard.uses(bool(request.history), completion.logprob)
+            else replace(completion, answer=unanswered(self.answer, request))
+            for request, completion in zip(requests, found, strict=True)
+        ]
 
     def release(self) -> None:
         """Drop the model; it is loaded again when needed."""
@@ -103,20 +123,26 @@ class CachedPolicy:
         done: dict[str, Completion] = {}
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
-            for prompt, ids in zip(batch, self._generator(batch, decoding), strict=True):
+            written = self._generator.with_logprobs(batch, decoding)
+            for prompt, ids, logprob in zip(batch, *written, strict=True):
                 # Without an end token generation ran into the limit: the text is used as it stands
                 # and counted as unfinished.
                 text = self._generator.decode(ids)
                 finished = bool(ids) and ids[-1] in self._generator.ends
-                done[prompt.key] = Completion(text, self._answer(text), len(ids), finished)
+                done[prompt.key] = Completion(
+                    text, self._answer(text), len(ids), finished, logprob=logprob
+                )
         self.generated += len(done)
         return done
 
     def _answer(self, completion: str) -> str:
         return extract_answer(completion, self._thinking)[0]
 
+    def _folder(self, decoding: Decoding) -> Path | None:
+        return self.cache / f"{decoding.key}-{_FORM}" if self.cache else None
+
     def _read(self, keys: set[str], decoding: Decoding) -> dict[str, Completion]:
-        folder = self.cache / decoding.key if self.cache else None
+        folder = self._folder(decoding)
         if folder is None or not folder.is_dir():
             return {}
         wanted = pl.Series(sorted(keys), dtype=pl.String)
@@ -128,18 +154,22 @@ class CachedPolicy:
                 raise InputError(
                     file, "", f"unreadable cache file ({error})", "delete it; it is made again"
                 ) from None
-            for key, completion, tokens, finished in frame.filter(
+            for key, text, tokens, finished, logprob in frame.filter(
                 pl.col("prompt").is_in(wanted.implode())
             ).rows():
-                known[key] = Completion(completion, self._answer(completion), tokens, finished)
+                answer = self._answer(text)
+                known[key] = Completion(text, answer, tokens, finished, logprob=logprob)
         return known
 
     def _write(self, part: dict[str, Completion], decoding: Decoding) -> None:
-        if self.cache is None or not part:
+        folder = self._folder(decoding)
+        if folder is None or not part:
             return
-        rows = [(key, c.completion, c.tokens, c.finished) for key, c in sorted(part.items())]
+        rows = [
+            (key, c.completion, c.tokens, c.finished, c.logprob) for key, c in sorted(part.items())
+        ]
         name = sha256_json([row[0] for row in rows])[:20]
-        with atomic_file(self.cache / decoding.key / f"{name}.parquet") as temporary:
+        with atomic_file(folder / f"{name}.parquet") as temporary:
             pl.DataFrame(rows, schema=_SCHEMA, orient="row").write_parquet(temporary)
 
 

@@ -24,7 +24,9 @@ from ospo.errors import InputError
 from ospo.evaluation import leaks
 from ospo.evaluation.answers import Answers, Job, choose_requests, plan, write_answers
 from ospo.evaluation.completions import CACHE
+from ospo.evaluation.control import SWAPPED, control_partners
 from ospo.evaluation.examples import write_examples
+from ospo.evaluation.guard import write_guarded, write_guards
 from ospo.evaluation.hits import FirstHits
 from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.policies import Policy, RulePolicy, open_policy
@@ -42,6 +44,7 @@ __all__ = ["Source", "evaluate"]
 # Requests scored at once: (chunk x policies) texts and their pools are all that is in memory.
 CHUNK = 2048
 Source = str | Path | None
+CONTROL = "control"  # the summary's table of swapped answers, beside those of the splits
 
 _TABLE = pa.schema(
     [
@@ -63,8 +66,8 @@ _TABLE = pa.schema(
 
 @dataclass
 class _Means:
-    """Running sums of nDCG@10: (split, policy, retriever) → sum and count, greedy answers within
-    pools, all seeds.
+    """Running sums of nDCG@10: (split or "control", policy, retriever) → sum and count, greedy
+    answers within pools, all seeds.
     """
 
     sums: dict[tuple[str, str, str], float] = field(default_factory=dict)
@@ -145,8 +148,9 @@ class _Scoring:
         )
         if scope == "pool":
             for job, value_R in zip(jobs, values["ndcg@10"], strict=True):
-                if job.decoding_name == "greedy":
-                    self.means.add((job.split, job.policy, name), value_R)
+                means = {"greedy": job.split, SWAPPED: CONTROL}.get(job.decoding_name)
+                if means:
+                    self.means.add((means, job.policy, name), value_R)
 
 
 def _runs(
@@ -204,7 +208,11 @@ def evaluate(
     - ``evaluation.parquet``: one row per policy × seed × retriever × request × sample,
       all ``MEASURES``, ``scope`` pool or catalogue.
     - ``summary.json`` (also returned): mean nDCG@10 of greedy answers within pools, ``{"test":
-      {policy: {retriever: value}}, "validation": the same for the training retriever only}``.
+      {policy: {retriever: value}}, "validation": the same for the training retriever only,
+      "control": as test, of answers given to other requests (``ospo.evaluation.control``),
+      "guard": as test, under the guards of those policies that have one}``.
+    - ``guard.json``: the guards, chosen on validation requests (``ospo.evaluation.guard``);
+      ``guarded.parquet``: nDCG@10 of test requests under them, and whether the answer is used.
     - ``examples.json``: requests that improved and worsened most, with what every phrase did.
     - ``slices.parquet``: properties of each test request, and the shopper it comes from.
     - ``details.json``: counts (empty, unfinished answers), requests, policy hashes, leak checks,
@@ -224,7 +232,8 @@ def evaluate(
     opened |= {key: open_policy(model, config, cache) for key, model in runs.items()}
     jobs = plan(config, opened)
     out.mkdir(parents=True, exist_ok=True)
-    counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk)
+    partner_R = control_partners(data, rows["test"], config.seed)
+    counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk, partner_R)
     seconds = {"rewrite": time.perf_counter() - started}
     answers = Answers(out / "answers.parquet", jobs, rows, chunk)
     means, training = _score(config, data, answers, out / "evaluation.parquet", seconds, built)
@@ -243,7 +252,9 @@ def evaluate(
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
     write_json(out / "details.json", details)
-    summary = {split: means.table(split) for split in rows}
+    guards = write_guards(out, data, config.retrievers.training, config.seed)
+    summary = {table: means.table(table) for table in (*rows, CONTROL)}
+    summary["guard"] = write_guarded(out, data, guards)
     write_json(out / "summary.json", summary)
     return summary
 

@@ -13,7 +13,7 @@ from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.files import sha256_file
 from ospo.policy.decoding import Decoding
-from ospo.policy.rules import RULES, Rule
+from ospo.policy.rules import FILE, RULES, Rule, read_rule
 from ospo.policy.text import REWRITE, SearchText
 
 
@@ -40,14 +40,14 @@ Titles = Callable[[Sequence[Request]], list[tuple[str, ...]]]
 class RulePolicy:
     """A rule (``ospo.policy.rules``): what any policy has to beat.
 
-    ``titles``: of each request's first hits, asked for only where the rule reads them.
+    ``titles``: of each request's first hits, asked for only where the rule reads them. ``hash``: of
+    the file that names the rule, "" where none does.
     """
 
-    hash = ""
     answer: SearchText = REWRITE
 
-    def __init__(self, rule: Rule, titles: Titles):
-        self.rule, self.titles = rule, titles
+    def __init__(self, rule: Rule, titles: Titles, hash: str = ""):
+        self.rule, self.titles, self.hash = rule, titles, hash
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """The rule's texts."""
@@ -144,8 +144,13 @@ def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
     return policies
 
 
+def _no_titles(requests: Sequence[Request]) -> list[tuple[str, ...]]:
+    return [()] * len(requests)
+
+
 def open_policy(source: Path, config: Config, cache: Path | None) -> Policy:
-    """The policy at ``source`` (a ``.jsonl`` file: its answers; else a policy directory).
+    """The policy at ``source`` (a ``.jsonl`` file: its answers; else the directory of a policy, or
+    of a rule that answers in its place).
 
     Raises InputError where there is none. A directory's model is loaded when it first has to
     answer.
@@ -156,6 +161,11 @@ def open_policy(source: Path, config: Config, cache: Path | None) -> Policy:
                 source, "", "file not found", "name a policy directory or a file of answers"
             )
         return AnswerFile(source)
+    if rule := read_rule(source):
+        if not rule.standalone:
+            problem = f"{rule.name} needs a search of the catalogue"
+            raise InputError(source / FILE, "rule", problem, "name raw or history")
+        return RulePolicy(rule, _no_titles, sha256_file(source / FILE)[:20])
     return CachedPolicy(
         source, config.evaluation.batch_size, config.preset.rl.max_prompt_tokens, cache
     )

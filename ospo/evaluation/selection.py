@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ospo.config import LABELS
-from ospo.policy.rules import RULES
+from ospo.config import ALGORITHMS, LABELS
+from ospo.policy.rules import RAW, RULES
 
 # In the order of tables: the rules (the raw query first), SFT, the algorithms.
 NAMES = {name: rule.label for name, rule in RULES.items()} | {
@@ -17,6 +17,16 @@ Summary = Mapping[str, Mapping[str, Mapping[str, float]]]  # split â†’ policy â†
 def label(policy: str) -> str:
     """A policy's name as tables show it."""
     return NAMES.get(policy, policy)
+
+
+def guard_label(policy: str) -> str:
+    """The name of a policy under its guard (``ospo.evaluation.guard``) in tables."""
+    return f"{label(policy)} + guard"
+
+
+def control_label(policy: str) -> str:
+    """The name of a policy's control (``ospo.evaluation.control``) in tables."""
+    return f"control: {label(policy)} for other requests"
 
 
 def ordered(policies: Any) -> list[str]:
@@ -42,10 +52,27 @@ def best_policy(
     return max(known, key=lambda policy: table[policy][training_retriever])
 
 
-def best_rule(summary: Summary, training_retriever: str) -> str:
+def reported_policy(
+    summary: Summary, training_retriever: str, policies: Sequence[str] | None = None
+) -> str:
+    """The policy that a report is about: the one of ``policies`` (default: all evaluated) that
+    registration would take, by validation requests; without any of an algorithm the best that is no
+    rule, without any of these the best rule but the raw query.
+
+    Raises ValueError where there is none.
+    """
+    learned = [p for p in policies or summary["validation"] if p != RAW]
+    others = [policy for policy in learned if policy not in RULES]
+    trained = [policy for policy in learned if policy in ALGORITHMS]
+    return best_policy(summary, training_retriever, trained or others or learned)
+
+
+def best_rule(summary: Summary, training_retriever: str, *, standalone: bool = False) -> str:
     """The rule that a policy has to beat: the evaluated one with the highest validation nDCG@10 on
     the training retriever, so that test requests do not choose it. Ties go to the raw query.
 
-    Raises ValueError where none was evaluated.
+    ``standalone``: of those that answer from the request alone. Raises ValueError where none was
+    evaluated.
     """
-    return best_policy(summary, training_retriever, tuple(RULES))
+    rules = [name for name, rule in RULES.items() if rule.standalone or not standalone]
+    return best_policy(summary, training_retriever, rules)

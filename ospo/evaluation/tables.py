@@ -10,12 +10,15 @@ import numpy as np
 import polars as pl
 
 from ospo.errors import InputError
+from ospo.evaluation.control import SWAPPED
+from ospo.evaluation.guard import GUARDED_FILE
 from ospo.evaluation.measures import MEASURES
 from ospo.evaluation.selection import ordered
 
 MEASURE = "ndcg@10"
+_HELD_OUT = (pl.col("split") == "test") & (pl.col("scope") == "pool")
 # What makes the tables: greedy answers to test requests, ranked within the request's pool.
-TABLE = (pl.col("split") == "test") & (pl.col("scope") == "pool") & (pl.col("decoding") == "greedy")
+TABLE = _HELD_OUT & (pl.col("decoding") == "greedy")
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Measures:
     """Means of all ``MEASURES`` over test requests and seeds.
 
     ``means``: (scope, policy, retriever) → (len(MEASURES),) float64. Scope ``pool`` and
-    ``catalogue`` hold greedy answers, ``sampled`` sampled ones, ranked within pools.
+    ``catalogue`` hold greedy answers, ``sampled`` sampled ones, ``swapped`` those of the control,
+    ranked within pools.
     """
 
     means: Mapping[tuple[str, str, str], np.ndarray]
@@ -54,10 +58,36 @@ def read_table(directory: Path, file: str) -> Path:
     return path
 
 
+def has_control(directory: Path) -> bool:
+    """Whether an evaluation holds swapped answers: not before there was a control, or where rules
+    alone were evaluated.
+    """
+    table = pl.scan_parquet(read_table(directory, "evaluation.parquet"), glob=False)
+    return bool(table.select((pl.col("decoding") == SWAPPED).any()).collect().item())
+
+
+def guarded_policies(directory: Path) -> list[str]:
+    """The policies of an evaluation that have a guard; none in those made before there were any."""
+    if not (directory / GUARDED_FILE).is_file():
+        return []
+    table = pl.read_parquet(read_table(directory, GUARDED_FILE), columns=["policy"], glob=False)
+    return ordered(table["policy"].unique(maintain_order=True).to_list())
+
+
+def guarded_share(directories: Sequence[Path], policy: str) -> float:
+    """Share of test requests (over seeds) whose answer the policy's guard uses."""
+    tables = [pl.read_parquet(read_table(d, GUARDED_FILE), glob=False) for d in directories]
+    return float(pl.concat(tables).filter(policy=policy)["used"].cast(pl.Float64).to_numpy().mean())
+
+
 def load_values(
-    directories: Sequence[Path], measure: str = MEASURE
+    directories: Sequence[Path],
+    measure: str = MEASURE,
+    decoding: str = "greedy",
+    table_file: str = "evaluation.parquet",
 ) -> tuple[pl.DataFrame, list[str], list[str]]:
-    """Per-request values of greedy answers within pools on the test split.
+    """Per-request values of greedy answers within pools on the test split. ``decoding``: another
+    one than greedy, ``swapped`` for the control, ``guarded`` in the table of guards.
 
     Returns a frame sorted by (request_id) with columns request_id and ``s|policy|retriever`` for
     training seed s (0, 1, … in order), the policies and the retrievers. Seeds come from one
@@ -69,12 +99,12 @@ def load_values(
     frames: list[pl.DataFrame] = []
     retrievers: list[str] = []
     for number, directory in enumerate(directories):
-        file = read_table(directory, "evaluation.parquet")
+        file = read_table(directory, table_file)
         table = pl.scan_parquet(file, glob=False)
         if "seed" not in table.collect_schema():  # evaluations made before there were seeds
             table = table.with_columns(seed=pl.lit(0, pl.Int32))
         frame = (
-            table.filter(TABLE)
+            table.filter(_HELD_OUT & (pl.col("decoding") == decoding))
             .select("request_id", "policy", "retriever", "seed", value=measure)
             .collect()
         )
@@ -168,8 +198,8 @@ def measure_means(directories: Sequence[Path]) -> Measures:
             raise InputError(
                 file, missing[0], "column is missing", "run the evaluation again (ospo evaluate)"
             )
-        sampled = pl.col("decoding") == "sampled"
-        scope = pl.when(sampled).then(pl.lit("sampled")).otherwise(pl.col("scope"))
+        decoding = pl.col("decoding")
+        scope = pl.when(decoding == "greedy").then(pl.col("scope")).otherwise(decoding)
         frames.append(
             table.filter(pl.col("split") == "test")
             .group_by(scope.alias("scope"), "policy", "retriever")

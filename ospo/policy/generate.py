@@ -127,6 +127,14 @@ class Generator:
 
         ``samples``: the number of each row's draw, where it is not ``decoding.sample`` for all.
         """
+        return self.with_logprobs(prompts, decoding, samples)[0]
+
+    def with_logprobs(
+        self, prompts: Sequence[Prompt], decoding: Decoding, samples: Sequence[int] | None = None
+    ) -> tuple[list[list[int]], list[float]]:
+        """Completion ids as of a call, and of each completion the mean log-probability of its
+        tokens at temperature 1.
+        """
         if samples is None:
             samples = [decoding.sample] * len(prompts)
         width = max(len(prompt.ids) for prompt in prompts)
@@ -181,9 +189,10 @@ class Generator:
         mask_BT: Tensor,
         decoding: Decoding,
         generators: Sequence[torch.Generator],
-    ) -> list[list[int]]:
+    ) -> tuple[list[list[int]], list[float]]:
         """The loop: one token of every row per step; rows that have ended leave the batch."""
         out: list[list[int]] = [[] for _ in generators]
+        sums = [0.0] * len(out)
         rows = list(range(len(out)))  # which completion each row of the tensors belongs to
         ended: set[int] = set()
         position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
@@ -193,10 +202,13 @@ class Generator:
             token_B = gumbel_choice(
                 logits_BV, decoding.temperature, [generators[row] for row in rows]
             )
-            for row, token in zip(rows, token_B.tolist(), strict=True):
+            chosen_B = logits_BV.gather(1, token_B[:, None])[:, 0] - logits_BV.logsumexp(dim=1)
+            columns = (rows, token_B.tolist(), chosen_B.tolist())
+            for row, token, logprob in zip(*columns, strict=True):
                 if row in ended:
                     continue
                 out[row].append(token)
+                sums[row] += logprob
                 if token in self.ends:
                     ended.add(row)
             if len(ended) == len(out):
@@ -209,7 +221,7 @@ class Generator:
                 cache.batch_select_indices(keep)
                 ids_BT, position_BT, mask_BT = ids_BT[keep], position_BT[keep], mask_BT[keep]
                 rows = [rows[place] for place in still]
-        return out
+        return out, [total / max(len(ids), 1) for total, ids in zip(sums, out, strict=True)]
 
     def _step(
         self, ids_BT: Tensor, mask_BT: Tensor, position_BT: Tensor, cache: Any

@@ -4,6 +4,7 @@ changes.
 
 from ospo.registry.candidates import Candidate, register
 from ospo.registry.champions import note, promote, rollback, tag
+from ospo.registry.rules import answer_by_rule, rule_note
 from ospo.registry.store import (
     CHALLENGER,
     CHAMPION,
@@ -13,6 +14,7 @@ from ospo.registry.store import (
     champion_rewriter,
     model_name,
     models,
+    open_rewriter,
     policy_directory,
     rewrite,
     whole_champion,
@@ -24,16 +26,19 @@ __all__ = [
     "Candidate",
     "RegistryError",
     "Version",
+    "answer_by_rule",
     "champion",
     "champion_rewriter",
     "model_name",
     "models",
     "note",
+    "open_rewriter",
     "policy_directory",
     "promote",
     "register",
     "rewrite",
     "rollback",
+    "rule_note",
     "tag",
     "whole_champion",
 ]

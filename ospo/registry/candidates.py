@@ -12,7 +12,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from ospo.config import Config
 from ospo.errors import InputError
-from ospo.files import MANIFEST, sha256_file
+from ospo.files import MANIFEST, sha256_file, write_manifest
+from ospo.policy.guard import Guard, write_guard
 from ospo.policy.kind import read_answer_kind
 from ospo.registry.card import model_card
 from ospo.registry.champions import make_champion
@@ -38,7 +39,8 @@ class Candidate:
     """A trained policy that may become a version.
 
     - ``algorithm``: what trained it, its name in ``summary`` ({policy: {retriever: nDCG@10}} on the
-      test split).
+      test split); ``control``: {retriever: nDCG@10} of its answers given to other requests
+      (``ospo.evaluation.control``), where that was evaluated; ``guard``: the one chosen for it.
     - ``model_dir``: its files; ``run_id``: the MLflow run that trained it.
     - ``data_md5``: of the data it was trained on; ``tags``: more tags of the version.
     """
@@ -49,6 +51,8 @@ class Candidate:
     summary: Mapping[str, Mapping[str, float]]
     data_md5: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    control: Mapping[str, float] = field(default_factory=dict)
+    guard: Guard | None = None
 
 
 def register(
@@ -80,6 +84,9 @@ def register(
     ):
         staged = Path(folder) / "policy"
         copy_policy(model_dir, staged)
+        if candidate.guard is not None:
+            write_guard(staged, candidate.guard)
+            write_manifest(staged)
         known = versions_of(client, dataset)
         if same := _registered(client, known, sha256_file(staged / MANIFEST)):
             return same
@@ -135,7 +142,15 @@ def _create(
         **{record_name(f"ndcg_at_10.{name}"): f"{value:.6f}" for name, value in figures.items()},
         **candidate.tags,
     }
-    card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts, answer)
+    card = model_card(
+        dataset,
+        candidate.algorithm,
+        config,
+        candidate.summary,
+        facts,
+        answer,
+        candidate.control,
+    )
     model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
     _ensure_model(client, name)
     return client.create_model_version(

@@ -1,6 +1,7 @@
 """The description of a registered version, for people."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from ospo.config import LABELS, Answer, Config
 from ospo.policy.text import REWRITE, SearchText
@@ -20,12 +21,14 @@ def model_card(
     summary: Mapping[str, Mapping[str, float]],
     facts: Mapping[str, str],
     answer: SearchText = REWRITE,
+    control: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """Markdown about a version: its figures, its data and code, what goes in and comes out, its
     limits.
 
     ``summary``: {policy: {retriever: nDCG@10}} on the test split. ``facts``: data_md5, git_commit,
-    git_dirty. ``answer``: what the policy's answers are.
+    git_dirty. ``answer``: what the policy's answers are. ``control``: {retriever: nDCG@10} of its
+    answers given to other requests.
     """
     training = config.retrievers.training
     retrievers = sorted(summary[algorithm], key=lambda name: (name != training, name))
@@ -37,6 +40,9 @@ def model_card(
         f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |"
         for row in rows
     ]
+    if control:
+        cells = " | ".join(f"{control[r]:.4f}" for r in retrievers)
+        table.append(f"| control: its answers given to other requests | {cells} |")
     worse = [
         name
         for name in retrievers
@@ -52,6 +58,7 @@ def model_card(
             "",
             *table,
             "",
+            *_control_lines(control, summary, algorithm, training),
             *([f"**Worse than the raw query under {', '.join(worse)}.**", ""] if worse else []),
             f"Data md5 `{facts['data_md5']}`, commit `{facts['git_commit']}` (dirty: "
             f"{facts['git_dirty']}).",
@@ -70,3 +77,24 @@ def model_card(
             "history, and may be wrong for this shopper; it knows no product's stock or price.",
         ]
     )
+
+
+def _control_lines(
+    control: Mapping[str, float],
+    summary: Mapping[str, Mapping[str, float]],
+    algorithm: str,
+    training: str,
+) -> list[str]:
+    """What share of the gain the control has too; nothing where there is no gain or no control."""
+    if training not in control or "raw" not in summary:
+        return []
+    before = summary["raw"][training]
+    gain, swapped = summary[algorithm][training] - before, control[training] - before
+    if gain <= 0:
+        return []
+    share = 100 * max(0.0, swapped / gain)
+    return [
+        f"Given to other requests of the same category, its answers have {share:.0f} % of the gain "
+        f"over the raw query on {training}; the rest is of the request.",
+        "",
+    ]

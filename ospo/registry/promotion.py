@@ -9,7 +9,8 @@ fixed beforehand.
 
 Both hold against the best rule (``ospo.policy.rules``, the raw query among them; the best by
 validation requests) and against the champion, where there is one: a policy that three lines of
-code replace is not used.
+code replace is not used. Where neither the challenger nor the champion passes against the best
+rule, the best rule that can answer by itself becomes the champion.
 
 Both must be passed, so no correction for many; the second is a limit on the damage, not a
 test.
@@ -36,6 +37,8 @@ from ospo.evaluation.statistics import (
 )
 from ospo.evaluation.tables import load_values, read_table
 from ospo.files import read_json
+from ospo.policy.rules import RULES
+from ospo.registry.store import RULE_TAG, connect, find_version
 
 MAX_P, TOLERANCE = 0.05, 0.01
 RESAMPLES = 10_000
@@ -159,13 +162,15 @@ def consider(
                 f"{name} was not evaluated",
                 "evaluate both",
             )
-    rule = best_rule(read_json(evaluation / "summary.json"), training)
+    summary = read_json(evaluation / "summary.json")
+    rule = best_rule(summary, training)
     against: int | str = rule
     comparisons, requests = compare(evaluation, challenger, rule, config.seed)
     decision = decide(comparisons, training)
     found = decision.figures
     if not decision.promoted:
-        reason = f"against the best rule ({label(rule)}) {decision.reason}"
+        used = _fall_back(config, dataset, evaluation, champion, version, root)
+        reason = f"against the best rule ({label(rule)}) {decision.reason}{used}"
         decision = Decision(False, reason, found)
     elif champion is not None:
         against = registry.champion(config, dataset, root).version
@@ -179,3 +184,42 @@ def consider(
     else:
         registry.note(config, dataset, version, decision=record, root=root)
     return decision
+
+
+def _fall_back(
+    config: Config,
+    dataset: str,
+    evaluation: Path,
+    champion: str | None,
+    version: int | None,
+    root: str | Path,
+) -> str:
+    """Make a rule the champion where the champion is not better than the best rule, or there is
+    none; what is to be said of it.
+    """
+    training = read_json(evaluation / "details.json")["training_retriever"]
+    summary = read_json(evaluation / "summary.json")
+    best = best_rule(summary, training)
+    name = best_rule(summary, training, standalone=True)
+    reason = f"no trained policy is better than the best rule ({label(best)})"
+    if champion is not None:
+        current = registry.champion(config, dataset, root)
+        if RULE_TAG not in current.tags:
+            comparisons, _ = compare(evaluation, champion, best, config.seed)
+            found = decide(comparisons, training)
+            if found.promoted:
+                return ""
+            reason = f"{reason}: version {current.version} is {found.reason}"
+    with connect(config, root) as client:
+        candidate = find_version(client, dataset, version)
+    used = registry.answer_by_rule(
+        config,
+        dataset,
+        RULES[name],
+        candidate,
+        best=best,
+        figures=summary.get("test", {}).get(name, {}),
+        decision={"promoted": True, "reason": reason},
+        root=root,
+    )
+    return f"; answering by the rule '{name}' (version {used.version})"

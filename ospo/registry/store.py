@@ -24,11 +24,12 @@ from ospo.files import MANIFEST, verify_manifest
 from ospo.tracking.store import client_for, describe, tracking_uri, without_password
 
 if TYPE_CHECKING:  # torch, which listing versions does not need
-    from ospo.serving.rewriter import Rewriter
+    from ospo.serving.answering import Answering
 
 LOGGER = logging.getLogger("ospo.registry")
 CHAMPION, CHALLENGER = "champion", "challenger"
 HISTORY_TAG = "champion_history"
+RULE_TAG = "rule"  # of a version that is a rule and no trained policy
 
 
 class RegistryError(OspoError):
@@ -211,18 +212,31 @@ def rewrite(
     params: Mapping[str, Any] | None = None,
     root: str | Path = ".",
 ) -> list[str]:
-    """Search texts of the champion for query strings or objects with query and history. For ``ospo
-    rewrite``.
-    """
+    """Search texts of the champion for query strings or objects with query and history."""
     return champion_rewriter(config, dataset, root).rewrite(inputs, params)
 
 
-def champion_rewriter(config: Config, dataset: str, root: str | Path = ".") -> "Rewriter":
-    """The champion, loaded; ``generator.answer`` says what its answers are."""
-    from ospo.serving.rewriter import Rewriter
+def champion_rewriter(config: Config, dataset: str, root: str | Path = ".") -> "Answering":
+    """The champion, loaded; ``answer`` says what its answers are."""
+    return open_rewriter(config, dataset, root=root)[1]
 
-    version, directory = whole_champion(config, dataset, root)
-    settings = {key: int(version.tags[key]) for key in ("max_prompt_tokens", "max_new_tokens")}
-    rewriter = Rewriter.load(directory, verify=False, **settings)  # whole_champion has verified it
-    LOGGER.info("%s version %d", version.name, version.version)
-    return rewriter
+
+def open_rewriter(
+    config: Config, dataset: str, version: int | None = None, root: str | Path = "."
+) -> tuple[Version, "Answering"]:
+    """A version (default: the champion) and what it answers by, loaded.
+
+    Raises RegistryError where there is none, InputError where its files are damaged.
+    """
+    from ospo.serving.answering import load_rewriter
+
+    if version is None:
+        chosen, directory = whole_champion(config, dataset, root)
+    else:
+        with connect(config, root) as client:
+            chosen = find_version(client, dataset, version)
+        directory = policy_directory(config, chosen, root)
+    settings = {key: int(chosen.tags[key]) for key in ("max_prompt_tokens", "max_new_tokens")}
+    rewriter = load_rewriter(directory, verify=False, **settings)  # verified above
+    LOGGER.info("%s version %d", chosen.name, chosen.version)
+    return chosen, rewriter

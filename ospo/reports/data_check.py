@@ -11,6 +11,8 @@ from ospo.config import Config
 from ospo.data.dataset import load_prepared
 from ospo.data.esci import prepare_esci
 from ospo.data.hm import prepare_hm
+from ospo.data.item_places import Places, prepared_places, unwritten_places
+from ospo.data.item_side import LEAST, LIMIT, item_side
 from ospo.data.raw_csv import csv_columns, read_csv
 from ospo.data.raw_files import collect
 from ospo.data.raw_parquet import parquet_columns, scan_parquet
@@ -35,6 +37,7 @@ from ospo.data.schemas import (
 )
 from ospo.data.stats import FORMS, REASONS, Stats
 from ospo.errors import InputError
+from ospo.reports.wording import shown
 
 # File → official columns, columns that are needed.
 _RAW = {
@@ -54,11 +57,13 @@ _PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
 @dataclass
 class Check:
     """What a folder holds. kind: "raw esci", "raw hm", "prepared", "vectors" or "unknown";
-    problems: one line each.
+    warnings, problems: one line each. With a problem the folder cannot be used; a warning is about
+    what figures on it would mean.
     """
 
     kind: str
     lines: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -104,6 +109,8 @@ def _check_raw(folder: Path, dataset: str, config: Config) -> Check:
             f"would give {len(prepared.request_ids):,} requests over {len(prepared.catalogue):,} "
             "items"
         )
+        locale = config.data.esci.locale if dataset == "esci" else ""
+        _check_item_side(prepared.catalogue, unwritten_places(prepared, locale), check)
     check.lines += [f"read {count:,} {name}" for name, count in stats.read.items()]
     check.lines += [f"read {count:,} {FORMS[form]}" for form, count in stats.read_as.items()]
     check.lines += [
@@ -183,4 +190,28 @@ def _check_prepared(folder: Path) -> Check:
     check.problems += [
         f"{folder}: no {split} request" for split in SPLITS if not len(data.rows(split))
     ]
+    _check_item_side(data.catalogue, prepared_places(data), check)
     return check
+
+
+def _check_item_side(catalogue: pl.DataFrame, places: Places, check: Check) -> None:
+    """How well relevant items can be told from their pools by what they are, without a request."""
+    found = item_side(catalogue, places)
+    if found is None:
+        check.lines.append(
+            f"fewer than {LEAST} shoppers or queries: too few to say how well relevant items can "
+            "be told without the request"
+        )
+        return
+    telling = ", ".join(f"{shown(t.feature, 60)} {t.auc:.2f}" for t in found.telling)
+    check.lines.append(
+        f"without the request, relevant items are told from the rest of their pools with AUC "
+        f"{found.auc:.2f} ± {found.error:.2f} (0.50: not at all; {found.requests:,} requests)"
+        + (f"; most telling: {telling}" if telling else "")
+    )
+    if found.suspicious:
+        check.warnings.append(
+            f"relevant items look different from the items beside them (AUC {found.auc:.2f}, above "
+            f"{LIMIT:.2f}): a policy may gain by writing what they look like, whatever the request "
+            "is; read the evaluation's control, and see docs/data.md (The item side)"
+        )

@@ -8,13 +8,20 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
-from ospo.evaluation.selection import Summary, label, ordered
+from ospo.evaluation.selection import (
+    Summary,
+    control_label,
+    guard_label,
+    label,
+    ordered,
+    reported_policy,
+)
 from ospo.files import write_json
 
 
 def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
     """One dataset's table: one row per policy, one column per retriever, the training one first,
-    the best of each bold.
+    the best of each bold; below them the control of the policy that registration would take.
     """
     figures = summary["test"]
     retrievers = list(
@@ -33,6 +40,19 @@ def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
             text = "–" if value is None else f"{value:.4f}"
             cells.append(f"[bold]{text}[/bold]" if value == best[name] else text)
         table.add_row(escape(label(policy)), *cells)
+    controls = summary.get("control", {})
+    policy = reported_policy(summary, training) if controls else ""
+    if row := summary.get("guard", {}).get(policy):
+        table.add_row(escape(guard_label(policy)), *(f"{row[name]:.4f}" for name in retrievers))
+    if row := controls.get(policy):
+        table.add_section()
+        table.add_row(escape(control_label(policy)), *(f"{row[name]:.4f}" for name in retrievers))
+        before = figures["raw"][training]
+        gain, swapped = figures[policy][training] - before, row[training] - before
+        if gain > 0:
+            share = f"{max(0.0, swapped / gain):.0%}".replace("%", " %")
+            table.caption = f"the control has {share} of the gain on {escape(training)}"
+            table.caption_justify = "left"
     return table
 
 

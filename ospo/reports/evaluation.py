@@ -181,6 +181,7 @@ def _measure_rows(analysis: Analysis) -> list[dict[str, Any]]:
         "pool": "within candidate pools, greedy answers",
         "catalogue": "over the whole catalogue, greedy answers",
         "sampled": "within candidate pools, sampled answers",
+        "swapped": "within candidate pools, answers given to other requests (control)",
     }
     found, tables = analysis.measures, []
     for scope, title in names.items():

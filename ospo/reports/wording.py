@@ -5,11 +5,12 @@ terminal.
 import unicodedata
 from typing import Any
 
-from ospo.evaluation.analysis import Analysis, Comparison
-from ospo.evaluation.selection import label
+from ospo.evaluation.analysis import Analysis, Comparison, Control, Guarded
+from ospo.evaluation.selection import control_label, guard_label, label
 from ospo.evaluation.statistics import Interval
 
 ALPHA = 0.05
+CONTROL_SHARE = 0.2  # share of a gain that its control may have without a remark
 _DROPPED = {
     "Cc",
     "Cs",
@@ -76,9 +77,47 @@ def find(analysis: Analysis, policy: str, reference: str, retriever: str) -> Com
     )
 
 
+def find_control(analysis: Analysis, policy: str, retriever: str) -> Control | None:
+    """A policy's control under a retriever, None where it was not evaluated."""
+    wanted = (policy, retriever)
+    return next((c for c in analysis.controls if (c.policy, c.retriever) == wanted), None)
+
+
+def find_guard(analysis: Analysis, policy: str, retriever: str) -> Guarded | None:
+    """A policy under its guard and a retriever, None where it has no guard."""
+    wanted = (policy, retriever)
+    return next((g for g in analysis.guards if (g.policy, g.retriever) == wanted), None)
+
+
+def guard_sentence(guarded: Guarded) -> str:
+    """What a policy's guard is worth on test requests."""
+    return (
+        f"Its guard, chosen on validation requests, uses {percent(guarded.used)} of the answers "
+        f"and keeps the raw query for the rest: nDCG@10 {guarded.mean.value:.3f}, which is "
+        f"{signed(guarded.change.value)} (95 % interval {interval_text(guarded.change)}) against "
+        "using them all."
+    )
+
+
+def control_sentence(control: Control) -> str:
+    """What a policy's control says of its gain."""
+    text = (
+        "Control: given to other requests of the same category, its answers change nDCG@10 by "
+        f"{signed(control.gain.value)}, 95 % interval {interval_text(control.gain)}"
+    )
+    if control.share is None:
+        return f"{text}."
+    if control.share.value <= 0:
+        return f"{text}: none of the gain is left."
+    share = f"{text}: {percent(control.share.value)} of the gain"
+    if control.share.value < CONTROL_SHARE:
+        return f"{share}."
+    return f"{share}, which is not of the request but of how the answers look."
+
+
 def headline(analysis: Analysis) -> list[str]:
     """What the report says first: a heading without figures, then one sentence each on size,
-    robustness and GRPO.
+    robustness, GRPO, the control and the guard.
     """
     training, *unseen = analysis.retrievers
     best = label(analysis.best)
@@ -131,6 +170,10 @@ def headline(analysis: Analysis) -> list[str]:
             f"OSPO against GRPO under the same budget: {signed(versus.difference.value)}, "
             f"95 % interval {interval_text(versus.difference)}, {verdict}."
         )
+    if control := find_control(analysis, analysis.best, training):
+        sentences.append(control_sentence(control))
+    if guarded := find_guard(analysis, analysis.best, training):
+        sentences.append(guard_sentence(guarded))
     return sentences
 
 
@@ -156,6 +199,14 @@ def summary_markdown(analysis: Analysis, dataset: str) -> str:
             for r in analysis.retrievers
         )
         lines.append(f"| {_cell(label(policy))} | {' | '.join(cells)} |")
+    under = [find_guard(analysis, analysis.best, r) for r in analysis.retrievers]
+    if all(under):
+        means = " | ".join(f"{guarded.mean.value:.4f}" for guarded in under if guarded)
+        lines.append(f"| {_cell(guard_label(analysis.best))} | {means} |")
+    swapped = [find_control(analysis, analysis.best, r) for r in analysis.retrievers]
+    if all(swapped):
+        means = " | ".join(f"{control.mean:.4f}" for control in swapped if control)
+        lines.append(f"| {_cell(control_label(analysis.best))} | {means} |")
     lines += [
         "",
         "▲▼ above/below the raw query, ‡§ OSPO above/below GRPO: Holm-corrected p < 0.05",

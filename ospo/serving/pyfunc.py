@@ -19,9 +19,10 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, TEMPORARILY_UN
 from mlflow.pyfunc import PythonModel
 
 from ospo.errors import InputError
+from ospo.serving.answering import Answering, load_rewriter
 from ospo.serving.hosts import refuse_other_hosts
 from ospo.serving.requests import PARAMETERS, RequestError, check_parameters
-from ospo.serving.rewriter import Busy, Rewriter
+from ospo.serving.rewriter import Busy
 
 
 class Refusal(MlflowException):
@@ -66,21 +67,23 @@ def refuse_unknown_parameters() -> None:
 
 
 class OspoRewriter(PythonModel):
-    """Loads the policy among its artifacts and rewrites requests with it."""
+    """Loads the policy among its artifacts, or the rule in its place, and rewrites requests
+    with it.
+    """
 
-    rewriter: Rewriter
+    rewriter: Answering
 
     def load_context(self, context: Any) -> None:
         """Load the policy; InputError where its files do not match their checksums, or where the
         model was logged with another kind of answers than the policy was trained to give.
         """
         settings = context.model_config or {}
-        self.rewriter = Rewriter.load(
+        self.rewriter = load_rewriter(
             context.artifacts["policy"],
             max_prompt_tokens=int(settings["max_prompt_tokens"]),
             max_new_tokens=int(settings["max_new_tokens"]),
         )
-        kind = self.rewriter.generator.answer.kind
+        kind = self.rewriter.answer.kind
         if settings.get("answer", kind) != kind:
             raise InputError(
                 context.artifacts["policy"],

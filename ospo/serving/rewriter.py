@@ -19,8 +19,9 @@ from ospo.errors import OspoError
 from ospo.files import verify_manifest
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt
+from ospo.policy.guard import Guard, read_guard, unanswered
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
-from ospo.policy.text import search_text
+from ospo.policy.text import SearchText, search_text
 from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
 
 # Inputs of all callers together; more are turned away at once instead of timing out late.
@@ -43,6 +44,7 @@ class _Job:
     queued: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
     completion: str = ""
+    logprob: float = 0.0
     error: Exception | None = None
 
 
@@ -61,9 +63,10 @@ class Rewriter:
         max_prompt_tokens: int = 128,
         max_new_tokens: int = 32,
         batch_size: int = 32,
+        guard: Guard | None = None,
     ):
         generator.check_length(max_prompt_tokens, max_new_tokens)
-        self.generator = generator
+        self.generator, self.guard = generator, guard
         self.max_prompt_tokens, self.max_new_tokens, self.batch_size = (
             max_prompt_tokens,
             max_new_tokens,
@@ -80,14 +83,20 @@ class Rewriter:
 
     @classmethod
     def load(cls, directory: str | Path, *, verify: bool = True, **settings: int) -> "Rewriter":
-        """The policy in ``directory``; ``settings`` are the constructor's.
+        """The policy in ``directory``, with its guard; ``settings`` are the constructor's.
 
         Raises InputError where a file is missing, damaged or altered (``verify``: every file
         against the manifest, which must be there; false where the caller has just done that).
         """
         if verify:
             verify_manifest(directory)
-        return cls(Generator.load(directory, verify=False), **settings)
+        guard = read_guard(directory)
+        return cls(Generator.load(directory, verify=False), guard=guard, **settings)
+
+    @property
+    def answer(self) -> SearchText:
+        """How its search texts are formed."""
+        return self.generator.answer
 
     def rewrite(self, inputs: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[str]:
         """One search text for each input.
@@ -99,8 +108,9 @@ class Rewriter:
 
         What the policy's answers are, its folder says: rewrites, or additions to the request, whose
         words are then kept. An empty request gives an empty text; where the policy answers nothing
-        usable, the query itself is the text. Raises RequestError for inputs or parameters that are
-        not accepted, Busy under too much load.
+        usable, or a greedy answer that its guard does not use, the query itself is the text.
+        Raises RequestError for inputs or parameters that are not accepted, Busy under too much
+        load.
         """
         requests = parse_requests(inputs)
         decoding = parse_options(params, self.max_new_tokens, self.most_new_tokens)
@@ -110,9 +120,9 @@ class Rewriter:
                 jobs[number] = _Job(self._prompt(request), decoding)
         self._run(list(jobs.values()))
         return [
-            self._text(request, jobs[number].completion)
+            self._text(request, jobs[number])
             if number in jobs
-            else self.generator.answer.text(_printable(request.query), "")
+            else self.generator.answer.text(printable(request.query), "")
             for number, request in enumerate(requests)
         ]
 
@@ -137,9 +147,12 @@ class Rewriter:
                     raise
                 request = Request(query=query[: len(query) // 2])
 
-    def _text(self, request: Request, completion: str) -> str:
-        answer = extract_answer(completion, self._thinking)[0][:MAX_ANSWER]
-        text = self.generator.answer.text(_printable(request.query), _printable(answer))
+    def _text(self, request: Request, job: _Job) -> str:
+        answer = extract_answer(job.completion, self._thinking)[0][:MAX_ANSWER]
+        guard = self.guard if job.decoding.temperature == 0 else None
+        if guard and not guard.uses(bool(request.history), job.logprob):
+            answer = unanswered(self.answer, request)
+        text = self.generator.answer.text(printable(request.query), printable(answer))
         return text or search_text(clean(request.query))
 
     def _run(self, jobs: list[_Job]) -> None:
@@ -182,8 +195,7 @@ class Rewriter:
         batch = [job for job in batch if job.error is None]
         try:
             if batch:
-                for job, completion in zip(batch, self._generate(batch), strict=True):
-                    job.completion = completion
+                self._generate(batch)
         except Exception as error:  # noqa: BLE001 (handed to every caller whose input was in the batch)
             for job in batch:
                 job.error = error
@@ -195,13 +207,15 @@ class Rewriter:
             for job in [*batch, *late]:
                 job.done.set()
 
-    def _generate(self, batch: list[_Job]) -> list[str]:
-        """Completions of a batch of jobs that share their decoding."""
+    def _generate(self, batch: list[_Job]) -> None:
+        """Write the completions of a batch of jobs that share their decoding."""
         self.batches += 1
-        ids = self.generator([job.prompt for job in batch], batch[0].decoding)
-        return [self.generator.decode(completion) for completion in ids]
+        prompts = [job.prompt for job in batch]
+        written = self.generator.with_logprobs(prompts, batch[0].decoding)
+        for job, ids, logprob in zip(batch, *written, strict=True):
+            job.completion, job.logprob = self.generator.decode(ids), logprob
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text with a space for each character that cannot be shown: it goes out to other systems."""
     return "".join(c if c.isprintable() else " " for c in text)

@@ -46,6 +46,10 @@ def log_evaluation(
         seed=config.seed,
         facts={"MLflow run": run.id},
     )
+    for control in analysis.controls:
+        run.log_metrics(
+            0, {f"control/{control.policy}/{control.retriever}/ndcg_at_10": control.mean}
+        )
     if title:
         with atomic_file(directory / "summary.md") as temporary:
             temporary.write_text(summary_markdown(analysis, title), encoding="utf-8")

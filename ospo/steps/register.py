@@ -23,6 +23,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     policy that is registered already is not registered again.
     """
     from ospo import registry
+    from ospo.evaluation.guard import chosen_guard
     from ospo.evaluation.selection import best_policy
 
     finished(dataset, "evaluation")
@@ -38,6 +39,8 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         summary=summary["test"],
         data_md5=tracking.dataset_digest(data_md5(dataset)),
         tags={"fingerprint": state["fingerprint"]},
+        control=summary.get("control", {}).get(policy, {}),
+        guard=chosen_guard(RUNS / dataset / "evaluation", policy, config.seed),
     )
     version = registry.register(config, dataset, candidate, champion_if_first=False)
     noted = version.tags.get("decision")

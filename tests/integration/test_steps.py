@@ -39,16 +39,16 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     summary = read_json("runs/hm/evaluation/summary.json")
     assert set(summary["test"]) == {"raw", "history", "feedback", "sft", "grpo", "ospo"}
     assert all(set(row) == {"static", "bm25"} for row in summary["test"].values())
-    # Trained for three steps, it is no better than a rule: a candidate, and nobody's
-    # champion.
+    # Trained for three steps, it is no better than a rule: a candidate, and a rule answers.
     assert registered["aliases"] == ["challenger"]
     assert "not" in registered["decision"]
-    [version] = registry.models(settings)
+    answering, version = registry.models(settings)
     # The rule to beat is chosen on validation requests.
     rule = best_rule(summary, "static")
     assert json.loads(version.tags["decision"])["against"] == rule
-    with pytest.raises(registry.RegistryError, match="ospo promote --dataset hm"):
-        registry.rewrite(settings, "hm", ["a dress"])
+    assert answering.tags["rule"] == best_rule(summary, "static", standalone=True)
+    assert answering.aliases == ("champion",)
+    assert registry.rewrite(settings, "hm", ["a dress"]) == ["a dress"]
     registry.promote(settings, "hm")
 
     client = mlflow.MlflowClient(tracking.tracking_uri(settings, workspace))

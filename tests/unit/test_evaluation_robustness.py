@@ -92,7 +92,8 @@ def result(tmp_path_factory, data, policies) -> tuple[Path, dict]:
 def test_one_row_each(result, data) -> None:
     table = pl.read_parquet(result[0] / "evaluation.parquet")
     tests, validations = len(data.rows("test")), len(data.rows("validation"))
-    assert len(table) == 6 * (
+    swapped = 3 * tests * 2  # no rule has a control, and no catalogue is searched for it
+    assert len(table) == swapped + 6 * (
         tests * 2 * 2 + validations
     )  # policies x requests x retrievers x scopes
     assert not table.select(KEYS).is_duplicated().any()
@@ -145,11 +146,13 @@ def test_summary_is_the_mean_of_the_table(result) -> None:
     out, summary = result
     assert json.loads((out / "summary.json").read_text()) == summary
     table = pl.read_parquet(out / "evaluation.parquet").filter(pl.col("scope") == "pool")
+    assert summary["guard"] == {}  # no model wrote these answers: none is more sure than another
     for split, figures in summary.items():
         for policy, row in figures.items():
             for retriever, value in row.items():
                 here = (
-                    (pl.col("split") == split)
+                    (pl.col("split") == split.replace("control", "test"))
+                    & (pl.col("decoding") == ("swapped" if split == "control" else "greedy"))
                     & (pl.col("policy") == policy)
                     & (pl.col("retriever") == retriever)
                 )
@@ -172,7 +175,9 @@ def test_empty_answers_score_zero_and_are_counted(result, data) -> None:
     assert details["answers"]["grpo"]["empty"] == silent > 0
     assert details["answers"]["ospo"]["empty"] == 0
     table = pl.read_parquet(result[0] / "evaluation.parquet").filter(
-        (pl.col("policy") == "grpo") & (pl.col("request_id").str.slice(1).cast(pl.Int32) % 4 == 0)
+        (pl.col("policy") == "grpo")
+        & (pl.col("decoding") == "greedy")
+        & (pl.col("request_id").str.slice(1).cast(pl.Int32) % 4 == 0)
     )
     assert len(table)
     assert table.select(pl.max_horizontal(pl.col(MEASURES).max())).item() == 0
@@ -600,9 +605,8 @@ def test_registered_versions_are_compared(tmp_path, data, monkeypatch) -> None:
     details = json.loads((tmp_path / "out" / "details.json").read_text())
     hashes = {policy["hash"] for policy in details["policies"].values()}
     assert len(hashes) == 3
-    answers = pl.read_parquet(tmp_path / "out" / "answers.parquet").pivot(
-        "policy", index="row", values="answer"
-    )
+    greedy = pl.read_parquet(tmp_path / "out" / "answers.parquet").filter(decoding="greedy")
+    answers = greedy.pivot("policy", index="row", values="answer")
     assert (answers[first.name] != answers[second.name]).any()
     with pytest.raises(InputError, match="is not registered"):
         resolve("ospo-rewriter-esci/9", config)
@@ -653,7 +657,7 @@ def test_demo_table_and_report(result, tmp_path) -> None:
     console.print(demo_table(summaries, "bm25"))
     text = console.export_text()
     rows = [line for line in text.splitlines() if "raw query" in line or "OSPO" in line]
-    assert len(rows) == 4
+    assert len(rows) == 2 * 3  # raw, OSPO, its control
     assert text.index("raw query") < text.index("SFT") < text.index("GRPO") < text.index("OSPO")
     written = write_demo_report(
         tmp_path / "demo.json", summaries, registered={"esci": "ospo"}, seconds=12.34, commit="abc"

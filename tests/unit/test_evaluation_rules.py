@@ -172,7 +172,8 @@ def with_strangers(evaluation: Path, folder: Path) -> Path:
     shutil.copytree(evaluation, folder)
     table = pl.read_parquet(folder / "evaluation.parquet")
     table = table.filter(pl.col("scope") == "pool")
-    wrong = table.with_columns((1 - pl.col(name)).alias(name) for name in MEASURES)
+    greedy = table.filter(pl.col("decoding") == "greedy")
+    wrong = greedy.with_columns((1 - pl.col(name)).alias(name) for name in MEASURES)
     test = wrong.filter(pl.col("split") == "test")
     strangers = [
         test.with_columns(decoding=pl.lit("sampled")),
