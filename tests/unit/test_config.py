@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 import yaml
@@ -115,8 +116,14 @@ def test_a_broken_file_is_one_line(tmp_path, content, says):
 
 
 def test_an_endless_file_is_refused_at_once():
-    with pytest.raises(ConfigError, match="is larger than"):
-        load_config("/dev/zero")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="is larger than"):
+            load_config("/dev/zero")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 << 20, "no more is read than a params.yaml may hold"
 
 
 def test_keys_merged_from_an_anchor_are_not_doubled(tmp_path):

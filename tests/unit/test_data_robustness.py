@@ -76,6 +76,11 @@ ODD = {
         _line(5, lambda r: b"2020-02-30" + r[10:]),
         "transaction_bad_date",
     ),
+    "no time after a date": (
+        TRANSACTIONS,
+        _line(5, lambda r: r[:10] + b" morning" + r[10:]),
+        "transaction_bad_date",
+    ),
     "Windows-1252": (
         ARTICLES,
         _line(5, lambda r: r.replace(b"a", b"\xe9", 1)),
@@ -133,6 +138,23 @@ def test_odd_csv(case, hm_raw, usual_drops, tmp_path, tiny_config):
     if outcome:
         assert outcome in more.pop()
     assert load_prepared(tmp_path / "out").catalogue["text"].str.len_chars().max() <= 4000
+
+
+def test_a_refund_is_no_purchase(hm_raw, tmp_path, tiny_config):
+    """What is counted as left out is not in the requests either."""
+    lines = (hm_raw / TRANSACTIONS).read_bytes().splitlines(keepends=True)
+    refunds = [line.replace(b",0.", b",-0.") if n % 9 == 4 else line for n, line in enumerate(lines)]
+    without = [line for n, line in enumerate(lines) if n % 9 != 4]
+    tables = {}
+    for case, rows in (("refunds", refunds), ("without", without)):
+        raw = tmp_path / case / "raw"
+        shutil.copytree(hm_raw, raw)
+        (raw / TRANSACTIONS).write_bytes(b"".join(rows))
+        prepare("hm", raw, tmp_path / case / "out", tiny_config)
+        data = load_prepared(tmp_path / case / "out")
+        tables[case] = [(r.request_id, r.history, r.target_id) for r in data.requests]
+    assert refunds != lines
+    assert tables["refunds"] == tables["without"] != []
 
 
 def _damage(data: bytes, chance: random.Random) -> bytes:
