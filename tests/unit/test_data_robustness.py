@@ -143,7 +143,9 @@ def test_odd_csv(case, hm_raw, usual_drops, tmp_path, tiny_config):
 def test_a_refund_is_no_purchase(hm_raw, tmp_path, tiny_config):
     """What is counted as left out is not in the requests either."""
     lines = (hm_raw / TRANSACTIONS).read_bytes().splitlines(keepends=True)
-    refunds = [line.replace(b",0.", b",-0.") if n % 9 == 4 else line for n, line in enumerate(lines)]
+    refunds = [
+        line.replace(b",0.", b",-0.") if n % 9 == 4 else line for n, line in enumerate(lines)
+    ]
     without = [line for n, line in enumerate(lines) if n % 9 != 4]
     tables = {}
     for case, rows in (("refunds", refunds), ("without", without)):

@@ -103,9 +103,7 @@ def test_both_can_be_switched_off(esci_tiny: PreparedData, policy: Path, tmp_pat
 
 def test_what_was_seen_before_an_interruption_counts(tmp_path: Path) -> None:
     # Steps after the checkpoint are gone through again: what they logged does not count.
-    rows = [
-        {"step": s, "reward": 0.6 if s <= 12 else 0.9, "entropy": 1.0} for s in range(1, 15)
-    ]
+    rows = [{"step": s, "reward": 0.6 if s <= 12 else 0.9, "entropy": 1.0} for s in range(1, 15)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = small_config()
     stop = CollapseStop(config.preset.rl, config.preset.model, tmp_path, tmp_path, [])
