@@ -60,6 +60,11 @@ ODD = {
         _line(5, lambda r: r.rsplit(b",", 3)[0]),
         "transaction_malformed_article_id",
     ),
+    "long row": (
+        TRANSACTIONS,
+        _line(5, lambda r: r + b",1"),
+        ["line 6: has 6 fields, where the header has 5"],
+    ),
     "overflowing id": (
         TRANSACTIONS,
         _line(5, lambda r: r.replace(b",0", b",98765432109876543210")),

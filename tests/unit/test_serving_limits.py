@@ -50,6 +50,12 @@ def test_of_many_purchases_the_last_are_kept() -> None:
     ]
 
 
+def test_half_a_surrogate_pair_reaches_no_tokenizer() -> None:
+    found = parse_request({"query": "red \ud800 hat", "history": [{"name": "\udfff"}]})
+    assert (found.query, found.history[0].name) == ("red ? hat", "?")
+    assert parse_request('{"query": "\\ud83d\\ude00"}').query == "\U0001f600", "a whole pair stays"
+
+
 def test_what_a_call_does_not_say_is_the_default() -> None:
     assert parse_options(None, 12) == parse_options({}, 12) == Decoding(12, 0.0, 0)
     assert parse_options({"temperature": None, "seed": 3}, 12) == Decoding(12, 0.0, 3)
