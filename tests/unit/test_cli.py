@@ -124,10 +124,10 @@ def test_the_champion_rewrites_a_request_with_its_history(
 
     monkeypatch.setattr(registry, "rewrite", rewrite)
     request = next(r for r in hm_tiny.requests if len(r.history) > 1)
+    words = ["explain", "--dataset=hm", "--retriever=bm25"]
     done = CliRunner().invoke(
         app,
-        ["explain", "--dataset", "hm", "--request", request.request_id, "--retriever", "bm25"]
-        + settings(),
+        [*words, f"--request={request.request_id}", *settings()],
     )
     assert done.exit_code == 0, done.output
     history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in request.history]

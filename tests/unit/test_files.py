@@ -117,17 +117,11 @@ def test_a_full_disk_is_found_behind_other_errors(number):
     assert is_full(full)
     line = str(storage_problem(full))
     assert line.startswith("/data/a: the disk is full. Fix: ")
-    for how in ("cause", "context"):
-        try:
-            try:
-                raise full
-            except OSError as error:
-                if how == "cause":
-                    raise RuntimeError("not written") from error
-                raise RuntimeError("not written")  # noqa: B904 (the case)
-        except RuntimeError as error:
-            assert is_full(error)
-            assert "the disk is full" in str(storage_problem(error))
+    caused, met = RuntimeError("not written"), RuntimeError("not written")
+    caused.__cause__, met.__context__ = full, full
+    for error in (caused, met):
+        assert is_full(error)
+        assert "the disk is full" in str(storage_problem(error))
     assert not is_full(OSError(errno.EACCES, "x"))
     assert not is_full(None)
 

@@ -42,7 +42,7 @@ def test_zero_is_a_value_of_a_form(tmp_path: Path) -> None:
     params.write_text(yaml.safe_dump(values))
     assert common.flow_config(str(params), None, seed=None).seed == 4
     assert common.flow_config(str(params), None, seed=0).seed == 0
-    with pytest.raises(ConfigError, match="presets.nano.sft.steps"):
+    with pytest.raises(ConfigError, match=r"presets\.nano\.sft\.steps"):
         common.flow_config(str(params), None, preset__sft__steps=0)
 
 

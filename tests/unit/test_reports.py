@@ -145,8 +145,8 @@ def printed(table: Any) -> str:
 def test_a_comparison_names_the_better_one() -> None:
     pairs = {("b", "a", "minilm"): (0.1, CLEAR), ("b", "a", "bm25"): (-0.1, CLEAR)}
     found = analysis(pairs | {("b", "a", "static"): (0.1, UNCLEAR)}, {"a": 0.4, "b": 0.5}, "b")
-    named = [Named(name, Path(name)) for name in ("a", "b")]
-    text = printed(comparison_table(found, *named, "shop"))
+    a, b = (Named(name, Path(name)) for name in ("a", "b"))
+    text = printed(comparison_table(found, a, b, "shop"))
     rows = {r: next(line for line in text.splitlines() if r in line) for r in found.retrievers}
     assert "B is better" in rows["minilm"]
     assert "A is better" in rows["bm25"]

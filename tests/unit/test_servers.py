@@ -273,5 +273,5 @@ def test_an_interrupted_caller_ends_dvc_with_all_it_started(
     child = psutil.Process(int(caller.stderr.readline()))
     caller.send_signal(signal.SIGTERM)
     assert caller.wait(timeout=60) == 143
-    gone, alive = psutil.wait_procs([child], timeout=30)
+    _, alive = psutil.wait_procs([child], timeout=30)
     assert not alive, "DVC's own child trains on"

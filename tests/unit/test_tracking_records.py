@@ -188,7 +188,7 @@ def test_a_deleted_experiment_takes_no_run(
     config: Config, client: MlflowClient, tmp_path: Path
 ) -> None:
     client.delete_experiment(client.create_experiment("gone"))
-    with pytest.raises(store.TrackingError, match="'gone' was deleted in MLflow. Fix:"):
+    with pytest.raises(store.TrackingError, match=r"'gone' was deleted in MLflow\. Fix:"):
         store.experiment_id(client, "gone", None)
 
 
