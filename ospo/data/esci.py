@@ -93,6 +93,7 @@ def _read_judgements(
     )
     has_id = pl.col("query_id").cast(pl.String).fill_null("") != ""
     frame = stats.keep(frame, "judgement_empty_query", (pl.col("query") != "") & has_id)
+    _check_queries(file, frame)
     gains = pl.col("label").replace_strict(options.gains, return_dtype=pl.Float32)
     # A pair judged twice keeps its better label.
     frame = frame.with_columns(gain=gains).sort(
@@ -101,6 +102,16 @@ def _read_judgements(
     unique = frame.unique(["query_id", "item_id"], keep="first", maintain_order=True)
     stats.drop("judgement_duplicate", len(frame) - len(unique))
     return unique, others
+
+
+def _check_queries(file: Path, judgements: pl.DataFrame) -> None:
+    """Raise InputError where judgements of one query_id have different queries."""
+    queries = judgements.group_by("query_id").agg(pl.col("query").unique().sort())
+    several = queries.filter(pl.col("query").list.len() > 1).sort("query_id")
+    if len(several):
+        one, other = several["query"][0][:2]
+        problem = f"{several['query_id'][0]!r} has several queries, {one!r:.60} and {other!r:.60}"
+        raise InputError(file, "query_id", problem, "give each query an id of its own")
 
 
 def _read_labels(file: Path, frame: pl.DataFrame, stats: Stats) -> pl.DataFrame:

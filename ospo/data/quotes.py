@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ospo.data.raw_files import too_many_fields
 from ospo.errors import InputError
 
 _BLOCK = 1 << 24
@@ -174,11 +175,13 @@ class _Reader:
     def _check_records(
         self, block: np.ndarray, marks: np.ndarray, ends: np.ndarray, within: np.ndarray
     ) -> None:
-        """A row that runs over several lines must have exactly as many fields as the header."""
+        """A row that runs over several lines must have exactly as many fields as the header, any
+        other at most as many.
+        """
         inner, outer = ends[within], ends[~within]
+        commas = np.flatnonzero(block == _COMMA)
+        plain = commas[(np.searchsorted(marks, commas) + self.inside) % 2 == 0]
         if self.several or len(inner):
-            commas = np.flatnonzero(block == _COMMA)
-            plain = commas[(np.searchsorted(marks, commas) + self.inside) % 2 == 0]
             rows = np.searchsorted(outer, inner)
             rows = np.unique(np.append(0, rows) if self.several else rows)
             rows = rows[rows < len(outer)]  # the last row may go on in the next block
@@ -187,14 +190,18 @@ class _Reader:
             count[rows == 0] += self.commas
             if (bad := np.flatnonzero(count != self.columns - 1)).size:
                 raise self._ragged(self.offset + int(outer[rows[bad[0]]]), int(count[bad[0]]))
+        count = np.diff(np.searchsorted(plain, outer), prepend=0)
+        count[:1] += self.commas
+        if (bad := np.flatnonzero(count >= self.columns)).size:
+            raise self._too_long(self.offset + int(outer[bad[0]]), int(count[bad[0]]))
         start = int(outer[-1]) + 1 if len(outer) else 0
-        rest = np.flatnonzero(block[start:] == _COMMA) + start
-        inside = 0 if len(outer) else self.inside
-        open_marks = marks[np.searchsorted(marks, start) :]
-        plain_rest = int(((np.searchsorted(open_marks, rest) + inside) % 2 == 0).sum())
+        plain_rest = len(plain) - int(np.searchsorted(plain, start))
         going_on = not len(outer)
         self.commas = plain_rest + (self.commas if going_on else 0)
         self.several = bool((inner >= start).any()) or (going_on and self.several)
+
+    def _too_long(self, offset: int, commas: int) -> InputError:
+        return too_many_fields(self.source, self._line(offset), commas + 1, self.columns)
 
     def _ragged(self, offset: int, commas: int) -> InputError:
         problem = (
@@ -219,6 +226,8 @@ class _Reader:
             line = self._line(self.opened)
             problem = "a quotation mark opens a field that never ends"
             raise InputError(self.source, f"line {line}", problem, _FIX)
+        if self.commas >= self.columns:
+            raise self._too_long(self.offset, self.commas)
         lines = self.rows + (self.before not in (-1, self.line_end))
         return max(lines - 1, 0)
 

@@ -13,15 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from ospo.data.quotes import count_rows, holds_quotes
-from ospo.data.raw_files import READ_ERRORS, check_columns, collect, unreadable
+from ospo.data.raw_files import READ_ERRORS, check_columns, collect, too_many_fields, unreadable
 from ospo.data.stats import Stats
 from ospo.errors import InputError
 
 _HEAD = 1 << 16
 _BLOCK = 1 << 20
+_COMMA = ord(",")
 _OTHER_END = {"\n": re.compile(rb"\r(?![\r\n])"), "\r": re.compile(rb"\n")}
 """What ends a line of a file whose other lines end in a line feed, in a carriage return."""
 
@@ -61,8 +63,8 @@ def read_csv(
 
     transform: applied to the scan before it is collected; must keep the number of rows. UTF-16 and
     lines that end in a carriage return alone are read and counted in ``stats``. Raises InputError
-    for an empty or unreadable file, a missing column (a wrong delimiter shows as one), and a
-    quotation mark that hides rows.
+    for an empty or unreadable file, a missing column (a wrong delimiter shows as one), a row with
+    more fields than the header, and a quotation mark that hides rows.
     """
     with _opened(file, stats) as text:
         columns = _columns(text)
@@ -72,6 +74,7 @@ def read_csv(
         present = [name for name in optional if name in columns]
         if not text.quoted:
             _check_line_ends(text)
+            _check_fields(text, len(columns))
         rows = _count_rows(text, len(columns)) if text.quoted else None
         frame = collect(file, "CSV", transform(text.scan().select(*needed, *present, *absent)))
     if rows is not None and rows != len(frame):
@@ -129,6 +132,27 @@ def _check_line_ends(text: _Text) -> None:
                 fix = "end every line of the file in the same way"
                 raise InputError(text.source, where, problem, fix)
             lines += block.count(end)
+
+
+def _check_fields(text: _Text, columns: int) -> None:
+    """Raise InputError where a row of a file without quotation marks has more fields than the
+    header: polars would take its first ones, whichever they are.
+    """
+    lines, commas, end = 1, 0, ord(text.line_end)
+    with text.file.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            places = np.frombuffer(block, np.uint8)
+            places = places[(places == _COMMA) | (places == end)]
+            ends = np.flatnonzero(places == end)
+            count = np.diff(ends, prepend=-1, append=len(places)) - 1
+            count[0] += commas
+            commas = int(count[-1])  # of a row that the next block goes on with
+            if (bad := np.flatnonzero(count[:-1] >= columns)).size:
+                row = int(bad[0])
+                raise too_many_fields(text.source, lines + row, int(count[row]) + 1, columns)
+            lines += len(ends)
+    if commas >= columns:
+        raise too_many_fields(text.source, lines, commas + 1, columns)
 
 
 @contextmanager

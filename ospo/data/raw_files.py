@@ -44,6 +44,15 @@ def unreadable(file: Path, kind: str, error: BaseException) -> InputError:
     )
 
 
+def too_many_fields(file: Path, line: int, fields: int, columns: int) -> InputError:
+    """The InputError of a CSV row that is longer than the header: what stands in which column is
+    not known.
+    """
+    problem = f"has {fields} fields, where the header has {columns}"
+    fix = "put quotation marks around a field that holds a comma"
+    return InputError(file, f"line {line}", problem, fix)
+
+
 def check_columns(file: Path, found: Sequence[str], needed: Sequence[str]) -> None:
     """Raise InputError for the first needed column that was not found."""
     for column in needed:

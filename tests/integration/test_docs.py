@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,12 @@ OTHERS = {
 
 
 @cache
-def messages() -> list[str]:
-    """Every text of the source, with … for what is filled in; and the Makefile's."""
+def messages(*folders: str) -> list[str]:
+    """Every text of the source below ``folders``, with … for what is filled in; and the
+    Makefile's.
+    """
     found = [re.sub(r"\$\([A-Z]+\)", "…", (ROOT / "Makefile").read_text())]
-    for folder in ("ospo", "flows", "servers"):
+    for folder in folders:
         for file in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(file.read_text())):
                 if isinstance(node, ast.JoinedStr):
@@ -53,19 +56,32 @@ def messages() -> list[str]:
     return found
 
 
-def quoted() -> list[str]:
-    """The lines that troubleshooting quotes."""
-    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+def quoted(page: str) -> list[str]:
+    """The lines that a page quotes as terms of a definition list."""
+    text = (ROOT / "docs" / page).read_text()
     return [line.strip("`").strip() for line in re.findall(r"^(`.*`)\n:   ", text, re.MULTILINE)]
 
 
-def test_troubleshooting_quotes_enough() -> None:
-    assert len(quoted()) >= 26
+def test_errors_are_quoted_enough() -> None:
+    assert len(quoted("troubleshooting.md")) >= 26
+    assert len(quoted("data.md")) >= 32
 
 
-@pytest.mark.parametrize("line", quoted())
+@pytest.mark.parametrize("line", quoted("troubleshooting.md"))
 def test_a_quoted_error_is_in_the_code(line: str) -> None:
-    assert any(line in message for message in messages()), line
+    assert any(line in message for message in messages("ospo", "flows", "servers")), line
+
+
+@pytest.mark.parametrize("line", quoted("data.md"))
+def test_an_error_that_the_page_on_data_quotes_is_one_of_reading(line: str) -> None:
+    """It stands in the code that reads data, and tests of that code look for two words of it at
+    least.
+    """
+    assert any(line in message for message in messages("ospo/data")), line
+    tests = "".join(file.read_text() for file in sorted((ROOT / "tests/unit").glob("test_data_*")))
+    words = line.split()
+    pairs = [f"{one} {other}" for one, other in pairwise(words) if "…" not in one + other]
+    assert any(pair in tests for pair in pairs), line
 
 
 def test_every_page_is_in_the_site() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
+import psutil
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
@@ -129,7 +130,8 @@ def test_the_machine_is_sampled_while_a_run_lasts(
     metrics = client.get_run(run.id).data.metrics
     assert 0 <= metrics["system/cpu_utilization_percentage"] <= 100
     assert 0 < metrics["system/system_memory_usage_percentage"] <= 100
-    assert metrics["system/process_memory_usage_megabytes"] > 1
+    megabytes = psutil.Process().memory_info().rss / 1e6
+    assert metrics["system/process_memory_usage_megabytes"] == pytest.approx(megabytes, rel=0.5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 import yaml
@@ -20,6 +21,25 @@ def test_the_repository_params_load_and_are_frozen():
     assert config.preset is config.presets["nano"]
     with pytest.raises(ValidationError):
         config.seed = 1
+
+
+def test_the_named_preset_is_the_chosen_one() -> None:
+    for name in load_config(PARAMS).presets:
+        config = load_config(PARAMS, [f"policy={name}", "algorithms=[dpo, ospo]"])
+        assert config.preset is config.presets[name]
+        assert config.policies == ["sft", "dpo", "ospo"]
+
+
+def test_a_value_may_hold_equals_signs() -> None:
+    uri = "postgresql://db.example/mlflow?sslmode=require&application_name=a"
+    assert load_config(PARAMS, [f"tracking.uri={uri}"]).tracking.uri == uri
+
+
+def test_a_file_of_windows_is_read(tmp_path) -> None:
+    file = tmp_path / "params.yaml"
+    text = PARAMS.read_text(encoding="utf-8")
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert load_config(file) == load_config(PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +60,8 @@ def test_the_repository_params_load_and_are_frozen():
         ("presets.nano.model.source=ftp:x", "presets.nano.model.source", "hub:ORG/NAME"),
         ("data.esci.gains={E: 1.0}", "data.esci.gains", "no gain for label"),
         ("data.split.test=0.9", "data.split", "below 1"),
+        ("data.split.test=0.85", "data.split", "below 1"),  # beside 0.15 for validation
+        ("data.esci.gains={E: 1.5, S: 0.1, C: 0.0, I: 0.0}", "data.esci.gains", "lie in [0, 1]"),
         ("retrievers.unseen=[minilm]", "retrievers", "training retriever"),
         ("nonsense", "nonsense", "KEY=VALUE"),
         ("reward.k.deep=3", "reward.k.deep", "not a section"),
@@ -115,8 +137,14 @@ def test_a_broken_file_is_one_line(tmp_path, content, says):
 
 
 def test_an_endless_file_is_refused_at_once():
-    with pytest.raises(ConfigError, match="is larger than"):
-        load_config("/dev/zero")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match="is larger than"):
+            load_config("/dev/zero")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 4 << 20, "no more is read than a params.yaml may hold"
 
 
 def test_keys_merged_from_an_anchor_are_not_doubled(tmp_path):
@@ -166,10 +194,12 @@ def test_a_missing_file_names_itself(tmp_path):
 
 def test_editing_keeps_comments_and_refuses_bad_values(tmp_path):
     file = tmp_path / "params.yaml"
-    file.write_text(PARAMS.read_text(encoding="utf-8"), encoding="utf-8")
+    quoted = PARAMS.read_text(encoding="utf-8").replace("policy: nano", "policy: 'nano'", 1)
+    file.write_text(quoted, encoding="utf-8")
     edit_params(["reward.k=20", "data.esci.raw=/data/esci"], file)
     text = file.read_text(encoding="utf-8")
     assert "# nDCG@k" in text
+    assert "policy: 'nano'" in text
     assert load_config(file).reward.k == 20
     assert load_config(file).data.esci.raw == "/data/esci"
     with pytest.raises(ConfigError):

@@ -48,7 +48,19 @@ def _relabel(label):
     )
 
 
+def _another_query(frame: pl.DataFrame) -> pl.DataFrame:
+    """The second judgement of a query under another text."""
+    first = frame["query_id"][0]
+    row = (pl.col("query_id") == first) & (pl.col("query_id").cum_count().over("query_id") == 2)
+    return frame.with_columns(query=pl.when(row).then(pl.lit("blue hat")).otherwise("query"))
+
+
 BAD = {
+    "esci: one query_id with two queries": (
+        "esci",
+        _parquet(EXAMPLES, _another_query),
+        [EXAMPLES, "query_id", "has several queries, ", "'blue hat'", "an id of its own"],
+    ),
     "esci: file missing": ("esci", _remove(PRODUCTS), [PRODUCTS, "file not found"]),
     "esci: column missing": (
         "esci",
@@ -240,7 +252,25 @@ BAD = {
     "hm: unparsable dates": (
         "hm",
         _csv("transactions_train.csv", lambda f: f.with_columns(t_dat=pl.lit("22/09/2020"))),
-        ["transactions_train.csv", "t_dat", "YYYY-MM-DD", "for example '22/09/2020'"],
+        [
+            "transactions_train.csv",
+            "t_dat",
+            "no date reads YYYY-MM-DD, up to today, for example '22/09/2020'",
+        ],
+    ),
+    "hm: article ids in words": (
+        "hm",
+        _csv("articles.csv", lambda f: f.with_columns(article_id="A-" + pl.col("article_id"))),
+        ["articles.csv", "article_id", "no article with an id of at most ten digits, for example"],
+    ),
+    "hm: transactions with ids in words": (
+        "hm",
+        _csv("transactions_train.csv", lambda f: f.with_columns(article_id=pl.lit("A-17"))),
+        [
+            "transactions_train.csv",
+            "article_id",
+            "no id is a number of at most ten digits, for example 'A-17'",
+        ],
     ),
 }
 

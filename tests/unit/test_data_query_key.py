@@ -37,6 +37,7 @@ SAME = [
     ("dress 👗", "dress"),
     ("dress ❤️", "dress"),
     ("½ inch bolt", "1⁄2 inch bolts"),
+    ("kodak™ film", "Kodak TM film"),
 ]
 DIFFERENT = [
     ("red shirt", "blue shirt"),
@@ -115,13 +116,16 @@ def test_one_text_under_two_ids_or_in_capitals_lies_on_one_side(esci_raw, tmp_pa
     queries = [text for n in range(30) for text in (f"red shirt {n}", f"Red SHIRT {n}")]
     queries[20:40] = [f"blue hat {n // 2}" for n in range(20)]
     _with_queries(esci_raw, tmp_path / "raw", queries)
-    prepare("esci", tmp_path / "raw", tmp_path / "out", tiny_config)
+    stats = prepare("esci", tmp_path / "raw", tmp_path / "out", tiny_config)
     sides: dict[str, set[str]] = {}
     requests = load_prepared(tmp_path / "out").requests
     for request in requests:
         sides.setdefault(request.query.lower(), set()).add(request.split)
     assert len(sides) == 30 < len(requests)
     assert all(len(side) == 1 for side in sides.values())
+    # One text under two ids is one query already: only other spellings were joined.
+    spellings = {request.query for request in requests}
+    assert stats["used"]["queries_joined"] == len(spellings) - 30 < len(requests) - 30
 
 
 @pytest.mark.parametrize(("one", "other"), SAME)

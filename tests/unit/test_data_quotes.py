@@ -74,6 +74,31 @@ def test_a_stray_mark_is_one_line(text, says, block, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("text", "line", "fields"),
+    [
+        ("a,b,c\n1,2,3\n4,5,6,7\n", 3, 4),
+        ("a,b,c\n1,2,3,4,5", 2, 5),  # the last row without a line end
+        ("a,b,c\r\n1,2\r\n1,2,3,\r\n", 3, 4),  # after a short one, which makes up for it
+        ("a,b,c\r1,2,3\r,,,\r", 3, 4),
+        ('a,b,c\n1,"x, y",3\n4,x, y,"z"\n', 3, 4),
+        ('a,b,c\n1,"x\ny",3\n4,5,6,7\n', 4, 4),
+        ('a,b,c\n1,"x","y",3', 2, 4),
+    ],
+)
+@pytest.mark.parametrize("block", [1 << 20, 1, 4])
+def test_a_row_longer_than_the_header_is_one_line(text, line, fields, block, tmp_path, monkeypatch):
+    """Which of its fields stand in which column is not known: an unquoted comma moves them all."""
+    monkeypatch.setattr(quotes, "_BLOCK", block)
+    monkeypatch.setattr("ospo.data.raw_csv._BLOCK", block)
+    file = tmp_path / "file.csv"
+    file.write_bytes(text.encode())
+    says = f"file.csv: line {line}: has {fields} fields, where the header has 3. Fix: put quotation"
+    for needed in (["a"], ["a", "b", "c"]):
+        with pytest.raises(InputError, match=says):
+            read_csv(file, needed, Stats())
+
+
+@pytest.mark.parametrize(
     ("text", "rows"),
     [
         ("a,b\n1,2\n3,4", [("1", "2"), ("3", "4")]),

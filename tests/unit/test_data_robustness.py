@@ -60,6 +60,11 @@ ODD = {
         _line(5, lambda r: r.rsplit(b",", 3)[0]),
         "transaction_malformed_article_id",
     ),
+    "long row": (
+        TRANSACTIONS,
+        _line(5, lambda r: r + b",1"),
+        ["line 6: has 6 fields, where the header has 5"],
+    ),
     "overflowing id": (
         TRANSACTIONS,
         _line(5, lambda r: r.replace(b",0", b",98765432109876543210")),
@@ -74,6 +79,11 @@ ODD = {
     "no such date": (
         TRANSACTIONS,
         _line(5, lambda r: b"2020-02-30" + r[10:]),
+        "transaction_bad_date",
+    ),
+    "no time after a date": (
+        TRANSACTIONS,
+        _line(5, lambda r: r[:10] + b" morning" + r[10:]),
         "transaction_bad_date",
     ),
     "Windows-1252": (
@@ -133,6 +143,25 @@ def test_odd_csv(case, hm_raw, usual_drops, tmp_path, tiny_config):
     if outcome:
         assert outcome in more.pop()
     assert load_prepared(tmp_path / "out").catalogue["text"].str.len_chars().max() <= 4000
+
+
+def test_a_refund_is_no_purchase(hm_raw, tmp_path, tiny_config):
+    """What is counted as left out is not in the requests either."""
+    lines = (hm_raw / TRANSACTIONS).read_bytes().splitlines(keepends=True)
+    refunds = [
+        line.replace(b",0.", b",-0.") if n % 9 == 4 else line for n, line in enumerate(lines)
+    ]
+    without = [line for n, line in enumerate(lines) if n % 9 != 4]
+    tables = {}
+    for case, rows in (("refunds", refunds), ("without", without)):
+        raw = tmp_path / case / "raw"
+        shutil.copytree(hm_raw, raw)
+        (raw / TRANSACTIONS).write_bytes(b"".join(rows))
+        prepare("hm", raw, tmp_path / case / "out", tiny_config)
+        data = load_prepared(tmp_path / case / "out")
+        tables[case] = [(r.request_id, r.history, r.target_id) for r in data.requests]
+    assert refunds != lines
+    assert tables["refunds"] == tables["without"] != []
 
 
 def _damage(data: bytes, chance: random.Random) -> bytes:

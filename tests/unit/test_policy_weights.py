@@ -1,5 +1,6 @@
 """Policies: where weights come from, and that what is saved is what is loaded."""
 
+import json
 import os
 import subprocess
 import sys
@@ -47,6 +48,24 @@ def test_answer_tags_are_single_tokens_that_decoding_keeps() -> None:
     ids = tokenizer("<answer>red</answer>", add_special_tokens=False)["input_ids"]
     assert [ids[0], ids[-1]] == tokenizer.convert_tokens_to_ids(["<answer>", "</answer>"])
     assert len(tokenizer) <= 400
+
+
+def test_the_answers_end_is_the_end() -> None:
+    """A scratch policy would otherwise write on until its limit, and nothing after is read."""
+    network, tokenizer = create_policy(TINY, TEXTS, 1)
+    ends = network.generation_config.eos_token_id
+    assert ends == tokenizer.convert_tokens_to_ids(["</s>", "</answer>"])
+
+
+def test_prompts_are_padded_on_the_left(tmp_path: Path) -> None:
+    """Whatever the folder says: a completion follows the prompt's last token."""
+    save_policy(*create_policy(TINY, TEXTS, 1), TINY, tmp_path)
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps(read_json(config) | {"padding_side": "right"}))
+    (tmp_path / MANIFEST).unlink()
+    batch = load_policy(tmp_path)[1](["red", "red dress, linen"], padding=True)
+    assert [mask[0] for mask in batch["attention_mask"]] == [0, 1]
+    assert [mask[-1] for mask in batch["attention_mask"]] == [1, 1]
 
 
 def test_the_same_seed_gives_the_same_scratch_policy_and_leaves_the_random_state_alone() -> None:
@@ -199,6 +218,9 @@ def test_a_base_is_known_by_its_content_not_by_the_library_that_wrote_it(tmp_pat
     version = read_json(config)["transformers_version"]
     config.write_text(config.read_text().replace(version, "9.9.9"))
     assert weights_digest(tmp_path) == before
+    generation = tmp_path / "generation_config.json"
+    generation.write_text(json.dumps(read_json(generation) | {"eos_token_id": 7}))
+    assert weights_digest(tmp_path) != before, "what ends an answer belongs to what answers"
 
 
 def test_a_kept_wheel_is_held_to_its_checksums(

@@ -1,13 +1,21 @@
 """The champion's place goes back one step at a time, and killed registrations leave nothing."""
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow import MlflowClient
 from registry_shop import SUMMARY, Shop, make_policy
 
 from ospo import registry, tracking
+from ospo.errors import InputError
+from ospo.files import verify_manifest
+from ospo.registry.card import model_card
+from ospo.registry.packaging import _requirements, copy_policy
 
 
 @pytest.fixture
@@ -71,3 +79,94 @@ def test_a_killed_registration_leaves_no_orphan(
     )
     assert len(list(models.glob("*/*/artifacts/MLmodel"))) == 2, "versions keep their models"
     registry.policy_directory(shop.config, version)
+
+
+def test_a_card_is_exact_about_where_it_is_worse(shop: Shop) -> None:
+    facts = {"data_md5": "0" * 32, "git_commit": "0" * 40, "git_dirty": "false"}
+    summary = {
+        "raw": {"bm25": 0.30, "minilm": 0.40, "static": 0.20},
+        "ospo": {"bm25": 0.30, "minilm": 0.45, "static": 0.19},
+    }
+    card = model_card("esci", "ospo", shop.config, summary, facts)
+    assert "**Worse than the raw query under static.**" in card
+    rows = [line for line in card.splitlines() if line.startswith("|")]
+    assert rows[0] == "| nDCG@10 | minilm | bm25 | static |", "the training retriever first"
+    assert rows[2] == "| raw query | 0.4000 | 0.3000 | 0.2000 |"
+    assert rows[3] == "| **OSPO (this)** | 0.4500 | 0.3000 | 0.1900 |"
+    better = {"raw": summary["raw"], "ospo": dict.fromkeys(summary["raw"], 0.4)}
+    assert "Worse" not in model_card("esci", "ospo", shop.config, better, facts)
+
+
+def test_decisions_are_added_to_the_card(shop: Shop) -> None:
+    card = shop.register(seed=1, champion_if_first=False).description
+    for promoted, reason in ((False, "not better"), (True, "better")):
+        decision = {"promoted": promoted, "reason": reason}
+        if promoted:
+            registry.promote(shop.config, "esci", 1, decision=decision)
+        else:
+            registry.note(shop.config, "esci", 1, decision=decision)
+    [version] = registry.models(shop.config)
+    assert version.description.startswith(card)
+    first, second = version.description.removeprefix(card).strip().split("\n\n")
+    assert first.startswith("**Not champion** since ")
+    assert first.endswith(": not better.")
+    assert second.startswith("**Champion** since ")
+    assert second.endswith(": better.")
+
+
+def test_the_last_whole_champion_steps_in(shop: Shop) -> None:
+    for seed in (1, 2, 3):
+        shop.register(seed=seed)
+        registry.promote(shop.config, "esci", seed)
+    folders = {
+        v.version: registry.policy_directory(shop.config, v) for v in registry.models(shop.config)
+    }
+    for number, expected in ((3, 2), (2, 1)):
+        (folders[number] / "model.safetensors").write_bytes(b"damaged")
+        version, folder = registry.whole_champion(shop.config, "esci")
+        assert (version.version, folder) == (expected, folders[expected])
+
+
+def test_files_of_another_version_are_found_out(shop: Shop) -> None:
+    """Whole, with their own manifest, but not those that were registered."""
+    first, second = shop.register(seed=1), shop.register(seed=2)
+    one, two = (registry.policy_directory(shop.config, v) for v in (first, second))
+    for file in one.iterdir():
+        shutil.copyfile(two / file.name, file)
+    with pytest.raises(InputError, match="differs from version 1's tag policy_sha256"):
+        registry.policy_directory(shop.config, first)
+
+
+def test_versions_are_numbers_newest_first(shop: Shop) -> None:
+    tracking.setup(shop.config)
+    client = MlflowClient(shop.config.tracking.uri)
+    name = registry.model_name("esci")
+    client.create_registered_model(name)
+    for number in range(11):
+        client.create_model_version(name, source=f"file:///nowhere/{number}")
+    assert [v.version for v in registry.models(shop.config)] == list(range(11, 0, -1))
+
+
+def test_a_connection_leaves_mlflow_as_it_was(shop: Shop) -> None:
+    before = mlflow.get_tracking_uri()
+    assert before != shop.config.tracking.uri
+    assert registry.models(shop.config) == []
+    assert mlflow.get_tracking_uri() == before
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_what_travels_with_a_policy(shop: Shop) -> None:
+    folder = make_policy(shop.config, shop.folder / "policy", seed=1)
+    for name in ("pytorch_model.bin", "optimizer.pt", "notes.md", ".cache"):
+        (folder / name).write_bytes(b"x")
+    (folder / "manifest.json").unlink()
+    target = shop.folder / "staged"
+    copy_policy(folder, target)
+    names = {path.name for path in target.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "manifest.json"} <= names
+    assert not names & {"pytorch_model.bin", "optimizer.pt", "notes.md", ".cache"}
+    verify_manifest(target)
+    for adapter in (False, True):
+        listed = _requirements(adapter)
+        assert all(re.fullmatch(r"[\w.-]+==\d[\w.]*", line) for line in listed), listed
+        assert any(line.startswith("peft==") for line in listed) == adapter

@@ -16,6 +16,7 @@ from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
 from ospo.retrieval import build_retriever, load_retriever, write_vectors
 from ospo.retrieval.base import RetrieverError
+from ospo.retrieval.sentence import MIN_TOKENS
 from ospo.retrieval.vectors import load_vectors
 from ospo.reward.ndcg import ndcg
 from ospo.reward.search import SearchReward
@@ -113,6 +114,22 @@ def test_nothing_depends_on_the_batch(tmp_path: Path, esci_tiny: PreparedData) -
     calls: list[tuple[int, int]] = []
     retriever.encode(texts, lambda done, total: calls.append((done, total)))
     assert calls[-1] == (63, 63)
+
+
+def test_no_pass_is_too_small_to_be_computed_as_the_others(tmp_path: Path) -> None:
+    """Products of few rows round in another way, on processors where that shows."""
+    retriever: Any = load_retriever(f"path:{_bert(tmp_path, *PROMPTS['e5'])}", _float32())
+    sizes: list[int] = []
+    inner = retriever._model.encode_query
+
+    def noted(batch: list[str], **settings: Any) -> Any:
+        sizes.append(len(batch) * retriever._token_counts(batch[:1], "query")[0])
+        return inner(batch, **settings)
+
+    retriever._model.encode_query = noted
+    assert retriever.encode(["a", "red dress", "red coat", "long " * 100]).shape[0] == 4
+    assert len(sizes) >= 3
+    assert min(sizes) >= MIN_TOKENS
 
 
 def test_vectors_of_other_prompts_or_precision_are_not_reused(

@@ -285,19 +285,25 @@ def test_dpos_first_loss_is_log_2_and_then_falls(
         *QUICK, "presets.nano.dpo.learning_rate=1.0e-3", "presets.nano.dpo.steps=8"
     )
     losses: list[float] = []
-    train(
-        TrainingRun(
-            config,
-            esci_tiny,
-            tmp_path,
-            policy,
-            LetterReward(),
-            on_log=lambda s, m: losses.append(m["loss"]),
-        ),
-        "dpo",
+    run = TrainingRun(
+        config,
+        esci_tiny,
+        tmp_path,
+        policy,
+        LetterReward(),
+        on_log=lambda s, m: losses.append(m["loss"]),
     )
+    pairs = preference_pairs(sample_offline(run), config.preset.dpo)
+    train(run, "dpo")
     assert losses[0] == pytest.approx(np.log(2), rel=1e-4)
     assert np.mean(losses[-3:]) < losses[0] - 0.001
+
+    def margin(model: Path) -> float:
+        """How much likelier the better completions are than the worse ones."""
+        better, worse = (_logps(model, [*part]) for part in zip(*pairs, strict=True))
+        return sum(p.sum().item() for p in better) - sum(p.sum().item() for p in worse)
+
+    assert margin(tmp_path / "model") > margin(policy) + 0.01
 
 
 def test_nothing_to_learn_from_is_one_clear_line(

@@ -153,6 +153,11 @@ def test_each_credit_key_reaches_the_engine(key: str, value: str, read: Any) -> 
     assert str(read(engine())) != value
 
 
+def test_the_seed_reaches_the_engine() -> None:
+    for seed in (0, 7):
+        assert credit_engine(small_config(f"seed={seed}"), LetterReward()).seed == seed
+
+
 def test_the_papers_table_reaches_the_trainer(tmp_path: Path) -> None:
     config = load_config(ROOT / "params.yaml", ["policy=paper"])
     args = trainer_arguments(config, "ospo", tmp_path)

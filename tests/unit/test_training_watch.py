@@ -102,7 +102,8 @@ def test_both_can_be_switched_off(esci_tiny: PreparedData, policy: Path, tmp_pat
 
 
 def test_what_was_seen_before_an_interruption_counts(tmp_path: Path) -> None:
-    rows = [{"step": s, "reward": 0.6, "entropy": 1.0} for s in range(1, 15)]
+    # Steps after the checkpoint are gone through again: what they logged does not count.
+    rows = [{"step": s, "reward": 0.6 if s <= 12 else 0.9, "entropy": 1.0} for s in range(1, 15)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = small_config()
     stop = CollapseStop(config.preset.rl, config.preset.model, tmp_path, tmp_path, [])
@@ -110,6 +111,7 @@ def test_what_was_seen_before_an_interruption_counts(tmp_path: Path) -> None:
     stop.on_train_begin(type("Arguments", (), {"save_steps": 4})(), state, None)
     assert len(stop.rewards) == WINDOW
     assert stop.best == pytest.approx(0.6)
+    assert list(stop.rewards) == [0.6] * WINDOW
     assert stop.kept_step == 12
 
 

@@ -1,0 +1,169 @@
+"""The command line: exit codes, where lines go, and that each option reaches what it names."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, TINY
+from registry_shop import Shop
+from typer.testing import CliRunner
+
+from ospo import doctor, registry
+from ospo.cli import app, main
+from ospo.config import load_config
+from ospo.data.dataset import PreparedData, load_prepared
+
+PARAMS = str(ROOT / "params.yaml")
+
+
+def settings(*overrides: str) -> list[str]:
+    return ["--params", PARAMS, *(part for one in overrides for part in ("--set", one))]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """The whole program: (exit code, stdout, stderr)."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def program(*arguments: str) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ospo", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    yield program
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_mistake_of_the_user_is_one_line_on_stderr_and_exit_code_2(run: Any) -> None:
+    code, out, err = run("config", "show", *settings("reward.kk=1"))
+    assert (code, out) == (2, "")
+    assert err.startswith("ospo: ")
+    assert err.count("\n") == 1
+    assert run("config", "show", *settings())[0] == 0
+
+
+def test_a_bug_is_a_traceback(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    monkeypatch.setattr(sys, "argv", ["ospo", "doctor"])
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        main()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/data/a")
+
+    monkeypatch.setattr(doctor, "examine", refused)
+    assert run("doctor")[::2] == (
+        2,
+        "ospo: /data/a: permission denied. Fix: make it accessible to this user, or work in "
+        "another folder\n",
+    )
+
+
+@pytest.mark.parametrize(("levels", "code"), [(["ok"], 0), (["ok", "warn"], 0), (["fail"], 1)])
+def test_doctor_fails_for_failures_alone(
+    run: Any, monkeypatch: pytest.MonkeyPatch, levels: list[Any], code: int
+) -> None:
+    found = [doctor.Finding(level, "what", "do this") for level in levels]
+    monkeypatch.setattr(doctor, "examine", lambda _params: found)
+    assert run("doctor")[0] == code
+
+
+def test_data_check_exits_with_1_for_problems(esci_raw: Path, tmp_path: Path, run: Any) -> None:
+    code, out, err = run("data", "check", str(esci_raw), "--params", PARAMS)
+    assert (code, err) == (0, "")
+    assert "raw esci" in out
+    (tmp_path / "shopping_queries_dataset_examples.parquet").write_bytes(b"no parquet")
+    code, _, err = run("data", "check", str(tmp_path), "--params", PARAMS)
+    assert code == 1
+    assert err.startswith("problem: ")
+
+
+@pytest.mark.parametrize("dataset", ["esci", "hm"])
+def test_prepare_takes_the_folder_that_the_parameters_name(
+    dataset: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    raw = request.getfixturevalue(f"{dataset}_raw")
+    other = {"esci": "hm", "hm": "esci"}[dataset]
+    named = [f"data.{dataset}.raw={raw}", f"data.{other}.raw={tmp_path}/none"]
+    done = CliRunner().invoke(
+        app, ["prepare", dataset, "--out", str(tmp_path / "out"), *settings(*TINY, *named)]
+    )
+    assert done.exit_code == 0, done.output
+    data = load_prepared(tmp_path / "out")
+    assert f"{len(data.item_ids)} items" in done.output
+    assert f"{len(data.requests)} requests" in done.output
+
+
+@pytest.mark.parametrize("option", ["--data", "--out"])
+def test_options_that_say_nothing_without_a_policy_are_refused(run: Any, option: str) -> None:
+    code, _, err = run("evaluate", "--dataset", "hm", option, "x", *settings())
+    assert code == 2
+    assert "need --policy" in err
+
+
+def test_the_champion_rewrites_a_request_with_its_history(
+    workspace: Path, hm_tiny: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def rewrite(_config: object, dataset: str, inputs: list[Any]) -> list[str]:
+        asked.append((dataset, inputs))
+        return ["red dress"]
+
+    monkeypatch.setattr(registry, "rewrite", rewrite)
+    request = next(r for r in hm_tiny.requests if len(r.history) > 1)
+    words = ["explain", "--dataset=hm", "--retriever=bm25"]
+    done = CliRunner().invoke(
+        app,
+        [*words, f"--request={request.request_id}", *settings()],
+    )
+    assert done.exit_code == 0, done.output
+    history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in request.history]
+    assert asked == [("hm", [{"query": request.query, "history": history}])]
+    assert "red dress" in done.output
+
+
+def test_the_named_version_becomes_the_champion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shop = Shop(tmp_path)
+    for seed in (1, 2, 3):
+        shop.register(seed=seed)
+    store = settings(f"tracking.uri={shop.config.tracking.uri}")
+    for words, says in (
+        (["promote", "--version", "2"], "version 2 is the champion"),
+        (["promote"], "version 3 is the champion"),
+        (["rollback"], "version 2 is the champion again"),
+    ):
+        done = CliRunner().invoke(app, [*words, "--dataset", "esci", *store])
+        assert done.exit_code == 0, done.output
+        assert says in done.output
+    assert registry.champion(shop.config, "esci").version == 2
+
+
+def test_what_fetch_says_comes_next_is_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ospo.data.fetch.fetch", lambda *_, **__: [tmp_path / "articles.csv"])
+    done = CliRunner().invoke(app, ["data", "fetch", "hm", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    *_, line = done.output.splitlines()
+    program, *words = line.removeprefix("Next: ").split()
+    assert program == "ospo"
+    params = tmp_path / "params.yaml"
+    params.write_text(Path(PARAMS).read_text())
+    assert CliRunner().invoke(app, [*words, "--params", str(params)]).exit_code == 0
+    assert load_config(params).data.hm.raw == str(tmp_path)
