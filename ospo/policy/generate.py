@@ -162,14 +162,20 @@ class Generator:
         prompts: Sequence[Prompt],
         decoding: Decoding,
         generators: Sequence[torch.Generator],
-    ) -> list[list[int]]:
+    ) -> tuple[list[list[int]], list[float]]:
         """The completions by our own decoder, equal prompts computed once."""
+        sums = [0.0] * len(prompts)
 
         def choose(logits_RV: Tensor, live: list[int]) -> Tensor:
-            return gumbel_choice(logits_RV, decoding.temperature, [generators[row] for row in live])
+            draws = [generators[row] for row in live]
+            token_R = gumbel_choice(logits_RV, decoding.temperature, draws)
+            for row, logprob in zip(live, _logprobs(logits_RV, token_R), strict=True):
+                sums[row] += logprob
+            return token_R
 
         ids = [prompt.ids for prompt in prompts]
-        return decoder.write(ids, decoding.max_new_tokens, self.ends, choose)
+        written = decoder.write(ids, decoding.max_new_tokens, self.ends, choose)
+        return written, _means(sums, written)
 
     def logits(self, prompt: Prompt) -> Tensor:
         """Logits (V,) of the first token after a prompt, as the model gives them."""
@@ -202,8 +208,7 @@ class Generator:
             token_B = gumbel_choice(
                 logits_BV, decoding.temperature, [generators[row] for row in rows]
             )
-            chosen_B = logits_BV.gather(1, token_B[:, None])[:, 0] - logits_BV.logsumexp(dim=1)
-            columns = (rows, token_B.tolist(), chosen_B.tolist())
+            columns = (rows, token_B.tolist(), _logprobs(logits_BV, token_B))
             for row, token, logprob in zip(*columns, strict=True):
                 if row in ended:
                     continue
@@ -221,7 +226,7 @@ class Generator:
                 cache.batch_select_indices(keep)
                 ids_BT, position_BT, mask_BT = ids_BT[keep], position_BT[keep], mask_BT[keep]
                 rows = [rows[place] for place in still]
-        return out, [total / max(len(ids), 1) for total, ids in zip(sums, out, strict=True)]
+        return out, _means(sums, out)
 
     def _step(
         self, ids_BT: Tensor, mask_BT: Tensor, position_BT: Tensor, cache: Any
@@ -241,6 +246,17 @@ class Generator:
                 "take a policy with attention",
             )
         return step.logits[:, -1].float(), step.past_key_values
+
+
+def _logprobs(logits_RV: Tensor, token_R: Tensor) -> list[float]:
+    """Log-probability of each row's token at temperature 1."""
+    chosen_R = logits_RV.gather(1, token_R[:, None])[:, 0] - logits_RV.logsumexp(dim=1)
+    return list(chosen_R.tolist())
+
+
+def _means(sums: list[float], written: list[list[int]]) -> list[float]:
+    """Sums over completions as means over their tokens; 0 where there is no token."""
+    return [total / max(len(ids), 1) for total, ids in zip(sums, written, strict=True)]
 
 
 def _network(model: Any) -> Any:
