@@ -125,7 +125,7 @@ def test_a_guard_is_read_as_it_was_written(tmp_path: Path) -> None:
         assert read_guard(tmp_path) == guard
     for damaged in ('{"min_logprob": "x", "needs_history": true}', "[]", "{", '{"a": 1}'):
         (tmp_path / "guard.json").write_text(damaged)
-        with pytest.raises(InputError, match="guard.json"):
+        with pytest.raises(InputError, match=r"guard\.json"):
             read_guard(tmp_path)
 
 
