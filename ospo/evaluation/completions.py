@@ -6,7 +6,7 @@ policy trained again, another temperature or a changed prompt never meets an old
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class Completion:
     tokens: int
     finished: bool
     prompt_cut: bool = False
-    logprob: float = math.nan
+    logprob: float = field(default=math.nan, compare=False)  # its last digits are the batch's
 
 
 class CachedPolicy:

@@ -56,7 +56,9 @@ def choose_guard(
     """
     if not np.isfinite(logprob_R).all():  # no model wrote these answers
         return None
-    thresholds = [None, *np.unique(np.quantile(logprob_R, _DECILES)).tolist()]
+    # Four digits: no answer lies on a threshold, where rounding in another batch would move it.
+    deciles = np.floor(np.quantile(logprob_R, _DECILES) * 1e4) / 1e4
+    thresholds = [None, *np.unique(deciles).tolist()]
     asked = [False, True] if history_R.any() and not history_R.all() else [False]
     best: tuple[float, Guard, np.ndarray] | None = None
     for least, needs in product(thresholds, asked):

@@ -151,6 +151,11 @@ def _create(
         answer,
         candidate.control,
     )
+    if candidate.guard is not None:
+        card += (
+            "\n\nIt has a guard, chosen on validation requests: where it is unsure or has nothing "
+            "to go on, the request stays as it is. The figures above are without it."
+        )
     model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
     _ensure_model(client, name)
     return client.create_model_version(

@@ -46,7 +46,9 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     noted = version.tags.get("decision")
     decision = str(json.loads(noted)["reason"]) if noted else ""
     if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
-        decision = _challenge(config, dataset, policy, model_dir)
+        guarded = candidate.guard is not None
+        served = registry.policy_directory(config, version) if guarded else model_dir
+        decision = _challenge(config, dataset, policy, served, guarded)
         version = next(
             v for v in registry.models(config, (dataset,)) if v.version == version.version
         )
@@ -59,9 +61,10 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     }
 
 
-def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> str:
+def _challenge(config: Config, dataset: str, policy: str, model_dir: Path, guarded: bool) -> str:
     """Compare the newly registered challenger with the best rule and the champion on the same
-    requests; the reason.
+    requests; the reason. ``guarded``: ``model_dir`` has a guard, which the evaluation step's
+    figures of the policy do not know.
     """
     from ospo import registry
     from ospo.data.dataset import load_prepared
@@ -69,20 +72,18 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> st
     from ospo.evaluation.leaks import LeakError
     from ospo.registry import promotion
 
-    if not any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
+    policies, champion = {policy: model_dir}, None
+    if any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
+        champion = "champion"
+        policies[champion] = registry.whole_champion(config, dataset)[1]
+    elif not guarded:
         evaluation = RUNS / dataset / "evaluation"
         return promotion.consider(
             config, dataset, evaluation, challenger=policy, champion=None
         ).reason
-    _, champion_dir = registry.whole_champion(config, dataset)
     directory = RUNS / dataset / "promotion"
     try:
-        evaluate(
-            config,
-            load_prepared(PREPARED / dataset),
-            {policy: model_dir, "champion": champion_dir},
-            begin_anew(directory),
-        )
+        evaluate(config, load_prepared(PREPARED / dataset), policies, begin_anew(directory))
     except LeakError as error:
         # The champion was trained on what is held out now (the data changed): no fair comparison,
         # no promotion.
@@ -90,4 +91,6 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path) -> st
         registry.note(config, dataset, None, decision={"promoted": False, "reason": reason})
         return reason
     replace(directory)
-    return promotion.consider(config, dataset, directory, challenger=policy).reason
+    return promotion.consider(
+        config, dataset, directory, challenger=policy, champion=champion
+    ).reason

@@ -108,7 +108,7 @@ def test_samples_differ_by_seed_and_number(policy: Path, data) -> None:
         {(r.query, r.history) for r in data.requests[:16]}
     )
     greedy = {Decoding(8, seed=seed, sample=seed).key for seed in range(3)}
-    assert greedy == {"greedy-8-2"}
+    assert greedy == {"greedy-8"}
 
 
 def test_gumbel_noise_samples_from_the_softmax() -> None:
@@ -238,4 +238,4 @@ def test_answer_file_must_answer_all(data, tmp_path: Path) -> None:
 def test_cache_file_is_plain(policy: Path, data, tmp_path: Path) -> None:
     CachedPolicy(policy, 16, 128, tmp_path).complete(data.requests[:4], Decoding(4))
     frame = pl.read_parquet(next(tmp_path.rglob("*.parquet")))
-    assert frame.columns == ["prompt", "completion", "tokens", "finished"]
+    assert frame.columns == ["prompt", "completion", "tokens", "finished", "logprob"]

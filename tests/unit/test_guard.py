@@ -257,5 +257,6 @@ def test_a_registered_policy_brings_its_guard(
     candidate = registry.Candidate("ospo", policy, run.id, SUMMARY, "0" * 32, guard=guard)
     version = registry.register(config, "esci", candidate, root=ROOT)
     assert read_guard(registry.policy_directory(config, version)) == guard
+    assert "It has a guard" in version.description
     assert registry.rewrite(config, "esci", ["red dress"]) == ["red dress"]
     assert json.loads((policy / "answer.json").read_text()) == {"answer": "rewrite"}
