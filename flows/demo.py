@@ -1,4 +1,4 @@
-"""``make demo``: the whole job for both datasets, then the table and ``reports/demo.json``.
+"""``make demo``: the whole job for every data set, then the table and ``reports/demo.json``.
 
 python -m flows.demo [--dataset esci] [--dataset hm] [--real DIR]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ospo.config import DATASETS, Config, Dataset, load_config
+from ospo.config import Config, load_config
 from ospo.endings import TERMINATED, ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import storage_problem
@@ -32,21 +32,21 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Dataset, Path]:
+def real_rows(config: Config, datasets: list[str], real: Path) -> dict[str, Path]:
     """Datasets trained on their sample shop for which ``real`` holds a folder of real rows."""
-    raws = {"esci": config.data.esci.raw, "hm": config.data.hm.raw}
     return {
         dataset: real / dataset
         for dataset in datasets
-        if Path(raws[dataset]) == SAMPLE / dataset and (real / dataset).is_dir()
+        if Path(config.dataset(dataset).raw) == SAMPLE / dataset and (real / dataset).is_dir()
     }
 
 
-def run(datasets: list[Dataset], folder: Path) -> None:
-    """Run the pipeline flow, and the policies on real rows where there are any; print and write
-    what it measured.
+def run(chosen: list[str], folder: Path) -> None:
+    """Run the pipeline flow for the chosen data sets (none: all), and the policies on real rows
+    where there are any; print and write what it measured.
     """
     config = load_config()  # wrong parameters are refused before a server starts
+    datasets = [name for name in chosen if config.dataset(name)] or config.datasets
     from prefect.exceptions import TerminationSignal
 
     from flows.pipeline import pipeline
@@ -90,7 +90,7 @@ def run(datasets: list[Dataset], folder: Path) -> None:
         )
     console.print(
         f"\n{seconds:.0f} s; figures in {DEMO_REPORT}. Next:\n"
-        '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
+        f'  .venv/bin/ospo rewrite --dataset {datasets[0]} "shoes for the rain"\n'
         "  make up      runs, registered models, flow runs and schedules in the browser",
         highlight=False,
     )
@@ -99,7 +99,7 @@ def run(datasets: list[Dataset], folder: Path) -> None:
 def main() -> None:
     """Entry point: a problem the user can mend is one line and exit code 2."""
     parser = argparse.ArgumentParser(description="Run the main job and print what it measured.")
-    parser.add_argument("--dataset", action="append", choices=DATASETS, help="default: both")
+    parser.add_argument("--dataset", action="append", default=[], help="default: all")
     parser.add_argument(
         "--real",
         type=Path,
@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     exit_on_sigterm()
     try:
-        run(arguments.dataset or list(DATASETS), arguments.real)
+        run(arguments.dataset, arguments.real)
     except (SystemExit, KeyboardInterrupt) as error:
         ended = ending(error)
         if ended is None:

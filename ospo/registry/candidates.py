@@ -136,7 +136,7 @@ def _create(
         **candidate.tags,
     }
     card = model_card(dataset, candidate.algorithm, config, candidate.summary, facts, answer)
-    model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
+    model_uri = log_model(staged, settings, candidate.run_id, staged.parent)
     _ensure_model(client, name)
     return client.create_model_version(
         name,
