@@ -39,7 +39,9 @@ class JudgedData(DataSet):
 class BeirData(JudgedData):
     """A collection as BEIR writes them: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv."""
 
-    format: Literal["beir"] = Field(description="corpus.jsonl, queries.jsonl, qrels/*.tsv.")
+    format: Literal["beir"] = Field(
+        description="Judged queries as corpus.jsonl, queries.jsonl and qrels/*.tsv."
+    )
     splits: Literal["kept", "drawn"] = Field(
         "kept",
         description="kept: the files of qrels/ are the splits (without dev.tsv, validation "

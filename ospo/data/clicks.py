@@ -93,9 +93,10 @@ def graded(events: pl.DataFrame, options: LogData, stats: Stats) -> pl.DataFrame
 
 
 def _names(showings: pl.DataFrame) -> pl.DataFrame:
-    """query_id and query: the words most often used for it, the first of the alphabet among
+    """query_id and query: the words that most searches used for it, the first of the alphabet among
     equals.
     """
-    counts = showings.group_by("query_id", "query").len()
-    counts = counts.sort(["query_id", "len", "query"], descending=[False, True, False])
-    return counts.unique("query_id", keep="first", maintain_order=True).drop("len")
+    used = pl.col("search").n_unique()
+    counts = showings.group_by("query_id", "query").agg(used=used)
+    counts = counts.sort(["query_id", "used", "query"], descending=[False, True, False])
+    return counts.unique("query_id", keep="first", maintain_order=True).drop("used")
