@@ -50,34 +50,34 @@ class Format:
 _FORMATS: dict[type[DataSet], Format] = {
     EsciData: Format(
         prepare_esci,
-        ("esci", "raw_parquet"),
+        ("esci.py", "raw_parquet.py"),
         lambda options: (ESCI_EXAMPLES, ESCI_PRODUCTS),
         (ESCI_EXAMPLES, ESCI_PRODUCTS),
     ),
     HmData: Format(
         prepare_hm,
-        ("hm", "hm_files"),
+        ("hm.py", "hm_files.py"),
         lambda options: (HM_ARTICLES, HM_TRANSACTIONS, HM_CUSTOMERS),
         (HM_ARTICLES, HM_TRANSACTIONS, HM_CUSTOMERS),
     ),
     UbiData: Format(
-        prepare_ubi, ("ubi", "clicks"), lambda options: (options.documents,), ("*.ndjson",)
+        prepare_ubi, ("ubi.py", "clicks.py"), lambda options: (options.documents,), ("*.ndjson",)
     ),
     ClicksData: Format(
         prepare_clicks,
-        ("click_log", "ubi", "clicks"),
+        ("click_log.py", "ubi.py", "clicks.py"),
         lambda options: (options.documents, options.log),
         ("clicks.csv", "clicks.parquet"),
     ),
     TrecData: Format(
         prepare_trec,
-        ("trec", "beir"),
+        ("trec.py", "beir.py"),
         lambda options: (options.documents, options.topics, options.qrels),
         ("topics.tsv", "qrels.txt", "documents.jsonl", "documents.tsv"),
     ),
     BeirData: Format(
         prepare_beir,
-        ("beir",),
+        ("beir.py",),
         lambda options: (CORPUS, QUERIES),
         (CORPUS, QUERIES, f"{QRELS}/*.tsv"),
     ),

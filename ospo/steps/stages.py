@@ -35,7 +35,7 @@ def stage_entries(config: Config) -> dict[str, Entries]:
     prepare = {}
     for name, section in sets.items():
         spare = list(_SPARE)
-        code = [f"ospo/data/{module}.py" for module in format_of(section).code]
+        code = [f"ospo/data/{module}" for module in format_of(section).code]
         first, second, third = [*code, *spare][:3]
         also = spare[-1]
         if isinstance(section, HmData):
