@@ -17,10 +17,10 @@ from pydantic import Field, WithJsonSchema
 
 from ospo import steps
 from ospo.config import NAME, Config, load_config
+from ospo.data.stages import listed
 from ospo.errors import OspoError
 from ospo.paths import PARAMS
 from ospo.steps import ParentRuns
-from ospo.steps.stages import listed
 from servers.dvc import run_dvc
 from servers.processes import follow_worker
 

@@ -165,6 +165,17 @@ def _raw(config: Config, root: Path) -> Iterator[Finding]:
             )
 
 
+def _stages(config: Config, root: Path) -> Iterator[Finding]:
+    from ospo.data.stages import listed
+
+    stages = listed(root)
+    if stages and stages != config.datasets:
+        wanted = ", ".join(config.datasets)
+        yield Finding(
+            "warn", f"dvc.yaml has stages for {', '.join(stages)}, not {wanted}", "ospo data stages"
+        )
+
+
 def _prepared(config: Config, root: Path) -> Iterator[Finding]:
     for dataset in config.datasets:
         folder = root / PREPARED / dataset
@@ -351,6 +362,7 @@ def examine(params: str | Path = PARAMS, root: str | Path = ".") -> list[Finding
         settled = config
         look("processors", lambda: _processors(settled))
         look("raw files", lambda: _raw(settled, root))
+        look("stages", lambda: _stages(settled, root))
         look("prepared data", lambda: _prepared(settled, root))
     look("DVC", lambda: _dvc(root))
     look("servers", lambda: _servers(root))

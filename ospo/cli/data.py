@@ -48,7 +48,7 @@ def add(
     prefect.yaml.
     """
     from ospo.data.formats import require_files
-    from ospo.steps.stages import write_stages
+    from ospo.data.stages import write_stages
 
     values = {"format": kind, "raw": str(raw)}
     values |= dict(parse_override(text, params) for text in assignments)
@@ -62,7 +62,7 @@ def add(
 @app.command()
 def stages(params: ParamsOption = PARAMS) -> None:
     """Write the data sets of params.yaml into dvc.yaml and prefect.yaml, after editing by hand."""
-    from ospo.steps.stages import write_stages
+    from ospo.data.stages import write_stages
 
     written = write_stages(load_config(params), params.parent)
     names = " and ".join(map(str, written))

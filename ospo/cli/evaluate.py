@@ -92,8 +92,9 @@ def real(
     from ospo.reports.evaluation import publish_report
     from ospo.steps.real import run_transfer
 
+    config = load_for(dataset, params, overrides)
     with steps.dataset_lock(dataset):
-        result = run_transfer(load_for(dataset, params, overrides), dataset, raw)
+        result = run_transfer(config, dataset, raw)
     report_step(result)
     typer.echo(f"wrote {publish_report(result.directory, f'{dataset}-real')}")
 

@@ -62,7 +62,10 @@ def _events(log: pl.DataFrame, options: ClicksData, stats: Stats) -> pl.DataFram
     log = log.with_columns(
         strength=kind,
         number=pl.col("time").cast(pl.Float64, strict=False),  # null for dates, which sort as text
-        place=pl.col("position").str.strip_chars().cast(pl.Int64, strict=False),
+        place=pl.col("position")
+        .str.strip_chars()
+        .cast(pl.Float64, strict=False)  # 1.0 is a place too
+        .cast(pl.Int64, strict=False),
     )
     log = stats.keep(log, "event_other_action", pl.col("strength").is_not_null())
     key = [pl.col(_SESSION).fill_null(""), pl.col("query"), pl.col("item")]

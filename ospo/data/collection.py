@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from ospo.config.formats import JudgedData
+from ospo.data.documents import GIVEN_GROUP
 from ospo.data.judged import (
     assemble,
     at_most,
@@ -60,9 +61,9 @@ def prepare_collection(
     judged = judged.with_columns(
         gain=(grade / top).cast(pl.Float32), label=pl.col("grade").cast(pl.String)
     ).drop("grade", "best")
-    given = catalogue["given_group"]
+    given = catalogue[GIVEN_GROUP]
     group = given if (given != "").any() else groups_of(catalogue, judged)
-    catalogue = catalogue.with_columns(group=group).drop("given_group")
+    catalogue = catalogue.with_columns(group=group).drop(GIVEN_GROUP)
     labels = sorted(judged["label"].unique(), key=lambda label: -int(label))
     judged = best_first(judged, config.data.pool.size, stats)
     requests = requests_of(judged, config, stats, locale="")

@@ -19,6 +19,7 @@ from ospo.data.text import head_noun, join_parts, known, strip_html
 from ospo.errors import InputError
 
 ID_FIELDS = ("_id", "id", "docid", "doc_id", "docno", "item_id", "product_id")
+GIVEN_GROUP = "\x1fgroup"  # no field's name: those are printable
 _ALIASES = {"color": "colour"}
 _MOST_FIELDS = 100
 _FIX = 'write one JSON object per line: {"_id": "...", "title": "...", "text": "..."}'
@@ -27,7 +28,7 @@ _FIX_TSV = "begin it with a line of column names (id, title, text, …), a tab b
 
 def read_catalogue(file: Path, source: Source[JudgedData], stats: Stats) -> pl.DataFrame:
     """Catalogue rows without ``group``, sorted by item_id; ``group`` of the file, where it has one,
-    stands in ``given_group``.
+    stands in ``GIVEN_GROUP``.
 
     Where no document has a category, it is guessed from the titles, and ``stats.used`` says so.
     Raises InputError: file not found, a line that is no document, an id that appears twice, no
@@ -54,7 +55,7 @@ def read_catalogue(file: Path, source: Source[JudgedData], stats: Stats) -> pl.D
         brand="brand",
         colour="colour",
         description=pl.when(pl.col("text") != "").then("text").otherwise("description"),
-        given_group="group",
+        **{GIVEN_GROUP: pl.col("group")},
         **{name: pl.col(name) for name in extra},
     ).sort("item_id")
     frame = stats.keep(frame, "product_without_text", pl.col("text") != "")
@@ -135,6 +136,8 @@ def _texts(values: dict[str, Any]) -> dict[str, str]:
         if isinstance(value, list):
             value = ", ".join(str(part) for part in value if isinstance(part, str | int | float))
         if value is None or isinstance(value, dict) or name in ("", "item_id"):
+            continue
+        if not name.isprintable():  # a column of its own, which terminals and pages show
             continue
         found[_ALIASES.get(name, name)] = str(value)
     return found

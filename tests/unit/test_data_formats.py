@@ -378,6 +378,54 @@ def test_check_warns_of_one_large_category_and_of_pools_without_hard_negatives(
     assert check_folder(tmp_path / "out", shop_config("beir", raw)).warnings == check.warnings
 
 
+def test_odd_fields_of_a_document(tmp_path: Path) -> None:
+    """Lists are joined, metadata is opened, what is nested or cannot be printed is left out."""
+    raw = write_beir(tmp_path / "raw")
+    first, *rest = products()
+    first |= {
+        "tags": ["new", 3, {"x": 1}], "metadata": {"origin": "here", "title": "not this"},
+        "nested": {"a": 1}, "\x1fgroup": "clash", "given_group": "kept", "item_id": "clash",
+        "text": "<b>Bold</b> text", "stock": None,
+    }  # fmt: skip
+    lines(raw / "corpus.jsonl", [first, *rest])
+    prepared("beir", raw, tmp_path / "out")
+    frame = pl.read_parquet(tmp_path / "out" / "catalogue.parquet")
+    row = frame.filter(pl.col("item_id") == first["_id"]).row(0, named=True)
+    assert (row["tags"], row["origin"], row["given_group"]) == ("new, 3", "here", "kept")
+    assert (row["title"], row["description"]) == (first["title"], "Bold text")
+    assert row["group"] == first["group"]
+    assert not {"nested", "metadata", "\x1fgroup", "stock"} & set(frame.columns)
+
+
+def test_ids_that_are_whole_numbers_are_their_digits(tmp_path: Path) -> None:
+    raw = write_beir(tmp_path / "raw")
+    text = (raw / "corpus.jsonl").read_text().replace('"00', '"').replace('/LAMP"', '"')
+    rows = [json.loads(line) for line in text.splitlines()]
+    lines(
+        raw / "corpus.jsonl",
+        [r | {"_id": int(r["_id"]) if r["_id"].isdigit() else r["_id"]} for r in rows],
+    )
+    for file in (raw / "qrels").iterdir():
+        file.write_text(file.read_text().replace("\t00", "\t").replace("/LAMP", ""))
+    stats = prepared("beir", raw, tmp_path / "out")
+    assert stats["dropped"]["judgement_unknown_product"] == 0
+    assert {"0", "6", "1/CHAIR"} < set(load_prepared(tmp_path / "out").item_ids)
+
+
+def test_places_of_a_parquet_log_may_be_floats(tmp_path: Path) -> None:
+    raw = write_clicks(tmp_path / "raw", parquet=True)
+    prepared("clicks", raw, tmp_path / "a", ", log: clicks.parquet")
+    frame = pl.read_parquet(raw / "clicks.parquet")
+    shuffled = frame.with_columns(pl.col("position").cast(pl.Float64)).sample(
+        fraction=1, shuffle=True, seed=3
+    )
+    shuffled.write_parquet(raw / "clicks.parquet")
+    prepared("clicks", raw, tmp_path / "b", ", log: clicks.parquet")
+    for table in ("qrels", "pools", "requests"):
+        one, other = (tmp_path / out / f"{table}.parquet" for out in "ab")
+        assert one.read_bytes() == other.read_bytes()
+
+
 def test_categories_are_guessed_where_none_is_given(tmp_path: Path) -> None:
     raw = write_beir(tmp_path / "raw", category=False)
     assert prepared("beir", raw, tmp_path / "out")["used"]["categories"] == "guessed from titles"

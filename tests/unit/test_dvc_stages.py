@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from ospo.cli import app
 from ospo.config import FORMATS, load_config
-from ospo.steps.stages import listed, stage_entries, write_stages
+from ospo.data.stages import listed, stage_entries, write_stages
 
 DATA = ROOT / "ospo" / "data"
 # Parameters are named one by one; these hold no rule of preparation.
