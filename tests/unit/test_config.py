@@ -92,6 +92,31 @@ def test_a_bad_override_is_one_line(override, key, says):
 
 
 @pytest.mark.parametrize(
+    ("override", "key", "says"),
+    [
+        ("data.shop={raw: there}", "data.shop.format", "name its format: esci, hm, beir"),
+        ("data.shop={format: bier, raw: there}", "data.shop.format", "unknown format bier"),
+        ("data.shop={format: beir}", "data.shop.raw", "key is missing"),
+        (
+            "data.shop={format: beir, raw: x, splitz: a}",
+            "data.shop.splitz",
+            "did you mean 'splits'",
+        ),
+        ("data.Shop={format: beir, raw: x}", "data", "'Shop' cannot name a data set"),
+        ("data.../shop={format: beir, raw: x}", "data...", "not a section"),
+        ("data={a/b: {format: beir, raw: x}}", "data", "'a/b' cannot name a data set"),
+        ("data={split: {test: 0.3}}", "data", "names no data set"),
+        ("data.splitt={test: 0.3}", "data.splitt.format", "key is missing"),
+        ("data.shop={format: ubi, raw: x, clicks: [impression]}", "data.shop", "listed twice"),
+        ("data.shop={format: clicks, raw: x, log: a.txt}", "data.shop.log", ".csv or .parquet"),
+        ("data.shop={format: ubi, raw: x, smoothing: 0}", "data.shop.smoothing", "greater than 0"),
+    ],
+)
+def test_a_bad_entry_of_the_data_sets_is_one_line(override, key, says):
+    test_a_bad_override_is_one_line(override, key, says)
+
+
+@pytest.mark.parametrize(
     ("content", "says"),
     [
         ("- a list\n", "not a mapping"),

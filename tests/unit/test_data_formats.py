@@ -426,6 +426,15 @@ def test_places_of_a_parquet_log_may_be_floats(tmp_path: Path) -> None:
         assert one.read_bytes() == other.read_bytes()
 
 
+def test_without_sessions_an_impression_opens_a_showing(tmp_path: Path) -> None:
+    """Two shoppers see the same product for the same words; one of them clicks."""
+    raw = write_clicks(tmp_path / "raw")
+    log = pl.read_csv(raw / "clicks.csv", infer_schema=False, glob=False).drop("session")
+    log.write_csv(raw / "clicks.csv")
+    stats = prepared("clicks", raw, tmp_path / "out")
+    assert stats["read"]["showings"] == int((log["action"] == "impression").sum())
+
+
 def test_categories_are_guessed_where_none_is_given(tmp_path: Path) -> None:
     raw = write_beir(tmp_path / "raw", category=False)
     assert prepared("beir", raw, tmp_path / "out")["used"]["categories"] == "guessed from titles"

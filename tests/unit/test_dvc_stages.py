@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from ospo.cli import app
 from ospo.config import FORMATS, load_config
 from ospo.data.stages import listed, stage_entries, write_stages
+from ospo.errors import ConfigError
 
 DATA = ROOT / "ospo" / "data"
 # Parameters are named one by one; these hold no rule of preparation.
@@ -132,6 +133,17 @@ def test_what_cannot_be_added_changes_nothing(project, words, says):
     with pytest.raises(Exception, match=says):
         _run("data", "add", *words.split())
     assert {f.name: f.read_bytes() for f in project.iterdir() if f.is_file()} == before
+
+
+@pytest.mark.parametrize("command", ["sft", "train", "evaluate", "register", "report"])
+def test_a_name_that_params_does_not_know_is_refused_before_anything_is_made(project, command):
+    with pytest.raises(ConfigError, match=r"names no data set 'esc'\. Fix: did you mean 'esci'"):
+        _run(command, "--dataset", "esc")
+    done = CliRunner().invoke(app, [command, "--dataset", "../esci"])
+    assert done.exit_code == 2
+    assert "cannot name a data set" in done.output
+    assert not (project / "runs").exists()
+    assert not (project.parent / "esci").exists()
 
 
 def test_stages_follow_params_edited_by_hand(project):
