@@ -111,7 +111,7 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
         _run_algorithm(config, data, algorithm, sft, out, judge)
         return
     if not (sft / "model").is_dir():
-        train_sft(TrainingRun(config, data, sft))
+        train_sft(TrainingRun(config, data, sft, reward=judge.rewards[0]))
     table, answers = judge.scores(sft / "model")
     both = np.stack([judge.scores(None)[0], table])
     save_result(out, {**judge.split(both), "groups": judge.groups_R}, {"answers": answers[:40]})

@@ -76,6 +76,7 @@ def ratio(
     overrides = [
         f"policy={policy}",
         f"presets.{policy}.sft.steps={sft_steps}",
+        f"presets.{policy}.sft.validate_every=0",
         f"presets.{policy}.rl.steps={steps}",
     ]
     overrides += [

@@ -40,11 +40,11 @@ READERS: dict[str, set[str]] = {
     "data.hm.raw": set(),
     "data.split.": {"real-esci", "real-hm"},
     "data.pool.": {"real-esci", "real-hm"},
-    "retrievers.training": ONLINE | OFFLINE | EVALUATIONS,
-    "retrievers.dtype": ONLINE | OFFLINE | EVALUATIONS,
+    "retrievers.training": TRAINING | EVALUATIONS,  # SFT looks at validation requests
+    "retrievers.dtype": TRAINING | EVALUATIONS,
     "retrievers.unseen": EVALUATIONS,
     "retrievers.flat_up_to": EVALUATIONS,  # searches of whole catalogues
-    "reward.": ONLINE | OFFLINE | EVALUATIONS,
+    "reward.": TRAINING | EVALUATIONS,
     # Examples of an evaluation show the credit of phrases, but no advantages.
     "credit.segments": {"ospo"} | EVALUATIONS,  # shapley_tokens: always tokens
     "credit.unions": CREDIT | EVALUATIONS,
@@ -69,6 +69,7 @@ READERS: dict[str, set[str]] = {
     "presets.nano.rl.max_prompt_tokens": EVERY,
     "presets.nano.rl.max_completion_tokens": EVERY,
     "presets.nano.rl.checkpoint_every": TRAINING,
+    "presets.nano.rl.validation_requests": ONLINE | {"sft"},
     "presets.nano.rl.optimizer": ONLINE | {"dpo"},
     "presets.nano.rl.gradient_checkpointing": ONLINE | {"dpo"},
 }
