@@ -215,4 +215,5 @@ def test_recorded_parameters_keep_the_names_of_params_yaml(config: Config) -> No
         "max_prompt_tokens",
         "max_completion_tokens",
         "checkpoint_every",
+        "validation_requests",
     }
