@@ -74,10 +74,12 @@ class Looked(LetterReward):
 
 
 class Kept(TrainerCallback):
-    """Weights by draw and step; stops the run, as a kill would, at the n-th step of all."""
+    """Weights by draw and step; stops the run, as a kill would, at the n-th step of all: before it
+    is logged, or once its checkpoint is written (``saved``).
+    """
 
-    def __init__(self, stop: int = -1):
-        self.stop, self.steps = stop, 0
+    def __init__(self, stop: int = -1, saved: bool = True):
+        self.stop, self.saved, self.steps = stop, saved, 0
         self.draws: list[dict[int, dict[str, torch.Tensor]]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -86,12 +88,12 @@ class Kept(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         copies = {k: v.detach().clone() for k, v in kwargs["model"].state_dict().items()}
         self.draws[-1][state.global_step] = copies
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.steps += 1
+        if self.steps == self.stop and not self.saved:
+            raise KeyboardInterrupt
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.steps >= self.stop > 0:
+        if self.steps == self.stop:
             raise KeyboardInterrupt
 
 
@@ -153,15 +155,19 @@ def test_a_draw_that_learns_nothing_is_given_up_for_another_but_not_the_last(
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("stop", [2, 4, 12])
+@pytest.mark.parametrize(
+    ("stop", "saved"),
+    [(2, True), (4, True), (5, False), (12, True)],
+    ids=["first draw", "given up, not recorded", "second draw, no checkpoint", "done"],
+)
 def test_an_interrupted_warm_start_ends_with_the_same_policy(
-    esci_tiny: PreparedData, tmp_path: Path, stop: int
+    esci_tiny: PreparedData, tmp_path: Path, stop: int, saved: bool
 ) -> None:
     looks = [0.3, 0.3, 0.3, 0.5, 0.4, 0.45]  # the second draw's step 4 is the best; ends at step 8
     warm(esci_tiny, tmp_path / "whole", Looked(esci_tiny, *looks), Kept())
     out, first = tmp_path / "stopped", Looked(esci_tiny, *looks)
     with pytest.raises(KeyboardInterrupt):
-        warm(esci_tiny, out, first, Kept(stop))
+        warm(esci_tiny, out, first, Kept(stop, saved))
     assert not (out / "model").exists()
     again, kept = Looked(esci_tiny, *looks[first.made :]), Kept()
     warm(esci_tiny, out, again, kept)
