@@ -6,8 +6,9 @@ over several seeds.
 
 For each seed: the SFT policy, then each arm from that policy with the same prompts, reward and
 budget. Held-out greedy answers are scored (nDCG@10 within pools) under the training retriever and
-unseen ones after each quarter of the steps, so arms are compared after equal steps and after equal
-wall-clock time (seconds of training alone). Test requests are never trained on. Each online arm
+unseen ones after each quarter of the steps, the last look being at the run's result (its best
+policy by validation requests), so arms are compared after equal steps and after equal wall-clock
+time (seconds of training alone). Test requests are never trained on. Each online arm
 runs at every rate of ``--rates``; the one that ends best on validation requests, on average over
 the seeds, is reported. Each arm of each seed is kept under ``.benchmarks/learning`` and not run
 again; `--jobs` processes run side by side, one thread each. The last line of stdout is one JSON

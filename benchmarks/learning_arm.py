@@ -111,7 +111,7 @@ def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path,
         _run_algorithm(config, data, algorithm, sft, out, judge)
         return
     if not (sft / "model").is_dir():
-        train_sft(TrainingRun(config, data, sft))
+        train_sft(TrainingRun(config, data, sft, reward=judge.rewards[0]))
     table, answers = judge.scores(sft / "model")
     both = np.stack([judge.scores(None)[0], table])
     save_result(out, {**judge.split(both), "groups": judge.groups_R}, {"answers": answers[:40]})
@@ -137,13 +137,13 @@ def _run_algorithm(
         run,
         sft / "model",
         reward,
-        on_log=lambda step, metrics: logged.append({"step": step} | metrics),
-        callbacks=[snapshots(sft / "model", config.preset.model, every, run, looks)],
+        on_log=lambda step, metrics: (
+            logged.append({"step": step} | metrics) if "seconds/step" in metrics else None
+        ),
+        callbacks=[snapshots(sft / "model", config.preset.model, every, rl.steps, run, looks)],
     )
     train(learning, algorithm)
-    if not looks.steps or looks.steps[-1] != rl.steps:
-        # Stopped early, or the last quarter is not a whole number of steps.
-        looks(rl.steps, run / "model")
+    looks(rl.steps, run / "model")  # the run's result: its best policy by validation requests
     arrays = judge.split(np.stack(looks.tables)) | {
         "steps": np.array(looks.steps),
         "seconds": np.array([row["seconds/step"] for row in logged]),
@@ -155,9 +155,11 @@ def _run_algorithm(
 
 
 def snapshots(
-    sft: Path, model: Any, every: int, run: Path, look: Callable[[int, Path], None]
+    sft: Path, model: Any, every: int, end: int, run: Path, look: Callable[[int, Path], None]
 ) -> Any:
-    """A callback that hands the policy to ``look(step, directory)`` every ``every`` steps."""
+    """A callback that hands the policy to ``look(step, directory)`` every ``every`` steps before
+    step ``end``.
+    """
     from transformers import AutoTokenizer, TrainerCallback
 
     from ospo.policy.weights import save_policy
@@ -166,7 +168,7 @@ def snapshots(
 
     class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % every == 0:
+            if state.global_step % every == 0 and state.global_step < end:
                 network = kwargs["model"]
                 was = network.training
                 network.eval()

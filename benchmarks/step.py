@@ -83,9 +83,11 @@ def settings_of(policy: str, steps: int, sft_steps: int) -> list[str]:
     return [
         f"policy={policy}",
         f"{preset}.sft.steps={sft_steps}",
+        f"{preset}.sft.validate_every=0",
         f"{preset}.rl.steps={steps}",
         f"{preset}.rl.learning_rate=1.0e-12",
         f"{preset}.rl.checkpoint_every={steps}",
+        f"{preset}.rl.validate_every=0",
     ]
 
 

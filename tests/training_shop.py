@@ -22,6 +22,7 @@ SMALL = [
     "presets.nano.model.autocast=none",
     "presets.nano.sft.steps=4",
     "presets.nano.sft.batch_size=4",
+    "presets.nano.sft.validate_every=0",
     "presets.nano.rl.steps=4",
     "presets.nano.rl.prompts_per_step=2",
     "presets.nano.rl.generations=4",

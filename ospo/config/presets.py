@@ -81,6 +81,37 @@ class Sft(Updates):
         description="Share of the teacher's attribute phrases that are wrong: two thirds of them "
         "are left out, one third name another item's attribute.",
     )
+    validate_every: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps between looks at validation requests "
+        "(rl.validation_requests of them); the result is the best policy of all looks; 0: no look, "
+        "all steps, and the last policy.",
+    )
+    learned: float = Field(
+        0.03,
+        ge=0,
+        le=1,
+        description="Gain in nDCG over the raw query, in a look, from which on the policy has "
+        "learned.",
+    )
+    patience: int = Field(
+        0,
+        ge=0,
+        description="Looks without a new best after which a policy that has learned is trained no "
+        "further; 0: all steps are taken.",
+    )
+    restart_after: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps after which a scratch policy that has not learned begins "
+        "again from another draw of its weights; 0: never.",
+    )
+    attempts: int = Field(
+        3,
+        ge=1,
+        description="Draws of a scratch policy's weights at most; the last is trained to the end.",
+    )
 
 
 class Rft(Updates):

@@ -89,7 +89,7 @@ def read_keys(step: str, dataset: str, shop: str = "") -> tuple[str, ...]:
     """
     preparation = (f"data.{dataset}", "data.split", "data.pool")
     if step == "sft":
-        return *_TRAINING, "preset.sft"
+        return *_TRAINING, "preset.sft", "preset.rl.validation_requests", *_REWARD
     if step == "evaluation":
         return _EVALUATION
     if step == REAL:

@@ -1,7 +1,7 @@
 """Training steps: the SFT policy, and what an algorithm makes of it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -13,6 +13,10 @@ from ospo.paths import PREPARED
 from ospo.steps.inputs import log_prepared, prepared_md5, training_inputs
 from ospo.steps.parameters import parameters
 from ospo.steps.step import NO_PARENTS, ParentRuns, Step, StepResult, policy_damage, run_step
+
+if TYPE_CHECKING:
+    from ospo.data.dataset import PreparedData
+    from ospo.reward.search import SearchReward
 
 SHOWN = 200  # completions in a run's table
 
@@ -47,7 +51,12 @@ def run_sft(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) -> S
 
         log_prepared(run, dataset, "sft")
         data = load_prepared(PREPARED / dataset)
-        train_sft(TrainingRun(config, data, directory, on_log=run.log_metrics))
+        looks = config.preset.sft.validate_every > 0
+        reward = _search_reward(config, data) if looks else None
+        train_sft(TrainingRun(config, data, directory, reward=reward, on_log=run.log_metrics))
+        for name in ("validation.json", "attempts.json"):
+            if (directory / name).is_file():
+                run.log_artifact(directory / name)
         _log_policy(run, config, directory)
 
     return run_step(config, dataset, sft_step(config, dataset), work, parents)
@@ -101,8 +110,6 @@ def _train(
     run: tracking.Recorder,
 ) -> None:
     from ospo.data.dataset import load_prepared
-    from ospo.retrieval import build_retriever
-    from ospo.reward.search import SearchReward
     from ospo.training.run import TrainingRun
     from ospo.training.train import train
 
@@ -110,12 +117,20 @@ def _train(
         run.log_table(f"completions/step-{step:05d}.json", rows)
 
     data = load_prepared(PREPARED / dataset)
-    retriever = build_retriever(config.retrievers.training, config, data)
-    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    reward = _search_reward(config, data)
     train(
         TrainingRun(config, data, directory, sft_model, reward, run.log_metrics, log_table),
         algorithm,
     )
+
+
+def _search_reward(config: Config, data: "PreparedData") -> "SearchReward":
+    """nDCG under the training retriever."""
+    from ospo.retrieval import build_retriever
+    from ospo.reward.search import SearchReward
+
+    retriever = build_retriever(config.retrievers.training, config, data)
+    return SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
 
 
 def _log_credit(run: tracking.Recorder, directory: Path) -> None:
@@ -126,7 +141,7 @@ def _log_credit(run: tracking.Recorder, directory: Path) -> None:
 
 
 def _log_completions(run: tracking.Recorder, directory: Path) -> None:
-    for name in ("trainer_args.json", "completions.parquet", "collapse.json"):
+    for name in ("trainer_args.json", "completions.parquet", "collapse.json", "validation.json"):
         if (directory / name).is_file():
             run.log_artifact(directory / name)
     if (directory / "completions.parquet").is_file():

@@ -25,8 +25,9 @@ _BATCH = 64  # requests answered per call
 
 
 class BestPolicy(TrainerCallback):
-    """Looks at the policy before the first step, every ``rl.validate_every`` steps and after the
-    last, and keeps the best so far in ``out/best``.
+    """Looks at the policy before the first step (where training begins with a policy), every
+    ``every`` steps and after the last, and keeps the best so far in ``out/best``. ``every`` 0:
+    never looks.
 
     A look is the mean nDCG of greedy answers to ``rl.validation_requests`` requests of the
     validation split (a seeded choice; never training or test requests) under the training
@@ -34,14 +35,19 @@ class BestPolicy(TrainerCallback):
     looks that were made and repeats none.
     """
 
-    def __init__(self, run: TrainingRun, tokenizer: Any, seen: list[str]):
+    def __init__(self, run: TrainingRun, tokenizer: Any, seen: list[str], every: int):
         rl = run.config.preset.rl
-        self.run, self.tokenizer, self.seen, self.every = run, tokenizer, seen, rl.validate_every
+        self.run, self.tokenizer, self.seen, self.every = run, tokenizer, seen, every
         rows = run.data.rows("validation") if self.every else np.empty(0, dtype=np.int64)
         order = np.random.default_rng([run.config.seed, 3]).permutation(len(rows))
         self.rows = np.sort(rows[order[: rl.validation_requests]]).tolist()
         self.file, self.kept = run.out / LOOKS, run.out / "best"
         self.looks: list[dict[str, float]] = []
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run has no result."""
+        return False
 
     @property
     def best(self) -> int:
@@ -61,10 +67,11 @@ class BestPolicy(TrainerCallback):
         elif state.is_world_process_zero:
             self.file.unlink(missing_ok=True)
             shutil.rmtree(self.kept, ignore_errors=True)
-        self._look(kwargs["model"], state)
+        if self.run.start is not None:  # a policy drawn from scratch has nothing to show yet
+            self._look(kwargs["model"], state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look on every ``validate_every``-th step and on the last."""
+        """Look on every ``every``-th step and on the last."""
         step = state.global_step
         if self.rows and (step % self.every == 0 or step == state.max_steps):
             self._look(kwargs["model"], state)

@@ -114,7 +114,7 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     trainer = build_trainer(run, algorithm)
     seen = seen_after(run.data, run.policy)  # what the warm start has seen, this policy has seen
     collapse = CollapseStop(preset.rl, preset.model, run.policy, out, seen)
-    best = BestPolicy(run, trainer.processing_class, seen)
+    best = BestPolicy(run, trainer.processing_class, seen, preset.rl.validate_every)
     for callback in (best, collapse, *run.callbacks):
         trainer.add_callback(callback)
     try:

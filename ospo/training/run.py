@@ -31,9 +31,10 @@ class TrainingRun:
     config, data: parameters and prepared data. out: folder of the run; ``out/model`` is complete at
     the end or absent, and a killed run resumes from the checkpoints there. start: the policy
     directory that training begins from; None for SFT, which makes a new policy. reward: of search
-    texts, ``reward(texts, rows) -> (B,)``; None for SFT. on_log: called with (step, metrics) once
-    per step; the same lines go to ``out/metrics.jsonl``. on_table: called with (step, rows), some
-    of the step's completions, every ``table_every`` steps. callbacks: see the trainer's events.
+    texts, ``reward(texts, rows) -> (B,)``; None for SFT that looks at no
+    validation requests. on_log: called with (step, metrics) once per step; the same lines go to
+    ``out/metrics.jsonl``. on_table: called with (step, rows), some of the step's completions, every
+    ``table_every`` steps. callbacks: see the trainer's events.
     """
 
     config: Config
@@ -72,6 +73,11 @@ class TrainingRun:
         """The reward of answers: ``reward`` of the search texts that they become, with its
         abilities declared. Raises OspoError where there is none.
         """
+        return reward_of_answers(self.search_reward, self.rule, self.data.requests)
+
+    @property
+    def search_reward(self) -> Reward | Function:
+        """``reward``. Raises OspoError where there is none."""
         if self.reward is None:
             raise OspoError(f"{self.out}: no reward to learn from. Fix: name one as `reward`")
-        return reward_of_answers(self.reward, self.rule, self.data.requests)
+        return self.reward

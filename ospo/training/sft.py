@@ -22,12 +22,15 @@ from ospo.policy.prompts import (
 )
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import create_policy, quiet
-from ospo.training.run import TrainingRun
+from ospo.training.best import BestPolicy
+from ospo.training.run import OnLog, TrainingRun
 from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
+from ospo.training.warm_start import WarmStart, give_up, given_up
 
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
+_REDRAW = 1_000_003  # between the seeds of a scratch policy's draws
 _BUCKET = 8  # batches sorted by length together: less padding, and still random batches
 
 
@@ -145,6 +148,7 @@ def run_supervised(
     examples: list[dict[str, list[int]]],
     title: str,
     seen: Iterable[str],
+    best: BestPolicy | None = None,
 ) -> None:
     """Train ``network`` on ``examples`` in their order, as ``run_trainer`` does."""
     from torch.utils.data import SequentialSampler
@@ -167,13 +171,18 @@ def run_supervised(
         train_dataset=examples,
         data_collator=lambda batch: collate(batch, pad),
     )
-    run_trainer(run, trainer, tokenizer, title, seen)
+    run_trainer(run, trainer, tokenizer, title, seen, best)
 
 
 def train_sft(run: TrainingRun) -> None:
     """Train a new policy on teacher texts of the training split. Resumes after a kill.
 
-    Raises InputError where the data has no training request.
+    With ``sft.validate_every`` it ends once it has learned, its result is its best policy by
+    validation requests, and a scratch policy that learns nothing begins again from other weights
+    (:mod:`ospo.training.warm_start`); draws given up are in ``run.out/attempts.json``.
+
+    Raises InputError where the data has no training request, OspoError where ``sft.validate_every``
+    is set and ``run`` has no reward.
     """
     config, data = run.config, run.data
     if not len(data.rows("train")):
@@ -186,7 +195,23 @@ def train_sft(run: TrainingRun) -> None:
     sft = config.preset.sft
     quiet()
     teacher = Teacher(data, sft.teacher_noise, config.seed, run.rule)
-    texts = teacher.tokenizer_texts()
-    network, tokenizer = create_policy(config.preset.model, texts, config.seed)
-    examples = sft_examples(config, data, tokenizer, teacher, sft.examples)
-    run_supervised(run, sft, network, tokenizer, examples, "sft", seen_after(data))
+    seen = seen_after(data)
+    draws = sft.attempts if config.preset.model.source == "scratch" and sft.validate_every else 1
+    lost = given_up(run.out)
+    steps = sum(int(look["step"]) for look in lost)
+    for draw in range(len(lost), draws):
+        seed = config.seed + draw * _REDRAW
+        network, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), seed)
+        examples = sft_examples(config, data, tokenizer, teacher, sft.examples)
+        attempt = replace(run, on_log=_later(run.on_log, steps))
+        warm = WarmStart(attempt, tokenizer, seen, last_draw=draw == draws - 1)
+        run_supervised(attempt, sft, network, tokenizer, examples, "sft", seen, warm)
+        if not warm.lost:
+            return
+        give_up(run.out, warm)
+        steps += int(warm.looks[-1]["step"])
+
+
+def _later(on_log: OnLog, steps: int) -> OnLog:
+    """``on_log`` with steps counted on from those of draws given up."""
+    return lambda step, metrics: on_log(step + steps, metrics)

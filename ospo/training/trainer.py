@@ -2,6 +2,7 @@
 resume.
 """
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from ospo.config import Config, Updates
 from ospo.policy.weights import autocast_bfloat16
+from ospo.training.best import BestPolicy
 from ospo.training.callbacks import (
     CheckpointMarker,
     finish,
@@ -53,20 +55,30 @@ def update_arguments(config: Config, updates: Updates, out: Path) -> dict[str, A
 
 
 def run_trainer(
-    run: TrainingRun, trainer: Any, tokenizer: Any, title: str, seen: Iterable[str]
+    run: TrainingRun,
+    trainer: Any,
+    tokenizer: Any,
+    title: str,
+    seen: Iterable[str],
+    best: BestPolicy | None = None,
 ) -> None:
     """Train to the end and write ``run.out/model``, which is complete or absent.
 
     A killed run resumes from its last whole checkpoint, with the same weights at the end. ``seen``:
-    keys of the requests trained on.
+    keys of the requests trained on. ``best``: looks at the policy and says whether an earlier one
+    than the last is the result; a run that it ends without a result leaves no model.
     """
     run.out.mkdir(parents=True, exist_ok=True)
     checkpoint = last_checkpoint(run.out / "checkpoints")
     start_metrics(run.out, checkpoint)
     title = f"{title} {run.data.name}"
     callbacks = standard_callbacks(trainer, title, run.out, run.on_log)
-    for callback in [*callbacks, CheckpointMarker(), *run.callbacks]:
+    looks = [best] if best else []
+    for callback in [*callbacks, *looks, CheckpointMarker(), *run.callbacks]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if best and trainer.is_world_process_zero() and (best.lost or best.settle()):
+        shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
+        return
     config = run.config
     finish(trainer, tokenizer, config.preset.model, run.out, seen, config.answer)

@@ -58,6 +58,10 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
         assert run.data.tags["ospo.dataset"] == "hm"
     ospo_run = client.get_run(results["ospo"].run_id)
     files = {item.path for item in client.list_artifacts(ospo_run.info.run_id)}
+    warm = client.get_run(results["sft"].run_id)
+    assert "validation.json" in {i.path for i in client.list_artifacts(warm.info.run_id)}
+    looks = read_json(results["sft"].directory / "validation.json")
+    assert warm.data.metrics["validation/ndcg"] == pytest.approx(looks[-1]["ndcg"])
     assert {"policy", "config.json", "completions.parquet", "trainer_args.json", "tables"} <= files
     table = json.loads(
         Path(client.download_artifacts(ospo_run.info.run_id, "tables/completions.json")).read_text()

@@ -40,14 +40,14 @@ READERS: dict[str, set[str]] = {
     "data.hm.raw": set(),
     "data.split.": {"real-esci", "real-hm"},
     "data.pool.": {"real-esci", "real-hm"},
-    "retrievers.training": ONLINE | OFFLINE | EVALUATIONS,
-    "retrievers.dtype": ONLINE | OFFLINE | EVALUATIONS,
+    "retrievers.training": TRAINING | EVALUATIONS,  # SFT looks at validation requests
+    "retrievers.dtype": TRAINING | EVALUATIONS,
     "retrievers.unseen": EVALUATIONS,
     "retrievers.flat_up_to": EVALUATIONS,  # searches of whole catalogues
-    "retrievers.tantivy.": ONLINE | OFFLINE | EVALUATIONS,
+    "retrievers.tantivy.": TRAINING | EVALUATIONS,
     "retrievers.engine.": set(),  # no score depends on how long an engine may take
-    "retrievers.engine.query": ONLINE | OFFLINE | EVALUATIONS,
-    "reward.": ONLINE | OFFLINE | EVALUATIONS,
+    "retrievers.engine.query": TRAINING | EVALUATIONS,
+    "reward.": TRAINING | EVALUATIONS,
     # Examples of an evaluation show the credit of phrases, but no advantages.
     "credit.segments": {"ospo"} | EVALUATIONS,  # shapley_tokens: always tokens
     "credit.unions": CREDIT | EVALUATIONS,
@@ -72,6 +72,7 @@ READERS: dict[str, set[str]] = {
     "presets.nano.rl.max_prompt_tokens": EVERY,
     "presets.nano.rl.max_completion_tokens": EVERY,
     "presets.nano.rl.checkpoint_every": TRAINING,
+    "presets.nano.rl.validation_requests": ONLINE | {"sft"},
     "presets.nano.rl.optimizer": ONLINE | {"dpo"},
     "presets.nano.rl.gradient_checkpointing": ONLINE | {"dpo"},
 }
@@ -236,4 +237,5 @@ def test_recorded_parameters_keep_the_names_of_params_yaml(config: Config) -> No
         "max_prompt_tokens",
         "max_completion_tokens",
         "checkpoint_every",
+        "validation_requests",
     }
