@@ -81,6 +81,7 @@ def ratio(
     overrides += [
         f"presets.{policy}.rl.learning_rate=1.0e-12",
         f"presets.{policy}.rl.checkpoint_every={steps}",
+        f"presets.{policy}.rl.validate_every=0",
     ]
     config = load_config("params.yaml", overrides)
     with tempfile.TemporaryDirectory() as name:
