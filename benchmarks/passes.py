@@ -38,6 +38,7 @@ def measure(policy: str, dataset: Any, steps: int, repeats: int) -> dict[str, An
         f"presets.{policy}.rl.steps={steps + WARM_UP}",
         f"presets.{policy}.rl.learning_rate=1.0e-12",
         f"presets.{policy}.rl.checkpoint_every={steps + WARM_UP}",
+        f"presets.{policy}.rl.validate_every=0",
     ]
     config = load_config("params.yaml", overrides)
     spent: dict[str, dict[str, list[float]]] = {

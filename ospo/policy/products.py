@@ -56,13 +56,13 @@ class PackedWeights:
     """Weights laid out for products, each kept until the tensors that it was made of change."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[Any, Any]] = {}
+        self._kept: dict[int, tuple[Any, Any, Any]] = {}
 
     def get(self, slot: int, parts: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What ``make`` gave for these tensors in this place, or gives now."""
         state = [(part.data_ptr(), part._version, part.dtype, part.shape) for part in parts]
         if slot not in self._kept or self._kept[slot][0] != state:
-            self._kept[slot] = (state, make())
+            self._kept[slot] = (state, make(), parts)  # held, so that no other takes their place
         return self._kept[slot][1]
 
 
