@@ -27,7 +27,7 @@ LOGGER = logging.getLogger("ospo.retrieval")
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between attempts, doubled each time
 PATIENCE_AT_START = 5.0  # seconds: at the start a wrong URL is likelier than a restart
 NOT_FOUND = -1.0  # below every score of an engine, which are 0 and more
-REMEMBERED = 50_000  # answers: some 35 MB with pools of 100
+REMEMBERED = 50_000  # answers: some 60 MB with pools of 100
 LOOKED_UP = 5_000  # items whose presence in the index is checked, spread over the catalogue
 ABSENT_SHARE = 0.1  # of those: more is an error, fewer a warning
 _LOOK_UP = 1_000  # ids in one search
@@ -86,7 +86,7 @@ class EngineRetriever(BlackBox):
 
     def score(self, texts: Sequence[str], rows_BP: np.ndarray) -> np.ndarray:
         """Scores (B, P) float32, asked or remembered; see ``Retriever``."""
-        rows_BP = check_rows(self.name, texts, rows_BP, self.items).astype(np.int64)
+        rows_BP = check_rows(self.name, texts, rows_BP, self.items).astype(np.int32)
         keys = [(rows.tobytes(), text) for rows, text in zip(rows_BP, texts, strict=True)]
         place = {key: b for b, key in enumerate(keys)}
         known = {key: self._memory[key] for key in place if key in self._memory}
@@ -137,7 +137,7 @@ class EngineRetriever(BlackBox):
             return None
         key = next(iter(self._memory))
         self._memory.move_to_end(key)
-        return key, (key[1], np.frombuffer(key[0], np.int64))
+        return key, (key[1], np.frombuffer(key[0], np.int32))
 
     def _compare(self, text: str, first: np.ndarray, second: np.ndarray) -> None:
         said = np.isfinite(first)
