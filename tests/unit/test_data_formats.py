@@ -100,11 +100,14 @@ def test_text_is_made_of_the_fields_that_are_named(tmp_path: Path) -> None:
 def test_without_dev_validation_is_drawn_from_training(tmp_path: Path) -> None:
     raw = write_beir(tmp_path / "raw")
     (raw / "qrels/dev.tsv").unlink()
-    stats = prepared("beir", raw, tmp_path / "out")
+    section = f"data.shop={{format: beir, raw: {raw}}}"
+    half = load_config(ROOT / "params.yaml", [*SMALL, section, "data.split.validation=0.6"])
+    stats = prepare("shop", None, tmp_path / "out", half)
     assert stats["used"]["validation"] == "drawn from train"
     data = load_prepared(tmp_path / "out")
     assert {side(data.requests[row].request_id) for row in data.rows("validation")} == {"train"}
-    assert {side(data.requests[row].request_id) for row in data.rows("test")} == {"test"}
+    held_out = {data.requests[row].request_id for row in data.rows("test")}
+    assert held_out == {name for name in queries() if side(name) == "test"}
 
 
 def test_a_query_held_out_is_not_trained_on(tmp_path: Path) -> None:
