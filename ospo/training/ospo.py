@@ -17,12 +17,15 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import nanstd
 
-from ospo.credit.advantages import EPSILON
-from ospo.credit.alignment import token_spans
 from ospo.credit.engine import Credit, CreditEngine
-from ospo.credit.tokens import Completions, Redistribution, credit_metrics, token_advantages
+from ospo.credit.tokens import (
+    Completions,
+    Redistribution,
+    completion_advantages,
+    credit_metrics,
+    silent_groups,
+)
 from ospo.credit.values import Function
 from ospo.policy.prompts import ANSWER_CLOSE, extract_answer, opens_thinking
 from ospo.reward import Reward, as_reward
@@ -53,18 +56,14 @@ def read_completions(
     Rewards, segments and token spans then speak of the same characters. ``thinking``: whether the
     prompt leaves a thought open (:func:`ospo.policy.prompts.opens_thinking`).
     """
-    texts, spans, answers, offsets, closings = [], [], [], [], []
-    for ids in completion_ids:
-        text, spans_T = token_spans(list(ids), tokenizer)
-        answer, offset = extract_answer(text, thinking)
-        end = offset + len(answer)
+
+    def find(text: str) -> tuple[int, int, int]:
+        answer, start = extract_answer(text, thinking)
+        end = start + len(answer)
         close = text.find(ANSWER_CLOSE, end)
-        texts.append(text)
-        spans.append(spans_T)
-        answers.append(answer)
-        offsets.append(offset)
-        closings.append(text[end : close + len(ANSWER_CLOSE)] if close >= 0 else "")
-    return Completions(texts, spans, answers, offsets, closings)
+        return start, end, close + len(ANSWER_CLOSE) if close >= 0 else end
+
+    return Completions.read(completion_ids, tokenizer, find=find)
 
 
 class SearchRewardFunction:
@@ -157,9 +156,8 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         scored = self.reward_function.score(completion_ids_list, [row["row"] for row in inputs])
         device = self.accelerator.device
         local_B1 = torch.tensor(scored.rewards_B, dtype=torch.float32, device=device)[:, None]
-        gathered = gather(local_B1)
-        self._batch = scored, gathered
-        return gathered
+        self._batch = scored, local_B1[:, 0]
+        return gather(local_B1)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's completions, with (B, T) advantages in place of (B,) while training; evaluation is
@@ -174,13 +172,12 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         out = super()._generate_and_score_completions(inputs)
         sampled = time.perf_counter()
         assert self._batch is not None
-        (scored, gathered), self._batch = self._batch, None
+        (scored, rewards_B), self._batch = self._batch, None
         sequence_B = out["advantages"]
         credits: list[Credit] | None = None
         if self.engine is not None:
-            std_B = self._group_std(gathered, len(scored.completions))
             credits, out["advantages"] = self._redistribute(
-                self.engine, scored, sequence_B, std_B, out["completion_mask"]
+                self.engine, scored, rewards_B, sequence_B, out["completion_mask"]
             )
         seconds = {"reward": scored.seconds, "credit": time.perf_counter() - sampled}
         seconds["generate"] = sampled - started - seconds["reward"]
@@ -209,32 +206,33 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _redistribute(
-        self, engine: CreditEngine, scored: Scored, sequence_B: Tensor, std_B: Tensor, mask: Tensor
+        self,
+        engine: CreditEngine,
+        scored: Scored,
+        rewards_B: Tensor,
+        sequence_B: Tensor,
+        mask: Tensor,
     ) -> tuple[list[Credit], Tensor]:
-        """Credit of the answers, and (B, T) advantages; groups with equal rewards are left out."""
-        answers, silent_B = scored.completions.answers, (std_B == 0).cpu().numpy()
-        credits = engine.credit(answers, scored.rows, scored.rewards_B, silent_B)
-        if self.scale_rewards == "none":  # then advantages are in units of the reward
-            std_B = torch.where(std_B > 0, 1 - EPSILON, 0.0)
+        """Credit of the answers, and (B, T) advantages; groups with equal rewards are left out.
+
+        rewards_B: float32, as TRL's advantages are computed from them.
+        """
+        answers = scored.completions.answers
         # A prompt's completions stand one after another, whole groups in each process.
         groups_B = np.arange(len(answers)) // (self.num_generations or 1)
-        advantages_BT = token_advantages(
-            self.redistribution, credits, scored.completions, mask, groups_B, sequence_B, std_B
+        silent_B = silent_groups(rewards_B, groups_B)
+        credits = engine.credit(answers, scored.rows, scored.rewards_B, silent_B)
+        advantages_BT = completion_advantages(
+            self.redistribution,
+            scored.completions,
+            mask,
+            groups_B,
+            rewards_B,
+            credits,
+            scale=self.scale_rewards != "none",
+            sequence_B=sequence_B,
         )
         return credits, advantages_BT
-
-    def _group_std(self, gathered: Tensor, local: int) -> Tensor:
-        """(B,) std of the rewards of each local completion's group, as TRL computes it; exactly 0
-        where all are equal.
-        """
-        group = self.num_generations
-        assert group is not None
-        groups_GK = gathered[:, 0].view(-1, group)
-        std_G = nanstd(groups_GK, dim=1)
-        equal_G = (groups_GK == groups_GK[:, :1]).all(dim=1)
-        std_G = torch.where(equal_G, torch.zeros_like(std_G), std_G)
-        start = self.accelerator.process_index * local
-        return std_G.repeat_interleave(group)[start : start + local]
 
     def _record(
         self,
