@@ -20,12 +20,11 @@ from ospo.files import verify_manifest
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
-from ospo.policy.text import search_text
+from ospo.policy.shown import printable, shown_text
 from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
 
 # Inputs of all callers together; more are turned away at once instead of timing out late.
 MAX_WAITING = 4096
-MAX_ANSWER = 1000  # characters; no preset's answers come near
 # In the queue; by then MLflow's server has given the caller up (its own limit is 60 s too).
 MAX_SECONDS = 60.0
 
@@ -112,7 +111,7 @@ class Rewriter:
         return [
             self._text(request, jobs[number].completion)
             if number in jobs
-            else self.generator.answer.text(_printable(request.query), "")
+            else self.generator.answer.text(printable(request.query), "")
             for number, request in enumerate(requests)
         ]
 
@@ -138,9 +137,8 @@ class Rewriter:
                 request = Request(query=query[: len(query) // 2])
 
     def _text(self, request: Request, completion: str) -> str:
-        answer = extract_answer(completion, self._thinking)[0][:MAX_ANSWER]
-        text = self.generator.answer.text(_printable(request.query), _printable(answer))
-        return text or search_text(clean(request.query))
+        answer, _ = extract_answer(completion, self._thinking)
+        return shown_text(self.generator.answer, request.query, answer)
 
     def _run(self, jobs: list[_Job]) -> None:
         """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that
@@ -200,8 +198,3 @@ class Rewriter:
         self.batches += 1
         ids = self.generator([job.prompt for job in batch], batch[0].decoding)
         return [self.generator.decode(completion) for completion in ids]
-
-
-def _printable(text: str) -> str:
-    """Text with a space for each character that cannot be shown: it goes out to other systems."""
-    return "".join(c if c.isprintable() else " " for c in text)

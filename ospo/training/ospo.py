@@ -27,6 +27,7 @@ from ospo.credit.tokens import (
     silent_groups,
 )
 from ospo.credit.values import Function
+from ospo.integrations.trl import refuse_erased_credit
 from ospo.policy.prompts import ANSWER_CLOSE, extract_answer, opens_thinking
 from ospo.reward import Reward, as_reward
 from ospo.training.completions import CompletionTable
@@ -121,17 +122,8 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
                 "a redistribution needs a credit engine, and an engine a redistribution other than "
                 "none"
             )
-        args = arguments["args"]
-        if engine is not None and args.importance_sampling_level != "token":
-            raise ValueError(
-                f"importance_sampling_level {args.importance_sampling_level!r} erases token "
-                "credit: its ratio is one "
-                "number a completion, so every token gets the mean advantage. Use 'token'"
-            )
-        if engine is not None and args.loss_type in ("luspo", "vespo"):
-            raise ValueError(
-                f"loss_type {args.loss_type!r} weights whole sequences and erases token credit"
-            )
+        if engine is not None:
+            refuse_erased_credit(arguments["args"])
         function = arguments["reward_funcs"]
         if not isinstance(function, SearchRewardFunction):
             raise ValueError(
