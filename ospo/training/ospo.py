@@ -30,6 +30,7 @@ from ospo.credit.values import Function
 from ospo.integrations.trl import refuse_erased_credit
 from ospo.policy.prompts import ANSWER_CLOSE, extract_answer, opens_thinking
 from ospo.reward import Reward, as_reward
+from ospo.training.base_weights import keeping_base
 from ospo.training.completions import CompletionTable
 from ospo.training.random_state import RandomState
 from ospo.training.shared_prompts import SharedPromptsMixin
@@ -135,6 +136,9 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self._batch: tuple[Scored, Tensor] | None = None
         self._step_start: RandomState | None = None
         super().__init__(**arguments)
+        if self.use_vllm:
+            sampler = self.vllm_generation
+            sampler.sync_weights = keeping_base(sampler.sync_weights, sampler.model)
         self.add_callback(KeepStep(self))
 
     def _calculate_rewards(

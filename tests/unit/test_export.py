@@ -115,7 +115,12 @@ def test_the_card_is_in_the_hubs_format_and_tells_the_rest(shop: Shop, tmp_path:
 
     version = registered(shop)
     found = {"minilm": {"difference": 0.031, "low": 0.02, "high": 0.04, "p": 0.0001}}
-    decision = {"against": "raw", "rule": {"name": "raw", "figures": found}, "requests": 300}
+    decision = {
+        "promoted": False,
+        "against": "raw",
+        "rule": {"name": "raw", "figures": found},
+        "requests": 300,
+    }
     registry.note(shop.config, "esci", version.version, decision=decision)
     folder = export(shop.config, "ospo-rewriter-esci@1", tmp_path / "out").folder
     card = ModelCard.load(folder / "README.md")
@@ -158,7 +163,7 @@ def test_bad_input_is_one_line(shop: Shop, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds full weights"):
         export(shop.config, "esci", tmp_path / "out", adapter=True)
     for name, problem in (
-        ("esci@9", r"esci@9: no such version \(there are: @1/challenger/champion\)"),
+        ("esci@9", r"esci@9: no such version \(there are: @1/champion\)"),
         ("esci@nosuch", "no such version"),
         ("hm", "there are: none"),
         ("shoes", "no such model"),
@@ -245,11 +250,13 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = len(line["value"]["content"])
-            address = "http://hub/commit/1"
+            address = f"http://{self.headers['Host']}/my-shop/ospo/commit/{'1' * 40}"
             return self._answer(
                 200, {"commitUrl": address, "commitOid": "1" * 40, "hookOutput": "", "success": 1}
             )
-        return self._answer(200, {"url": "http://hub/my-shop/ospo", "name": "my-shop/ospo"})
+        return self._answer(
+            200, {"url": f"http://{self.headers['Host']}/my-shop/ospo", "name": "my-shop/ospo"}
+        )
 
     def do_GET(self) -> None:
         self._answer(200, {"id": "my-shop/ospo", "sha": "1" * 40, "siblings": []})
@@ -319,7 +326,7 @@ def test_the_command_writes_the_folder(
 ) -> None:
     registered(shop)
     monkeypatch.setattr("ospo.cli.registry.load_config", lambda *_: shop.config)
-    done = CliRunner().invoke(app, ["export", "esci@challenger", "--to", str(tmp_path / "out")])
+    done = CliRunner().invoke(app, ["export", "esci@champion", "--to", str(tmp_path / "out")])
     assert done.exception is None, done.output
     assert "ospo-rewriter-esci version 1" in done.output
     assert (tmp_path / "out" / MARK).is_file()

@@ -92,13 +92,15 @@ def test_the_real_trainer_trains_with_token_advantages(tmp_path: Path, talk: boo
 
 
 def test_mode_none_is_grpo_to_the_last_bit(tmp_path: Path) -> None:
-    trainers = [
-        trainer_of(tmp_path / "a", credit=PhraseCredit(Redistribution("none"))),
-        trainer_of(tmp_path / "b", GRPOTrainer),
-    ]
-    for trainer in trainers:
+    trained = []
+    for kind, options in (
+        (PhraseCreditTrainer, {"credit": PhraseCredit(Redistribution("none"))}),
+        (GRPOTrainer, {}),
+    ):
+        trainer = trainer_of(tmp_path, kind, **options)
         trainer.train()
-    ours, theirs = (dict(t.model.named_parameters()) for t in trainers)
+        trained.append(dict(trainer.model.named_parameters()))
+    ours, theirs = trained
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
