@@ -34,9 +34,7 @@ def push(folder: Path, repository: str, token: str) -> str:
 
     The hub is that of HF_ENDPOINT. Raises HubError where it does not take it.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
@@ -45,7 +43,7 @@ def push(folder: Path, repository: str, token: str) -> str:
             api.create_repo(repository, private=True, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder)
             return f"{api.endpoint}/{repository}"
-    except (HfHubHTTPError, httpx.HTTPError) as error:
+    except Exception as error:  # the library's, its HTTP client's and the system's have no base
         reason = " ".join(str(error).split())
         raise HubError(
             f"--push {repository}: the hub did not take it ({reason:.200}); the folder {folder} is "

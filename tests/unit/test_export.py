@@ -115,12 +115,8 @@ def test_the_card_is_in_the_hubs_format_and_tells_the_rest(shop: Shop, tmp_path:
 
     version = registered(shop)
     found = {"minilm": {"difference": 0.031, "low": 0.02, "high": 0.04, "p": 0.0001}}
-    decision = {
-        "promoted": False,
-        "against": "raw",
-        "rule": {"name": "raw", "figures": found},
-        "requests": 300,
-    }
+    decision: dict[str, Any] = {"promoted": False, "reason": "no gain", "against": "raw", "requests": 300}  # fmt: skip
+    decision["rule"] = {"name": "raw", "figures": found}
     registry.note(shop.config, "esci", version.version, decision=decision)
     folder = export(shop.config, "ospo-rewriter-esci@1", tmp_path / "out").folder
     card = ModelCard.load(folder / "README.md")
@@ -300,6 +296,7 @@ def test_a_folder_is_pushed_with_the_token_from_the_environment(
     (tmp_path / "model.safetensors").write_bytes(b"w" * 100)
     monkeypatch.setenv("HF_TOKEN", "good")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # as the command has it
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", os.environ["HF_ENDPOINT"])
     address = hub.push(tmp_path, "my-shop/ospo", hub.hub_token("my-shop/ospo"))
     assert address.endswith("/my-shop/ospo")
     assert set(double.files) == {"README.md", "model.safetensors"}

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from datasets import Dataset
+from documentation import python_blocks
 from policy_shop import TEXTS, TINY
 from trl import GRPOConfig, GRPOTrainer
 
 from ospo.credit import CreditEngine, Redistribution
 from ospo.integrations.trl import PhraseCredit, PhraseCreditTrainer
-from ospo.policy.weights import create_policy
+from ospo.policy.weights import create_policy, save_policy
 
 torch.set_num_threads(1)
 
@@ -187,3 +189,17 @@ def test_a_reward_that_gives_another_number_the_second_time_is_refused(tmp_path:
 
     with pytest.raises(ValueError, match="not the one the rewards come from"):
         trainer_of(tmp_path, rewards=[moody]).train()
+
+
+def test_the_example_of_the_documentation_trains(tmp_path: Path, monkeypatch) -> None:
+    """As it stands, in at most 15 lines."""
+    network, tokenizer = create_policy(TINY, TEXTS, 1)
+    save_policy(network, tokenizer, TINY, tmp_path / "runs/esci/sft/model")
+    monkeypatch.chdir(tmp_path)
+    first, *rest = python_blocks(ROOT / "docs/howto/trainer.md")
+    assert len([line for line in first.splitlines() if line.strip()]) <= 15
+    space: dict[str, Any] = {"__name__": "documentation"}
+    for block in (first, *rest):
+        exec(compile(block, "trainer.md", "exec"), space)
+    assert space["trainer"].state.global_step == 2
+    assert space["advantages"].shape == space["mask"].shape
