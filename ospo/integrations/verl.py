@@ -87,7 +87,7 @@ def to_go_advantage(
         raise ValueError(f"{NAME}: algorithm.use_kl_in_reward hides the phrases. Fix: set it false")
     mask_BT = response_mask.bool()
     rewards_BT = torch.where(mask_BT, token_level_rewards, 0.0).double().cpu().numpy()
-    _, groups_B = np.unique(np.asarray(index).astype(str), return_inverse=True)
+    _names, groups_B = np.unique(np.asarray(index).astype(str), return_inverse=True)
     # The sums of float32: equal rewards are equal again to the sixth digit.
     rewards_B = torch.from_numpy(rewards_BT.sum(1)).round(decimals=6)
     cuts = [

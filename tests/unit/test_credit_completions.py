@@ -63,7 +63,7 @@ def credits_of(answers: list[str], rewards: np.ndarray, groups: list[int], added
 def laid(mode: Mode, order: list[int], dtype: type = np.float64, left: int = 0) -> torch.Tensor:
     answers, groups = [ANSWERS[i] for i in order], [GROUPS[i] for i in order]
     ids, mask = batch(answers, left)
-    rewards = worth(answers, groups).astype(dtype)
+    rewards: np.ndarray = worth(answers, groups).astype(dtype)
     completions = Completions.read(ids, Letters(), mask, find)
     assert completions.answers == answers
     credits = None if mode == "none" else credits_of(answers, rewards, groups)
