@@ -1,6 +1,7 @@
-"""``ospo register``, ``models``, ``promote``, ``rollback`` and ``rewrite``: registered policies."""
+"""``ospo register``, ``models``, ``promote``, ``rollback``, ``rewrite`` and ``export``."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -8,6 +9,7 @@ from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, loa
 from ospo.config import load_config
 
 app = typer.Typer()
+Dtype = Literal["float32", "bfloat16"]
 
 
 @app.command()
@@ -98,3 +100,36 @@ def rewrite(
         typer.echo(note, err=True)
     for text in rewriter.rewrite(list(queries)):
         typer.echo(text)
+
+
+@app.command()
+def export(
+    name: Annotated[
+        str, typer.Argument(help="a data set or model, NAME@alias or NAME@version; the champion")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="the folder to write")],
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="the adapter alone, without its base")
+    ] = False,
+    dtype: Annotated[
+        Dtype | None, typer.Option("--dtype", help="of the weights; default: as trained")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="replace an earlier export")] = False,
+    push: Annotated[
+        str, typer.Option("--push", metavar="ORG/NAME", help="also upload it, with HF_TOKEN")
+    ] = "",
+    params: ParamsOption = PARAMS,
+    overrides: SetOption = [],
+) -> None:
+    """Write a registered policy as a folder of plain weights, with model card and recipe."""
+    from ospo.registry import hub
+    from ospo.registry.export import export as write
+
+    token = hub.hub_token(push) if push else ""
+    done = write(
+        load_config(params, overrides), name, to, adapter=adapter, dtype=dtype or "", force=force
+    )
+    merged = f", merged (log-probabilities move by {done.drift:.4f})" if done.drift else ""
+    typer.echo(f"{done.version.name} version {done.version.version}{merged}: {done.folder}")
+    if push:
+        typer.echo(f"pushed to {hub.push(done.folder, push, token)}")

@@ -15,9 +15,12 @@ from ospo.credit.segments import Segmentation, merge_segments, segment, segment_
 from ospo.credit.tokens import (
     Completions,
     Redistribution,
+    completion_advantages,
     group_advantages,
     paid,
+    silent_groups,
     token_advantages,
+    whole_text,
 )
 from ospo.credit.values import CoalitionValues, PlainValue, PoolScores, Value, as_value
 
@@ -35,6 +38,7 @@ __all__ = [
     "Value",
     "as_value",
     "coalition_text",
+    "completion_advantages",
     "decisions",
     "get_estimator",
     "group_advantages",
@@ -49,7 +53,9 @@ __all__ = [
     "segment_many",
     "shaped_rewards",
     "shapley_values",
+    "silent_groups",
     "token_advantages",
     "token_credit",
     "token_spans",
+    "whole_text",
 ]

@@ -21,12 +21,12 @@ from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt
 from ospo.policy.guard import Guard, read_guard, unanswered
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
-from ospo.policy.text import SearchText, search_text
+from ospo.policy.shown import printable, shown_text
+from ospo.policy.text import SearchText
 from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
 
 # Inputs of all callers together; more are turned away at once instead of timing out late.
 MAX_WAITING = 4096
-MAX_ANSWER = 1000  # characters; no preset's answers come near
 # In the queue; by then MLflow's server has given the caller up (its own limit is 60 s too).
 MAX_SECONDS = 60.0
 
@@ -148,12 +148,11 @@ class Rewriter:
                 request = Request(query=query[: len(query) // 2])
 
     def _text(self, request: Request, job: _Job) -> str:
-        answer = extract_answer(job.completion, self._thinking)[0][:MAX_ANSWER]
+        answer, _ = extract_answer(job.completion, self._thinking)
         guard = self.guard if job.decoding.temperature == 0 else None
         if guard and not guard.uses(bool(request.history), job.logprob):
             answer = unanswered(self.answer, request)
-        text = self.generator.answer.text(printable(request.query), printable(answer))
-        return text or search_text(clean(request.query))
+        return shown_text(self.answer, request.query, answer)
 
     def _run(self, jobs: list[_Job]) -> None:
         """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that
@@ -214,8 +213,3 @@ class Rewriter:
         written = self.generator.with_logprobs(prompts, batch[0].decoding)
         for job, ids, logprob in zip(batch, *written, strict=True):
             job.completion, job.logprob = self.generator.decode(ids), logprob
-
-
-def printable(text: str) -> str:
-    """Text with a space for each character that cannot be shown: it goes out to other systems."""
-    return "".join(c if c.isprintable() else " " for c in text)

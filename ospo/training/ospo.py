@@ -17,15 +17,20 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
-from trl.trainer.utils import nanstd
 
-from ospo.credit.advantages import EPSILON
-from ospo.credit.alignment import token_spans
 from ospo.credit.engine import Credit, CreditEngine
-from ospo.credit.tokens import Completions, Redistribution, credit_metrics, token_advantages
+from ospo.credit.tokens import (
+    Completions,
+    Redistribution,
+    completion_advantages,
+    credit_metrics,
+    silent_groups,
+)
 from ospo.credit.values import Function
+from ospo.integrations.trl import refuse_erased_credit
 from ospo.policy.prompts import ANSWER_CLOSE, extract_answer, opens_thinking
 from ospo.reward import Reward, as_reward
+from ospo.training.base_weights import keeping_base
 from ospo.training.completions import CompletionTable
 from ospo.training.random_state import RandomState
 from ospo.training.shared_prompts import SharedPromptsMixin
@@ -53,18 +58,14 @@ def read_completions(
     Rewards, segments and token spans then speak of the same characters. ``thinking``: whether the
     prompt leaves a thought open (:func:`ospo.policy.prompts.opens_thinking`).
     """
-    texts, spans, answers, offsets, closings = [], [], [], [], []
-    for ids in completion_ids:
-        text, spans_T = token_spans(list(ids), tokenizer)
-        answer, offset = extract_answer(text, thinking)
-        end = offset + len(answer)
+
+    def find(text: str) -> tuple[int, int, int]:
+        answer, start = extract_answer(text, thinking)
+        end = start + len(answer)
         close = text.find(ANSWER_CLOSE, end)
-        texts.append(text)
-        spans.append(spans_T)
-        answers.append(answer)
-        offsets.append(offset)
-        closings.append(text[end : close + len(ANSWER_CLOSE)] if close >= 0 else "")
-    return Completions(texts, spans, answers, offsets, closings)
+        return start, end, close + len(ANSWER_CLOSE) if close >= 0 else end
+
+    return Completions.read(completion_ids, tokenizer, find=find)
 
 
 class SearchRewardFunction:
@@ -122,17 +123,8 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
                 "a redistribution needs a credit engine, and an engine a redistribution other than "
                 "none"
             )
-        args = arguments["args"]
-        if engine is not None and args.importance_sampling_level != "token":
-            raise ValueError(
-                f"importance_sampling_level {args.importance_sampling_level!r} erases token "
-                "credit: its ratio is one "
-                "number a completion, so every token gets the mean advantage. Use 'token'"
-            )
-        if engine is not None and args.loss_type in ("luspo", "vespo"):
-            raise ValueError(
-                f"loss_type {args.loss_type!r} weights whole sequences and erases token credit"
-            )
+        if engine is not None:
+            refuse_erased_credit(arguments["args"])
         function = arguments["reward_funcs"]
         if not isinstance(function, SearchRewardFunction):
             raise ValueError(
@@ -144,6 +136,9 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self._batch: tuple[Scored, Tensor] | None = None
         self._step_start: tuple[int, RandomState] | None = None  # steps done, and the state then
         super().__init__(**arguments)
+        if self.use_vllm:
+            sampler = self.vllm_generation
+            sampler.sync_weights = keeping_base(sampler.sync_weights, sampler.model)
         self.add_callback(KeepStep(self))
 
     def _calculate_rewards(
@@ -157,9 +152,8 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         scored = self.reward_function.score(completion_ids_list, [row["row"] for row in inputs])
         device = self.accelerator.device
         local_B1 = torch.tensor(scored.rewards_B, dtype=torch.float32, device=device)[:, None]
-        gathered = gather(local_B1)
-        self._batch = scored, gathered
-        return gathered
+        self._batch = scored, local_B1[:, 0]
+        return gather(local_B1)
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         """TRL's completions, with (B, T) advantages in place of (B,) while training; evaluation is
@@ -174,13 +168,12 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         out = super()._generate_and_score_completions(inputs)
         sampled = time.perf_counter()
         assert self._batch is not None
-        (scored, gathered), self._batch = self._batch, None
+        (scored, rewards_B), self._batch = self._batch, None
         sequence_B = out["advantages"]
         credits: list[Credit] | None = None
         if self.engine is not None:
-            std_B = self._group_std(gathered, len(scored.completions))
             credits, out["advantages"] = self._redistribute(
-                self.engine, scored, sequence_B, std_B, out["completion_mask"]
+                self.engine, scored, rewards_B, sequence_B, out["completion_mask"]
             )
         seconds = {"reward": scored.seconds, "credit": time.perf_counter() - sampled}
         seconds["generate"] = sampled - started - seconds["reward"]
@@ -213,32 +206,33 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def _redistribute(
-        self, engine: CreditEngine, scored: Scored, sequence_B: Tensor, std_B: Tensor, mask: Tensor
+        self,
+        engine: CreditEngine,
+        scored: Scored,
+        rewards_B: Tensor,
+        sequence_B: Tensor,
+        mask: Tensor,
     ) -> tuple[list[Credit], Tensor]:
-        """Credit of the answers, and (B, T) advantages; groups with equal rewards are left out."""
-        answers, silent_B = scored.completions.answers, (std_B == 0).cpu().numpy()
-        credits = engine.credit(answers, scored.rows, scored.rewards_B, silent_B)
-        if self.scale_rewards == "none":  # then advantages are in units of the reward
-            std_B = torch.where(std_B > 0, 1 - EPSILON, 0.0)
+        """Credit of the answers, and (B, T) advantages; groups with equal rewards are left out.
+
+        rewards_B: float32, as TRL's advantages are computed from them.
+        """
+        answers = scored.completions.answers
         # A prompt's completions stand one after another, whole groups in each process.
         groups_B = np.arange(len(answers)) // (self.num_generations or 1)
-        advantages_BT = token_advantages(
-            self.redistribution, credits, scored.completions, mask, groups_B, sequence_B, std_B
+        silent_B = silent_groups(rewards_B, groups_B)
+        credits = engine.credit(answers, scored.rows, scored.rewards_B, silent_B)
+        advantages_BT = completion_advantages(
+            self.redistribution,
+            scored.completions,
+            mask,
+            groups_B,
+            rewards_B,
+            credits,
+            scale=self.scale_rewards != "none",
+            sequence_B=sequence_B,
         )
         return credits, advantages_BT
-
-    def _group_std(self, gathered: Tensor, local: int) -> Tensor:
-        """(B,) std of the rewards of each local completion's group, as TRL computes it; exactly 0
-        where all are equal.
-        """
-        group = self.num_generations
-        assert group is not None
-        groups_GK = gathered[:, 0].view(-1, group)
-        std_G = nanstd(groups_GK, dim=1)
-        equal_G = (groups_GK == groups_GK[:, :1]).all(dim=1)
-        std_G = torch.where(equal_G, torch.zeros_like(std_G), std_G)
-        start = self.accelerator.process_index * local
-        return std_G.repeat_interleave(group)[start : start + local]
 
     def _record(
         self,

@@ -21,6 +21,8 @@ ONLY_CHECKED = {
     "ospo data fetch": "downloads gigabytes; test_data_fetch.py has a server of its own",
     "ospo doctor": "its answer depends on this machine; test_doctor.py",
     "ospo train --dataset esci --set presets.mine": "the preset is the reader's; test_docs.py reads it",
+    "ospo export esci --to adapter": "the shop's policies are no adapters; test_export.py",
+    "ospo export esci --to exported/again": "sends it to a hub; test_export.py has a double of one",
     "ospo --help": "test_docs.py runs it",
     "ospo sft --dataset $d": "minutes of a real model's training, in a loop of the shell",
     "ospo train --dataset $d": "likewise",

@@ -1,0 +1,1 @@
+"""Phrase credit in trainers that are not ours. Each module needs the library it is named after."""
