@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ospo.config import Config
+from ospo.config import Config, EsciData, HmData
 
 _HIDDEN = re.compile(
     r"<!--.*?(?:-->|\Z)|<script\b.*?(?:</script\s*>|\Z)|<style\b.*?(?:</style\s*>|\Z)", re.I | re.S
@@ -130,7 +130,8 @@ def _pool(
 
 def _read_esci(raw: Path, config: Config) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Judgements of the queries that are kept, and the products."""
-    options = config.data.esci
+    options = config.dataset("esci")
+    assert isinstance(options, EsciData)
     examples = pd.read_parquet(raw / "shopping_queries_dataset_examples.parquet")
     examples = examples[
         (examples.product_locale == options.locale) & examples.esci_label.isin(options.labels)
@@ -220,7 +221,8 @@ def _read_hm(raw: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 def prepare_hm(raw: Path, out: Path, config: Config) -> dict[str, int]:
     """H&M with pandas; returns rows written."""
     random = np.random.default_rng(config.seed)
-    options = config.data.hm
+    options = config.dataset("hm")
+    assert isinstance(options, HmData)
     articles, customers, transactions = _read_hm(raw)
     cut = transactions.t_dat.max() - pd.Timedelta(days=options.holdout_days)
     members = articles.groupby("product_type_name").article_id.apply(np.array)

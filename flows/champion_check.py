@@ -6,9 +6,9 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
+from flows.common import Dataset, Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
 from ospo import registry
-from ospo.config import DATASETS, Config, Dataset
+from ospo.config import Config
 from ospo.steps import fresh
 
 
@@ -28,13 +28,13 @@ def champion_check(
     a line.
 
     Args:
-        datasets: empty: both
+        datasets: empty: all of params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
     config = flow_config(params, overrides)
     results: dict[str, Any] = {}
-    for dataset in datasets or DATASETS:
+    for dataset in datasets or config.datasets:
         if not any(
             registry.CHAMPION in item.aliases for item in registry.models(config, (dataset,))
         ):

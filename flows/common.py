@@ -13,17 +13,32 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from ospo import steps
-from ospo.config import Config, Dataset, load_config
+from ospo.config import NAME, Config, load_config
+from ospo.data.stages import listed
 from ospo.errors import OspoError
+from ospo.paths import PARAMS
 from ospo.steps import ParentRuns
 from servers.dvc import run_dvc
 from servers.processes import follow_worker
 
+
+def _dataset_form() -> dict[str, object]:
+    """What a form offers: the data sets of params.yaml as it is where the flows are loaded; any
+    name where it cannot be read, which the flow run then says.
+    """
+    form: dict[str, object] = {"type": "string", "pattern": f"^{NAME.pattern}$"}
+    try:
+        return form | {"enum": load_config(PARAMS).datasets}
+    except OspoError:
+        return form
+
+
 # What a form shows and the server checks before a run is made; the library checks again, against
 # params.yaml.
+Dataset = Annotated[str, Field(pattern=rf"^{NAME.pattern}$"), WithJsonSchema(_dataset_form())]
 Preset = Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Seed = Annotated[int | None, Field(ge=0)]
 Count = Annotated[int | None, Field(ge=1)]
@@ -108,6 +123,8 @@ def dvc_repro(dataset: Dataset) -> None:
     An interrupted flow ends DVC with everything it started. Raises OspoError with DVC's last line
     where a stage fails.
     """
+    if dataset not in listed():
+        raise OspoError(f"dvc.yaml: has no stages for {dataset}. Fix: run `ospo data stages`")
     logger = get_run_logger()
     deadline, warned = time.monotonic() + WAIT_SECONDS, False
     while True:

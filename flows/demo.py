@@ -1,9 +1,10 @@
-"""``make demo``: the whole job for both datasets, then the table and ``reports/demo.json``.
+"""``make demo``: the whole job for every data set, then the table and ``reports/demo.json``.
 
 python -m flows.demo [--dataset esci] [--dataset hm] [--real DIR]
 """
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
@@ -11,13 +12,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ospo.config import DATASETS, Config, Dataset, load_config
+from ospo.config import Config, load_config
+from ospo.data.dataset import load_prepared
 from ospo.endings import TERMINATED, ending, exit_on_sigterm
 from ospo.errors import InputError, OspoError
 from ospo.files import storage_problem
-from ospo.paths import DEMO_REPORT, RUNS, SAMPLE
-
-EXAMPLE = "trousers for a school trip"  # a request of the ESCI shop
+from ospo.paths import DEMO_REPORT, PREPARED, RUNS, SAMPLE
 
 
 def commit() -> str:
@@ -30,15 +30,14 @@ def commit() -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Dataset, Path]:
+def real_rows(config: Config, datasets: list[str], real: Path) -> dict[str, Path]:
     """Datasets trained on their sample shop for which ``real`` holds a folder of real rows.
 
     Raises:
         InputError: ``real`` holds no folder of a dataset.
     """
-    raws = {"esci": config.data.esci.raw, "hm": config.data.hm.raw}
-    shops = [dataset for dataset in datasets if Path(raws[dataset]) == SAMPLE / dataset]
-    found = {dataset: real / dataset for dataset in shops if (real / dataset).is_dir()}
+    shops = [name for name in datasets if Path(config.dataset(name).raw) == SAMPLE / name]
+    found = {name: real / name for name in shops if (real / name).is_dir()}
     if shops and not found:
         raise InputError(
             real,
@@ -49,11 +48,12 @@ def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Datas
     return found
 
 
-def run(datasets: list[Dataset], folder: Path | None) -> None:
-    """Run the pipeline flow, and the policies on the real rows of ``folder``; print and write what
-    it measured.
+def run(chosen: list[str], folder: Path | None) -> None:
+    """Run the pipeline flow for the chosen data sets (none: all), and the policies on the real rows
+    of ``folder``; print and write what it measured.
     """
     config = load_config()  # wrong parameters are refused before a server starts
+    datasets = [name for name in chosen if config.dataset(name)] or config.datasets
     rows = real_rows(config, datasets, folder) if folder else {}
     from prefect.exceptions import TerminationSignal
 
@@ -101,16 +101,22 @@ def run(datasets: list[Dataset], folder: Path | None) -> None:
         "\nThese shops are made up: they show that every part works, not what an LLM gains on "
         "your shop.\nHow to train on your own rows: docs/howto/data.md\n"
         f"\n{seconds:.0f} s; figures in {DEMO_REPORT}. Next:\n"
-        f'  .venv/bin/ospo rewrite --dataset esci "{EXAMPLE}"\n'
+        f"  .venv/bin/ospo rewrite --dataset {datasets[0]} {_example(datasets[0])}\n"
         "  make up      runs, registered models, flow runs and schedules in the browser",
         highlight=False,
     )
 
 
+def _example(dataset: str) -> str:
+    """A held-out request of a data set, quoted for a shell."""
+    data = load_prepared(PREPARED / dataset)
+    return shlex.quote(data.requests[int(data.rows("test")[0])].query)
+
+
 def main() -> None:
     """Entry point: a problem the user can mend is one line and exit code 2."""
     parser = argparse.ArgumentParser(description="Run the main job and print what it measured.")
-    parser.add_argument("--dataset", action="append", choices=DATASETS, help="default: both")
+    parser.add_argument("--dataset", action="append", default=[], help="default: all")
     parser.add_argument(
         "--real",
         type=Path,
@@ -120,7 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     exit_on_sigterm()
     try:
-        run(arguments.dataset or list(DATASETS), arguments.real)
+        run(arguments.dataset, arguments.real)
     except (SystemExit, KeyboardInterrupt) as error:
         ended = ending(error)
         if ended is None:

@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.common import (
     Count,
+    Dataset,
     Overrides,
     ParamsFile,
     Preset,
@@ -17,7 +18,7 @@ from flows.common import (
     parent_runs,
 )
 from ospo import steps
-from ospo.config import Config, Dataset
+from ospo.config import Config
 from ospo.files import read_json
 
 
@@ -39,7 +40,7 @@ def evaluate(
     """Evaluate the trained policies of one dataset; returns the summary that the report is made of.
 
     Args:
-        dataset: esci or hm
+        dataset: a data set of params.yaml
         policy: preset of params.yaml; empty: the one that its `policy` names
         max_requests: held-out requests that are scored; empty: what params.yaml says
         seed: empty: the one in params.yaml

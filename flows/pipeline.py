@@ -8,6 +8,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import (
+    Dataset,
     Overrides,
     ParamsFile,
     Preset,
@@ -20,7 +21,7 @@ from flows.common import (
 from flows.evaluate import evaluate
 from flows.train import sft, train_policy
 from ospo import steps
-from ospo.config import DATASETS, Config, Dataset
+from ospo.config import Config
 
 
 @task(name="register", task_run_name="register {dataset}", cache_policy=NO_CACHE)
@@ -40,7 +41,7 @@ def pipeline_dataset(
     """The whole job for one dataset; returns its evaluation summary and what was registered.
 
     Args:
-        dataset: esci or hm
+        dataset: a data set of params.yaml
         policy: preset of params.yaml; empty: the one that its `policy` names
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
@@ -75,11 +76,11 @@ def pipeline(
     """The whole job for each dataset in turn.
 
     Args:
-        datasets: empty: both
+        datasets: empty: all of params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
     return {
         name: pipeline_dataset(name, overrides=overrides, params=params)
-        for name in datasets or DATASETS
+        for name in datasets or flow_config(params, overrides).datasets
     }

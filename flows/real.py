@@ -6,9 +6,9 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.common import Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
+from flows.common import Dataset, Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
 from ospo import steps
-from ospo.config import Config, Dataset
+from ospo.config import Config
 from ospo.files import read_json
 from ospo.reports.evaluation import publish_report
 from ospo.steps.real import NAME, run_transfer
@@ -31,8 +31,8 @@ def real(
     """Evaluate one dataset's trained policies on raw files they never saw; returns the summary.
 
     Args:
-        dataset: esci or hm
-        raw: folder of raw files in the dataset's official format
+        dataset: a data set of params.yaml
+        raw: folder of raw files in the data set's format
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """

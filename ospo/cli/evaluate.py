@@ -8,12 +8,13 @@ import typer
 from ospo.cli.options import (
     PARAMS,
     DatasetOption,
+    OptionalDataset,
     ParamsOption,
     SetOption,
+    load_for,
     need_dataset,
     report_step,
 )
-from ospo.config import Dataset, load_config
 from ospo.errors import InputError
 from ospo.paths import EVALUATION_REPORT, PREPARED, REPORTS, RUNS
 
@@ -22,7 +23,7 @@ app = typer.Typer()
 
 @app.command()
 def evaluate(
-    dataset: Annotated[Dataset | None, typer.Option("--dataset", help="esci or hm")] = None,
+    dataset: OptionalDataset = None,
     policy: Annotated[
         list[str],
         typer.Option(
@@ -49,7 +50,7 @@ def evaluate(
     from ospo.files import read_json
     from ospo.reports.demo_table import demo_table
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     console = Console()
     if policy:
         from ospo.data.dataset import load_prepared
@@ -91,15 +92,16 @@ def real(
     from ospo.reports.evaluation import publish_report
     from ospo.steps.real import run_transfer
 
+    config = load_for(dataset, params, overrides)
     with steps.dataset_lock(dataset):
-        result = run_transfer(load_config(params, overrides), dataset, raw)
+        result = run_transfer(config, dataset, raw)
     report_step(result)
     typer.echo(f"wrote {publish_report(result.directory, f'{dataset}-real')}")
 
 
 @app.command()
 def report(
-    dataset: Annotated[Dataset | None, typer.Option("--dataset", help="esci or hm")] = None,
+    dataset: OptionalDataset = None,
     evaluation: Annotated[
         list[Path],
         typer.Option(
@@ -114,7 +116,7 @@ def report(
     from ospo.files import read_json
     from ospo.reports.evaluation import write_report
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     directories = evaluation or [RUNS / need_dataset(dataset, "--evaluation") / "evaluation"]
     page = out or REPORTS / f"{directories[0].name if evaluation else dataset}.html"
     state = directories[0] / "step.json"
@@ -153,7 +155,7 @@ def compare(
     from ospo.reports.compare import compare as compare_policies
     from ospo.reports.compare import comparison_table, resolve
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     first, second = resolve(a, config), resolve(b, config)
     folder = out or REPORTS / f"compare-{dataset}"
     analysis = compare_policies(
@@ -185,7 +187,7 @@ def explain(
     from ospo.reports import explain_page
     from ospo.retrieval import build_retriever
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     data = load_prepared(PREPARED / dataset)
     asked = data.requests[explanation.find_request(data, request)]
     rule = SEARCH_TEXTS[config.answer]

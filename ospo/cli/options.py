@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ospo.config import Dataset
+from ospo.config import NAME, Config, Dataset, load_config
 from ospo.distributed import is_main
 from ospo.errors import InputError
 from ospo.paths import PARAMS
@@ -17,24 +17,51 @@ __all__ = [
     "PARAMS",
     "DatasetArgument",
     "DatasetOption",
+    "OptionalDataset",
     "ParamsOption",
     "SetOption",
+    "load_for",
     "need_dataset",
     "report_step",
 ]
 
-DatasetArgument = Annotated[Dataset, typer.Argument(help="esci or hm")]
-DatasetOption = Annotated[Dataset, typer.Option("--dataset", help="esci or hm")]
+
+def _name(value: str | None) -> str | None:
+    """A name that may become a folder; typer shows the error line."""
+    if value is not None and not NAME.fullmatch(value):
+        raise typer.BadParameter(f"{value[:60]!r} cannot name a data set (a-z, 0-9, - and _)")
+    return value
+
+
+DatasetArgument = Annotated[
+    Dataset, typer.Argument(help="a data set of params.yaml", callback=_name)
+]
+DatasetOption = Annotated[
+    Dataset, typer.Option("--dataset", help="a data set of params.yaml", callback=_name)
+]
+OptionalDataset = Annotated[
+    Dataset | None, typer.Option("--dataset", help="a data set of params.yaml", callback=_name)
+]
 ParamsOption = Annotated[Path, typer.Option("--params", help="the parameter file")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="override a parameter; repeatable")
 ]
 
 
+def load_for(dataset: Dataset | None, params: Path, overrides: list[str]) -> Config:
+    """The parameters. ConfigError where they are wrong or know no such data set."""
+    config = load_config(params, overrides)
+    if dataset is not None:
+        config.dataset(dataset)
+    return config
+
+
 def need_dataset(dataset: Dataset | None, other: str) -> Dataset:
     """``dataset``. InputError where it is missing; ``other``: the option that would do instead."""
     if dataset is None:
-        raise InputError("ospo", "--dataset", "is missing", f"name esci or hm, or give {other}")
+        raise InputError(
+            "ospo", "--dataset", "is missing", f"name one of params.yaml's, or give {other}"
+        )
     return dataset
 
 

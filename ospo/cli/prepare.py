@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption, SetOption
-from ospo.config import load_config
+from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption, SetOption, load_for
 from ospo.paths import PREPARED
 
 app = typer.Typer()
@@ -19,11 +18,11 @@ def sample(
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],
 ) -> None:
-    """Write the built-in sample shop in a dataset's official raw format."""
+    """Write the built-in sample shop in a data set's raw format, ESCI's or H&M's."""
     from ospo.data.catalogue import generate_sample
 
-    config = load_config(params, overrides)
-    generate_sample(dataset, out, config.sample, config.seed)
+    config = load_for(dataset, params, overrides)
+    generate_sample(config.dataset(dataset).format, out, config.sample, config.seed)
     typer.echo(f"wrote {out}")
 
 
@@ -37,12 +36,11 @@ def prepare(
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],
 ) -> None:
-    """Turn raw ESCI or H&M files into catalogue, requests, pools and qrels."""
+    """Turn the raw files of a data set into catalogue, requests, pools and qrels."""
     from ospo.data.prepare import prepare as prepare_data
 
-    config = load_config(params, overrides)
-    section = config.data.esci if dataset == "esci" else config.data.hm
-    stats = prepare_data(dataset, raw or Path(section.raw), out, config)
+    config = load_for(dataset, params, overrides)
+    stats = prepare_data(dataset, raw, out, config)
     kept = ", ".join(
         f"{value:,} {name}" for name, value in stats["kept"].items() if isinstance(value, int)
     )
@@ -70,7 +68,7 @@ def vectors(
     """
     from ospo.retrieval import write_vectors
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
     written = write_vectors(config, prepared or PREPARED / dataset, out, full)
     typer.echo(

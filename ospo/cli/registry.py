@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption
+from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, load_for
 from ospo.config import load_config
 
 app = typer.Typer()
@@ -17,7 +17,7 @@ def register(
     """Register the better trained policy of a dataset, chosen on validation requests."""
     from ospo import steps
 
-    version = steps.run_registration(load_config(params, overrides), dataset)
+    version = steps.run_registration(load_for(dataset, params, overrides), dataset)
     typer.echo(
         f"{version['name']} version {version['version']}: {version['policy']} "
         f"{' '.join(version['aliases'])}"
@@ -62,7 +62,7 @@ def promote(
     """Make a registered version the champion, which `ospo rewrite` and serving use."""
     from ospo import registry
 
-    made = registry.promote(load_config(params, overrides), dataset, version)
+    made = registry.promote(load_for(dataset, params, overrides), dataset, version)
     typer.echo(f"{made.name}: version {made.version} is the champion")
 
 
@@ -73,7 +73,7 @@ def rollback(
     """Give the champion's place back to the version that held it before."""
     from ospo import registry
 
-    made = registry.rollback(load_config(params, overrides), dataset)
+    made = registry.rollback(load_for(dataset, params, overrides), dataset)
     typer.echo(f"{made.name}: version {made.version} is the champion again")
 
 
@@ -92,7 +92,7 @@ def rewrite(
     """
     from ospo import registry
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     used, rewriter = registry.open_rewriter(config, dataset, version)
     if note := registry.rule_note(used, dataset):
         typer.echo(note, err=True)

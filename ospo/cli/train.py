@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, report_step
-from ospo.config import Algorithm, load_config
+from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, load_for, report_step
+from ospo.config import Algorithm
 
 app = typer.Typer()
 
@@ -15,7 +15,7 @@ def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOpt
     """Train the SFT policy that every algorithm starts from."""
     from ospo import steps
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     with steps.dataset_lock(dataset):
         report_step(steps.run_sft(config, dataset))
 
@@ -34,6 +34,6 @@ def train(
     """
     from ospo import steps
 
-    config = load_config(params, overrides)
+    config = load_for(dataset, params, overrides)
     with steps.dataset_lock(dataset):
         report_step(steps.run_rl(config, dataset, algorithm))

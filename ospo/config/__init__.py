@@ -2,6 +2,8 @@
 
 from ospo.config.algorithms import ALGORITHMS, LABELS, Algorithm
 from ospo.config.data import (
+    FORMATS,
+    NAME,
     NO_QUERIES,
     Data,
     EsciData,
@@ -12,10 +14,25 @@ from ospo.config.data import (
     SampleHm,
     Split,
 )
-from ospo.config.loading import edit_params, load_config, parse_override, set_value
+from ospo.config.formats import (
+    BeirData,
+    ClicksData,
+    DataSet,
+    JudgedData,
+    LogData,
+    TrecData,
+    UbiData,
+)
+from ospo.config.loading import (
+    add_dataset,
+    edit_params,
+    load_config,
+    parse_override,
+    set_value,
+    with_dataset,
+)
 from ospo.config.presets import Dpo, Model, Preset, Rft, Rl, Sft, Updates
 from ospo.config.schema import (
-    DATASETS,
     Answer,
     Config,
     Credit,
@@ -29,19 +46,25 @@ from ospo.config.section import Section
 
 __all__ = [
     "ALGORITHMS",
-    "DATASETS",
+    "FORMATS",
     "LABELS",
+    "NAME",
     "NO_QUERIES",
     "Algorithm",
     "Answer",
+    "BeirData",
+    "ClicksData",
     "Config",
     "Credit",
     "Data",
+    "DataSet",
     "Dataset",
     "Dpo",
     "EsciData",
     "Evaluation",
     "HmData",
+    "JudgedData",
+    "LogData",
     "Model",
     "Pool",
     "Preset",
@@ -56,9 +79,13 @@ __all__ = [
     "Sft",
     "Split",
     "Tracking",
+    "TrecData",
+    "UbiData",
     "Updates",
+    "add_dataset",
     "edit_params",
     "load_config",
     "parse_override",
     "set_value",
+    "with_dataset",
 ]

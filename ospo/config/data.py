@@ -1,19 +1,21 @@
-"""The sections ``data`` and ``sample`` of params.yaml: raw files, splits, pools, sample shops."""
+"""The sections ``data`` and ``sample`` of params.yaml: data sets, splits, pools, sample shops."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from ospo.config.formats import BeirData, ClicksData, DataSet, TrecData, UbiData
 from ospo.config.section import Section
 
 NO_QUERIES = "ospo/data/no_queries.jsonl"
 """The empty file that ``data.hm.queries_file`` names by default: DVC needs a file to depend on."""
 
 
-class EsciData(Section):
+class EsciData(DataSet):
     """How ESCI's raw files become requests."""
 
-    raw: str = Field(description="Folder of the raw parquet files, under their official names.")
+    format: Literal["esci"] = Field(description="Judged queries in ESCI's official parquet files.")
     locale: Literal["us", "jp", "es"] = Field(
         "us", description="Locale of the products and judgements that are kept."
     )
@@ -71,10 +73,10 @@ class EsciData(Section):
         return self
 
 
-class HmData(Section):
+class HmData(DataSet):
     """How H&M's raw files become requests."""
 
-    raw: str = Field(description="Folder of the raw CSV files, under their official names.")
+    format: Literal["hm"] = Field(description="Purchases in H&M's official CSV files.")
     history: int = Field(
         6, ge=1, description="Largest number of earlier purchases shown with a request, the latest."
     )
@@ -146,13 +148,40 @@ class Pool(Section):
     )
 
 
-class Data(Section):
-    """Data preparation."""
+FORMATS: dict[str, type[DataSet]] = {
+    kind.tag(): kind for kind in (EsciData, HmData, BeirData, TrecData, UbiData, ClicksData)
+}
+"""Format → the section of a data set in it."""
+AnyData = Annotated[
+    EsciData | HmData | BeirData | TrecData | UbiData | ClicksData, Field(discriminator="format")
+]
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+"""A data set's name: it becomes a folder, a stage of dvc.yaml and part of a registered model's."""
 
-    esci: EsciData = Field(description="How ESCI's raw files become requests.")
-    hm: HmData = Field(description="How H&M's raw files become requests.")
+
+class Data(Section):
+    """Data preparation. Every key other than ``split`` and ``pool`` names a data set."""
+
+    model_config = ConfigDict(extra="allow")
+
     split: Split = Field(Split(), description="Shares held out for validation and the test.")
     pool: Pool = Field(Pool(), description="Size and composition of the candidate pools.")
+    __pydantic_extra__: dict[str, AnyData]
+
+    @model_validator(mode="after")
+    def _names(self) -> "Data":
+        if not self.sets:
+            raise ValueError("names no data set")
+        if bad := [name for name in self.sets if not NAME.fullmatch(name)]:
+            raise ValueError(
+                f"{bad[0]!r} cannot name a data set: use a to z, 0 to 9, - and _, at most 40"
+            )
+        return self
+
+    @property
+    def sets(self) -> dict[str, DataSet]:
+        """Name → section of every data set, in the order of params.yaml."""
+        return dict(self.__pydantic_extra__)
 
 
 class SampleEsci(Section):

@@ -4,11 +4,13 @@ and fix.
 
 import difflib
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from ospo.config.data import FORMATS, NAME
 from ospo.config.retrievers import HOLDS_CREDENTIALS
 from ospo.config.schema import Config
 from ospo.config.strict_yaml import NotYaml, parse_yaml
@@ -39,9 +41,14 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 def _config_error(file: Path, error: ValidationError) -> ConfigError:
     first = error.errors()[0]
     location = tuple(first["loc"])
+    # Of a data set's section pydantic names the format too: data.shop.beir.raw.
+    tag = location[2] if len(location) > 2 and location[0] == "data" else ""
+    section: type[BaseModel] | None = FORMATS.get(str(tag))
+    if section is not None:
+        location = (*location[:2], *location[3:])
     key = ".".join(str(part) for part in location) or "(top level)"
     if first["type"] == "extra_forbidden":
-        known = _known_keys(Config, location)
+        known = list(section.model_fields) if section else _known_keys(Config, location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = (
             f"did you mean {close[0]!r}?"
@@ -49,6 +56,12 @@ def _config_error(file: Path, error: ValidationError) -> ConfigError:
             else f"remove it; known keys here: {', '.join(known)}"
         )
         return ConfigError(file, key, "unknown key", hint)
+    if first["type"] == "union_tag_not_found":
+        fix = f"name its format: {', '.join(FORMATS)}"
+        return ConfigError(file, f"{key}.format", "key is missing", fix)
+    if first["type"] == "union_tag_invalid":
+        problem = f"unknown format {first['ctx']['tag']:.60}"
+        return ConfigError(file, f"{key}.format", problem, f"choose one of {', '.join(FORMATS)}")
     if first["type"] == "missing":
         return ConfigError(
             file, key, "key is missing", "add it (params.yaml of the repository shows its default)"
@@ -139,28 +152,73 @@ def load_config(file: str | Path = "params.yaml", overrides: list[str] | None = 
     values = _read_yaml(file)
     for text in overrides or []:
         set_value(values, *parse_override(text, file), file)
+    return _validated(values, file)
+
+
+def _validated(values: dict[str, Any], file: Path) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise _config_error(file, error) from None
 
 
+def with_dataset(name: str, values: dict[str, Any], file: str | Path = "params.yaml") -> Config:
+    """The parameters with one more data set. ConfigError where it is there already or invalid."""
+    file = Path(file)
+    document = _read_yaml(file)
+    held = document.get("data")
+    if isinstance(held, dict) and name in held:
+        fix = f"choose another name, or change its keys: ospo config set data.{name}.KEY=VALUE"
+        raise ConfigError(file, f"data.{name}", "is there already", fix)
+    if not NAME.fullmatch(name):
+        problem = f"{name[:60]!r} cannot name a data set"
+        raise ConfigError(file, "data", problem, "use a to z, 0 to 9, - and _, at most 40")
+
+    data = {**held, name: values} if isinstance(held, dict) else held
+    return _validated({**document, "data": data}, file)
+
+
+def add_dataset(name: str, values: dict[str, Any], file: str | Path = "params.yaml") -> Config:
+    """Write the data set ``name`` with the keys ``values`` into params.yaml, before ``data.split``,
+    keeping its comments. ConfigError, with the file as it is, where ``with_dataset`` has one.
+    """
+    file = Path(file)
+    config = with_dataset(name, values, file)
+
+    def put(document: Any) -> None:
+        data = document["data"]
+        at = list(data).index("split") if "split" in data else len(data)
+        data.insert(at, name, values)
+
+    _rewrite(file, put)
+    return config
+
+
 def edit_params(assignments: list[str], file: str | Path = "params.yaml") -> Config:
     """Write ``KEY=VALUE`` assignments into params.yaml, keeping its comments; invalid ones leave
     the file as it is.
     """
+    file = Path(file)
+    config = load_config(file, assignments)
+
+    def put(document: Any) -> None:
+        for text in assignments:
+            set_value(document, *parse_override(text, file), file)
+
+    _rewrite(file, put)
+    return config
+
+
+def _rewrite(file: Path, change: Callable[[Any], None]) -> None:
+    """Change params.yaml as a document that keeps its comments."""
     from ruamel.yaml import YAML
 
     from ospo.files import atomic_file
 
-    file = Path(file)
-    config = load_config(file, assignments)
     reader = YAML()
     reader.preserve_quotes = True
     reader.width = 200
     document = reader.load(file.read_text(encoding="utf-8"))
-    for text in assignments:
-        set_value(document, *parse_override(text, file), file)
+    change(document)
     with atomic_file(file) as temporary:
         reader.dump(document, temporary)
-    return config

@@ -3,18 +3,21 @@
 The sections about data are in ``config/data.py``, those about policies in ``config/presets.py``.
 """
 
-from typing import Literal, get_args
+import difflib
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from ospo.config.algorithms import Algorithm
 from ospo.config.data import Data, Sample
+from ospo.config.formats import DataSet
 from ospo.config.presets import Preset
 from ospo.config.retrievers import Retrievers
 from ospo.config.section import Section
+from ospo.errors import ConfigError
 
-Dataset = Literal["esci", "hm"]
-DATASETS: tuple[Dataset, ...] = get_args(Dataset)
+Dataset = str
+"""A data set's name: a key of ``data`` in params.yaml."""
 Answer = Literal["rewrite", "expand"]
 
 
@@ -162,6 +165,24 @@ class Config(Section):
         if len(set(algorithms)) < len(algorithms):
             raise ValueError("names an algorithm twice")
         return algorithms
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """The names of the data sets, in the order of params.yaml."""
+        return list(self.data.sets)
+
+    def dataset(self, name: Dataset) -> DataSet:
+        """The section of a data set. ConfigError where params.yaml names no such one."""
+        if name not in self.data.sets:
+            close = difflib.get_close_matches(name, self.datasets, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(
+                "params.yaml",
+                "data",
+                f"names no data set {name[:60]!r}",
+                f"{hint}name one of {', '.join(self.datasets)}, or add it: ospo data add",
+            )
+        return self.data.sets[name]
 
     @property
     def policies(self) -> list[str]:

@@ -4,14 +4,10 @@ prepared tables.
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
-from scipy.sparse import csr_array
 
-from ospo.config import Config, EsciData
-from ospo.data.hashing import hash_strings
-from ospo.data.pools import Judged, item_ranges, pool_chunks
-from ospo.data.query_key import query_keys
+from ospo.config import EsciData
+from ospo.data.judged import assemble, at_most, best_first, groups_of, keep_queries, requests_of
 from ospo.data.raw_files import collect, raw_folder
 from ospo.data.raw_parquet import scan_parquet
 from ospo.data.schemas import (
@@ -21,11 +17,11 @@ from ospo.data.schemas import (
     ESCI_PRODUCTS,
     ESCI_PRODUCTS_NEEDED,
     ESCI_PRODUCTS_SCHEMA,
-    HISTORY,
 )
-from ospo.data.split import assign_split, require_splits
+from ospo.data.source import Source
+from ospo.data.split import require_splits
 from ospo.data.stats import Stats
-from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html, text_codes
+from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html
 from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
@@ -35,30 +31,25 @@ _WORDS = ("exact", "substitute", "complement", "irrelevant")
 _HAS_ID = pl.col("product_id").fill_null("").str.strip_chars() != ""
 
 
-def prepare_esci(
-    raw: Path, config: Config, stats: Stats, evaluation_only: bool = False
-) -> Prepared:
-    """Read the raw files in ``raw`` and build the prepared tables. Raises InputError.
-
-    evaluation_only: training requests may be missing.
-    """
-    raw = raw_folder(raw, "data.esci.raw", [ESCI_EXAMPLES, ESCI_PRODUCTS])
-    options = config.data.esci
+def prepare_esci(source: Source[EsciData], stats: Stats) -> Prepared:
+    """Read the raw files and build the prepared tables. Raises InputError."""
+    raw = raw_folder(source.raw, source.key("raw"), [ESCI_EXAMPLES, ESCI_PRODUCTS])
+    options, config = source.options, source.config
     judgements, others = _read_judgements(raw / ESCI_EXAMPLES, options, stats)
-    catalogue = _read_catalogue(raw / ESCI_PRODUCTS, options, stats)
+    catalogue = _read_catalogue(raw / ESCI_PRODUCTS, source, stats)
     judged = _known_products(raw, judgements, catalogue, stats)
     judged = _filter_queries(judged, catalogue, options, config.seed, stats)
     if judged.is_empty():
-        fix = "loosen data.esci (labels, min_exact, max_exact, title_overlap, locale)"
+        fix = f"loosen data.{source.name} (labels, min_exact, max_exact, title_overlap, locale)"
         raise InputError(
             raw / ESCI_EXAMPLES, "query", "no query with relevant products is left", fix
         )
-    catalogue = catalogue.with_columns(group=_groups(catalogue, judged))
-    judged = _best_first(judged, config.data.pool.size, stats)
-    requests = _requests(judged, config, stats)
+    catalogue = catalogue.with_columns(group=groups_of(catalogue, judged))
+    judged = best_first(judged, config.data.pool.size, stats)
+    requests = requests_of(judged, config, stats, options.locale)
     fix = "supply more different queries, or change data.split or seed"
-    require_splits(raw / ESCI_EXAMPLES, "query", requests["split"], fix, evaluation_only)
-    return _assemble(judged, others, catalogue, requests, config)
+    require_splits(raw / ESCI_EXAMPLES, "query", requests["split"], fix, source.evaluation_only)
+    return assemble(judged, others, catalogue, requests, LABELS, config)
 
 
 def _read_judgements(
@@ -142,12 +133,13 @@ def _read_locale(frame: pl.DataFrame, rows: str, stats: Stats) -> pl.DataFrame:
     return frame.with_columns(locale)
 
 
-def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame:
+def _read_catalogue(file: Path, source: Source[EsciData], stats: Stats) -> pl.DataFrame:
     """Products of the chosen locale as catalogue rows, sorted by item_id; group is filled
     in later.
     """
     products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA, stats)
-    _check_products(file, products, options.locale, stats)
+    locale = source.options.locale
+    _check_products(file, products, locale, source.key("locale"), stats)
 
     def part(column: str) -> pl.Expr:
         return strip_html(known(pl.col(column)))
@@ -155,7 +147,7 @@ def _read_catalogue(file: Path, options: EsciData, stats: Stats) -> pl.DataFrame
     texts = [pl.col(name) for name in ("title", "brand", "colour", "bullets", "description")]
     # One streaming pass: the raw texts never stand in memory as a whole.
     catalogue = (
-        products.filter(_locale_is(options.locale) & _HAS_ID)
+        products.filter(_locale_is(locale) & _HAS_ID)
         .select(
             item_id="product_id",
             title=part("product_title"),
@@ -185,7 +177,9 @@ def _locale_is(locale: str) -> pl.Expr:
     return pl.col("product_locale").str.strip_chars().str.to_lowercase() == locale
 
 
-def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stats) -> None:
+def _check_products(
+    file: Path, products: pl.LazyFrame, locale: str, key: str, stats: Stats
+) -> None:
     """Count products; refuse a file without products of the locale, and a product that appears
     twice.
     """
@@ -196,7 +190,7 @@ def _check_products(file: Path, products: pl.LazyFrame, locale: str, stats: Stat
     frame = stats.keep(frame, "product_other_locale", pl.col("product_locale") == locale)
     if frame.is_empty():
         held = ", ".join(found[:10]) or "it is empty"
-        fix = f"set data.esci.locale to one that the file holds ({held})"
+        fix = f"set {key} to one that the file holds ({held})"
         raise InputError(file, "product_locale", f"no product of locale {locale!r}", fix)
     frame = stats.keep(frame, "product_without_id", _HAS_ID)
     if frame["product_id"].n_unique() < len(frame):
@@ -228,34 +222,20 @@ def _filter_queries(
     judged = judged.with_columns(
         exact=exact.sum().over("query_id"), best=pl.col("gain").max().over("query_id")
     )
-    judged = _keep_queries(
+    judged = keep_queries(
         judged, stats, "query_too_few_exact", pl.col("exact") >= options.min_exact
     )
-    judged = _keep_queries(
+    judged = keep_queries(
         judged, stats, "query_too_many_exact", pl.col("exact") <= options.max_exact
     )
-    judged = _keep_queries(judged, stats, "query_without_relevant", pl.col("best") > 0)
+    judged = keep_queries(judged, stats, "query_without_relevant", pl.col("best") > 0)
     if options.title_overlap > 0:
         judged = judged.with_columns(
             overlap=_enough_overlap(judged, catalogue, options.title_overlap)
         )
-        judged = _keep_queries(judged, stats, "query_little_title_overlap", pl.col("overlap"))
-    if options.max_requests:
-        queries = judged.select("query_id", "query").unique("query_id", maintain_order=True)
-        order = np.argsort(hash_strings(queries["query"], seed + 1), kind="stable")[
-            : options.max_requests
-        ]
-        chosen = pl.col("query_id").is_in(queries["query_id"].gather(order.tolist()).implode())
-        judged = _keep_queries(judged, stats, "query_beyond_max_requests", chosen)
+        judged = keep_queries(judged, stats, "query_little_title_overlap", pl.col("overlap"))
+    judged = at_most(judged, options.max_requests, seed, stats)
     return judged.select("query_id", "query", "item_id", "item", "label", "gain")
-
-
-def _keep_queries(
-    judged: pl.DataFrame, stats: Stats, reason: str, condition: pl.Expr
-) -> pl.DataFrame:
-    kept = judged.filter(condition)
-    stats.drop(reason, judged["query_id"].n_unique() - kept["query_id"].n_unique())
-    return kept
 
 
 def _enough_overlap(judged: pl.DataFrame, catalogue: pl.DataFrame, share: float) -> pl.Series:
@@ -276,113 +256,3 @@ def _enough_overlap(judged: pl.DataFrame, catalogue: pl.DataFrame, share: float)
     needed = pl.max_horizontal(2, (pl.col("query").list.len() * share).ceil())
     enough = (pl.col("label") == "E") & (common >= needed)
     return frame.select(enough.any().over("query_id").alias("overlap")).to_series()
-
-
-def _groups(catalogue: pl.DataFrame, judged: pl.DataFrame) -> pl.Series:
-    """Group of each product: its category's most co-judged more frequent category, else the
-    category itself.
-
-    ESCI has no taxonomy; shoppers' queries relate "charger" to "phone", and annotators judged both.
-    """
-    codes, names = text_codes(catalogue["category"])
-    heads = (
-        judged.select("query_id", category=pl.Series(codes).gather(judged["item"]))
-        .unique()
-        .sort("query_id")
-    )
-    if names[0] == "":
-        heads = heads.filter(pl.col("category") > 0)
-    # Queries × categories, 0 or 1: entry (a, b) of MᵀM counts the queries for which both were
-    # judged.
-    query, category = heads["query_id"].rle_id().to_numpy(), heads["category"].to_numpy()
-    judged_QC = csr_array(
-        (np.ones(len(heads), np.int32), (query, category)), shape=(len(heads), len(names))
-    )
-    together_CC = (judged_QC.T @ judged_QC).tocoo()
-    size = judged_QC.sum(axis=0)
-    child, parent = together_CC.coords
-    larger = size[parent] > size[child]
-    child, parent, together = child[larger], parent[larger], together_CC.data[larger]
-    order = np.lexsort((parent, -together, child))
-    first = order[np.concatenate(([True], np.diff(child[order]) != 0))] if len(order) else order
-    group = np.arange(len(names))
-    group[child[first]] = parent[first]
-    return names.gather(group[codes]).alias("group")
-
-
-def _irrelevant(judged: pl.DataFrame, others: pl.DataFrame, items: pl.Series) -> Judged:
-    """Products judged for a request without being relevant, substitutes first, sorted by request.
-
-    judged: (request row) ``row``, query_id, item, gain and label. others: judgements of labels not
-    chosen.
-    """
-    rows = judged.select("query_id", "row").unique()
-    places = pl.DataFrame(
-        {"item_id": items, "item": pl.int_range(len(items), dtype=pl.Int32, eager=True)}
-    )
-    others = (
-        others.join(rows, on="query_id").join(places, on="item_id").select("row", "item", "label")
-    )
-    others = others.join(judged, on=["row", "item"], how="anti").unique(["row", "item"])
-    judged = judged.filter(pl.col("gain") <= 0).select("row", "item", "label")
-    frame = (
-        pl.concat([judged, others])
-        .with_columns(pl.col("label").cast(pl.Enum(LABELS)))
-        .sort("row", "label", "item")
-    )
-    return Judged(frame["row"].to_numpy().astype(np.int64), frame["item"].to_numpy())
-
-
-def _best_first(judged: pl.DataFrame, size: int, stats: Stats) -> pl.DataFrame:
-    """The judgements with their request_id, each request's best first; relevant products beyond
-    the ``size`` places of a pool left out.
-    """
-    judged = judged.with_columns(request_id=pl.col("query_id").cast(pl.String))
-    judged = judged.sort(["request_id", "gain", "item_id"], descending=[False, True, False])
-    place = pl.int_range(pl.len()).over("request_id")
-    return stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
-
-
-def _requests(judged: pl.DataFrame, config: Config, stats: Stats) -> pl.DataFrame:
-    """One row per request, with its split and the catalogue row of its target as ``item``: queries
-    whose normal forms are equal lie on one side.
-    """
-    requests = judged.group_by("request_id", maintain_order=True).first()
-    locale, shares = config.data.esci.locale, config.data.split
-    keys = query_keys(requests["query"], locale)
-    stats.used |= {
-        "locale": locale,
-        "queries_joined": requests["query"].n_unique() - keys.n_unique(),
-    }
-    return requests.select(
-        "request_id",
-        assign_split(keys, shares.validation, shares.test, config.seed),
-        "query",
-        "item",
-        customer_id=pl.lit(""),
-        history=pl.lit([], dtype=HISTORY),
-        target_id="item_id",
-    )
-
-
-def _assemble(
-    judged: pl.DataFrame,
-    others: pl.DataFrame,
-    catalogue: pl.DataFrame,
-    requests: pl.DataFrame,
-    config: Config,
-) -> Prepared:
-    """Qrels and pools of the filtered judgements, beside their requests."""
-    judged = judged.with_columns(row=judged["request_id"].rle_id())
-    relevant = judged.filter(pl.col("gain") > 0)
-    category, group = (text_codes(catalogue[name])[0] for name in ("category", "group"))
-    pools = pool_chunks(
-        relevant=Judged(relevant["row"].to_numpy().astype(np.int64), relevant["item"].to_numpy()),
-        irrelevant=_irrelevant(judged, others, catalogue["item_id"]),
-        target_R=requests["item"].to_numpy(),
-        ranges=item_ranges(category, group, hash_strings(catalogue["item_id"], config.seed)),
-        hashes_R=hash_strings(requests["request_id"], config.seed + 2),
-        pool=config.data.pool,
-    )
-    qrels = judged.select("request_id", "item_id", "gain", "label").sort("request_id", "item_id")
-    return Prepared(catalogue, requests["request_id"], [requests], qrels, pools)

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ospo.config import EsciData, HmData
 from ospo.data.schemas import (
     ESCI_EXAMPLES,
     ESCI_PRODUCTS,
@@ -57,7 +58,7 @@ class Source:
 
 
 SOURCES = {
-    "esci": (
+    EsciData.tag(): (
         Source(
             ESCI_EXAMPLES,
             _ESCI + ESCI_EXAMPLES,
@@ -71,7 +72,7 @@ SOURCES = {
             "25124442d064d64b26f74082d6fa09438d679efc0c183cf28d19064a2b65a265",
         ),
     ),
-    "hm": tuple(
+    HmData.tag(): tuple(
         Source(name, _HM + name, columns=tuple(columns))
         for name, columns in (
             (HM_ARTICLES, HM_ARTICLES_NEEDED),
@@ -126,7 +127,7 @@ def fetch(
         sources = tuple(
             replace(source, url=f"{mirror.rstrip('/')}/{source.name}") for source in sources
         )
-    headers = {} if dataset == "esci" or mirror else _credentials(environment)
+    headers = {} if mirror or not sources[0].url.startswith(_HM) else _credentials(environment)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return [
@@ -137,7 +138,9 @@ def fetch(
 def _credentials(environment: Mapping[str, str]) -> dict[str, str]:
     user, key = environment.get("KAGGLE_USERNAME", ""), environment.get("KAGGLE_KEY", "")
     if not user or not key:
-        raise InputError("hm", "KAGGLE_USERNAME, KAGGLE_KEY", "not set in the environment", _ACCEPT)
+        raise InputError(
+            HmData.tag(), "KAGGLE_USERNAME, KAGGLE_KEY", "not set in the environment", _ACCEPT
+        )
     token = base64.b64encode(f"{user}:{key}".encode()).decode()
     return {"Authorization": f"Basic {token}"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ospo.config import NO_QUERIES, Config, HmData
+from ospo.config import NO_QUERIES, HmData
 from ospo.data.hashing import hash_strings, mix
 from ospo.data.hm_files import (
     Purchases,
@@ -30,6 +30,7 @@ from ospo.data.schemas import (
     HM_CUSTOMERS,
     HM_TRANSACTIONS,
 )
+from ospo.data.source import Source
 from ospo.data.split import assign_split, require_splits
 from ospo.data.stats import Stats
 from ospo.data.text import join_parts, text_codes
@@ -41,13 +42,10 @@ _MIN_HELD_OUT = 20
 """The holdout window doubles until validation and test hold this many requests each."""
 
 
-def prepare_hm(raw: Path, config: Config, stats: Stats, evaluation_only: bool = False) -> Prepared:
-    """Read the raw files in ``raw`` and build the prepared tables. Raises InputError.
-
-    evaluation_only: training requests may be missing.
-    """
-    raw = raw_folder(raw, "data.hm.raw", [HM_ARTICLES, HM_TRANSACTIONS, HM_CUSTOMERS])
-    options = config.data.hm
+def prepare_hm(source: Source[HmData], stats: Stats) -> Prepared:
+    """Read the raw files and build the prepared tables. Raises InputError."""
+    raw = raw_folder(source.raw, source.key("raw"), [HM_ARTICLES, HM_TRANSACTIONS, HM_CUSTOMERS])
+    options, config = source.options, source.config
     articles = read_articles(raw / HM_ARTICLES, stats)
     customers = read_customers(raw / HM_CUSTOMERS, stats)
     purchases = read_purchases(raw / HM_TRANSACTIONS, articles, customers, stats)
@@ -55,20 +53,21 @@ def prepare_hm(raw: Path, config: Config, stats: Stats, evaluation_only: bool = 
     splits = assign_split(customers, shares.validation, shares.test, config.seed)
     targets = _choose_targets(purchases, splits.to_numpy(), options, stats)
     if not len(targets):
-        fix = "supply more transactions or loosen data.hm (min_history, holdout_days)"
+        fix = f"supply more transactions or loosen data.{source.name} (min_history, holdout_days)"
         raise InputError(raw / HM_TRANSACTIONS, "t_dat", "no purchase has an earlier history", fix)
     hashes_R = _request_hashes(purchases, targets, articles, customers, config.seed)
     if options.max_requests and len(targets) > options.max_requests:
         stats.drop("request_beyond_max_requests", len(targets) - options.max_requests)
         chosen = np.sort(np.argsort(hashes_R, kind="stable")[: options.max_requests])
         targets, hashes_R = targets[chosen], hashes_R[chosen]
-    fix = "supply more customers and days, or change data.hm.holdout_days, data.split or seed"
+    days = source.key("holdout_days")
+    fix = f"supply more customers and days, or change {days}, data.split or seed"
     sides = splits.gather(purchases.customer[targets])
-    require_splits(raw / HM_TRANSACTIONS, "t_dat", sides, fix, evaluation_only)
+    require_splits(raw / HM_TRANSACTIONS, "t_dat", sides, fix, source.evaluation_only)
     # Targets are in (customer, day) order; request ids sort by (customer, article).
     order = np.lexsort((purchases.item[targets], purchases.customer[targets]))
     return _assemble(
-        purchases, targets[order], hashes_R[order], articles, customers, splits, config, stats
+        purchases, targets[order], hashes_R[order], articles, customers, splits, source, stats
     )
 
 
@@ -156,11 +155,11 @@ def _assemble(
     articles: pl.DataFrame,
     customers: pl.Series,
     splits: pl.Series,
-    config: Config,
+    source: Source[HmData],
     stats: Stats,
 ) -> Prepared:
     """The tables of the requests whose targets are the purchases at ``targets``."""
-    options = config.data.hm
+    options, config = source.options, source.config
     item, customer = purchases.item[targets], purchases.customer[targets]
     ids = pl.DataFrame(
         {"customer_id": customers[customer], "target_id": articles["article_id"][item]}

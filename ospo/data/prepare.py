@@ -3,20 +3,18 @@
 from pathlib import Path
 from typing import Any
 
-from ospo.config import DATASETS, Config
-from ospo.data.esci import prepare_esci
-from ospo.data.hm import prepare_hm
+from ospo.config import Config
+from ospo.data.formats import format_of
+from ospo.data.source import Source
 from ospo.data.stats import Stats
 from ospo.data.writer import WRITE_ERRORS, write_prepared
 from ospo.errors import InputError
 from ospo.files import atomic_directory
 
-_PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
-
 
 def prepare(
     dataset: str,
-    raw_dir: str | Path,
+    raw_dir: str | Path | None,
     out_dir: str | Path,
     config: Config,
     evaluation_only: bool = False,
@@ -24,15 +22,15 @@ def prepare(
     """Raw files in ``raw_dir`` → prepared tables in ``out_dir``, which appears (or is replaced) as
     a whole.
 
+    dataset: a name of params.yaml, which says the format; raw_dir None: the folder named there.
     evaluation_only: the data serve to evaluate policies that exist, so training requests may be
     missing. Returns the content of stats.json. Raises InputError with nothing written.
     """
-    if dataset not in _PREPARE:
-        raise InputError(
-            str(dataset), "", "unknown dataset", f"choose one of {', '.join(DATASETS)}"
-        )
+    options = config.dataset(dataset)
+    raw = Path(options.raw if raw_dir is None else raw_dir)
     stats = Stats()
-    prepared = _PREPARE[dataset](Path(raw_dir), config, stats, evaluation_only)
+    source = Source(dataset, raw, options, config, evaluation_only)
+    prepared = format_of(options).read(source, stats)
     try:
         with atomic_directory(out_dir) as temporary:
             write_prepared(prepared, temporary, stats)

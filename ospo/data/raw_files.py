@@ -23,11 +23,11 @@ def raw_folder(folder: str | Path, key: str, files: Sequence[str]) -> Path:
             folder,
             "",
             "folder not found",
-            f"set {key} (or --raw) to the folder of the official files",
+            f"set {key} (or --raw) to the folder of the raw files",
         )
     for name in files:
         if not (folder / name).is_file():
-            raise InputError(folder / name, "", "file not found", f"put the official {name} there")
+            raise InputError(folder / name, "", "file not found", f"put {name} there")
     return folder
 
 

@@ -16,6 +16,14 @@ REASONS = {
     "stays",
     "judgement_unknown_product": "judgements of a product that is not in the products file, or has "
     "no text",
+    "judgement_unknown_query": "judgements of a query that is not in the queries file",
+    "query_in_two_splits": "queries of a split that stand, in words a shopper would call the same, "
+    "in a later one of train, validation, test",
+    "query_too_little_evidence": "queries whose products were shown fewer than min_impressions "
+    "times",
+    "event_other_action": "events whose action is no impression, click, cart or purchase",
+    "event_without_query": "events without a query: no id, or an id without a text",
+    "event_without_product": "events that name no product",
     "product_other_locale": "products of another locale",
     "product_without_id": "products without product_id",
     "product_without_text": "products whose texts are all empty once HTML is removed",

@@ -1,5 +1,5 @@
-"""The last step of preparation, the same for both datasets: tables held to their contracts, written
-in row groups.
+"""The last step of preparation, the same for every data set: tables held to their contracts,
+written in row groups.
 """
 
 from collections.abc import Iterable, Iterator
@@ -62,7 +62,9 @@ def write_prepared(prepared: Prepared, directory: Path, stats: Stats) -> None:
 
 def _write_table(directory: Path, name: str, table: pl.DataFrame) -> None:
     file = directory / f"{name}.parquet"
-    table = table.select(list(PREPARED[name]))
+    further = [column for column in table.columns if column not in PREPARED[name]]
+    # Attributes of one's own stand in the catalogue, behind the contract's columns.
+    table = table.select([*PREPARED[name], *(sorted(further) if name == "catalogue" else [])])
     check_prepared(file, table, name)
     table.write_parquet(file, compression="zstd", compression_level=_LEVEL, row_group_size=1 << 16)
 

@@ -156,7 +156,7 @@ def _create(
             "\n\nIt has a guard, chosen on validation requests: where it is unsure or has nothing "
             "to go on, the request stays as it is. The figures above are without it."
         )
-    model_uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
+    model_uri = log_model(staged, settings, candidate.run_id, staged.parent)
     _ensure_model(client, name)
     return client.create_model_version(
         name,

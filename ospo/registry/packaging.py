@@ -48,18 +48,15 @@ _REQUIREMENTS = (
     "torch",
     "transformers",
 )
-_EXAMPLES = {
-    "esci": ["running shoes", "gift for a coffee lover"],
-    "hm": [
-        "something for the weekend",
-        json.dumps(
-            {
-                "query": "summer top",
-                "history": [{"name": "Linen shirt", "type": "Shirt", "colour": "White"}],
-            }
-        ),
-    ],
-}
+_EXAMPLE = [
+    "running shoes",
+    json.dumps(
+        {
+            "query": "summer top",
+            "history": [{"name": "Linen shirt", "type": "Shirt", "colour": "White"}],
+        }
+    ),
+]
 
 
 def copy_policy(model_dir: Path, target: Path) -> None:
@@ -113,9 +110,7 @@ def copy_code(target: Path) -> None:
             shutil.copyfile(source, to)
 
 
-def log_model(
-    dataset: str, staged: Path, settings: Mapping[str, int | str], run_id: str, folder: Path
-) -> str:
+def log_model(staged: Path, settings: Mapping[str, int | str], run_id: str, folder: Path) -> str:
     """Log the pyfunc with its code, so that it loads where ospo is not installed; returns
     its URI.
     """
@@ -132,7 +127,7 @@ def log_model(
             model_config=dict(settings),
             pip_requirements=_requirements((staged / "adapter_config.json").is_file()),
             input_example=(
-                _EXAMPLES[dataset],
+                _EXAMPLE,
                 {"max_new_tokens": settings["max_new_tokens"], "temperature": 0.0, "seed": 0},
             ),
         )

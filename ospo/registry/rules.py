@@ -27,6 +27,7 @@ from ospo.registry.store import (
 )
 from ospo.serving.requests import MAX_NEW_TOKENS
 from ospo.tracking.facts import git_commit, git_dirty
+from ospo.tracking.store import record_name
 
 BEST_TAG = "rule_to_beat"  # the best rule, which may be one that cannot answer by itself
 
@@ -112,13 +113,13 @@ def _create(
         "dataset": dataset,
         "algorithm": f"rule: {rule.name}",
         **{key: str(value) for key, value in settings.items()},
-        **{f"ndcg_at_10.{retriever}": f"{value:.6f}" for retriever, value in figures.items()},
+        **{record_name(f"ndcg_at_10.{name}"): f"{value:.6f}" for name, value in figures.items()},
     }
     card = (
         f"No policy, but a rule ({dataset}): {rule.words}. It answers while no trained policy is "
         "better than the best rule in a paired test on held-out requests."
     )
-    uri = log_model(dataset, staged, settings, candidate.run_id, staged.parent)
+    uri = log_model(staged, settings, candidate.run_id, staged.parent)
     made = client.create_model_version(
         model_name(dataset),
         source=uri,

@@ -115,12 +115,14 @@ def versions_of(client: MlflowClient, dataset: str) -> list[Version]:
     return sorted(found, key=lambda item: -item.version)
 
 
-def models(
-    config: Config, datasets: tuple[str, ...] = ("esci", "hm"), root: str | Path = "."
-) -> list[Version]:
-    """Every registered policy of the data sets, newest first within each."""
+def models(config: Config, datasets: tuple[str, ...] = (), root: str | Path = ".") -> list[Version]:
+    """Every registered policy of the data sets (none named: of all in params.yaml), newest first
+    within each.
+    """
     with connect(config, root) as client:
-        return [item for dataset in datasets for item in versions_of(client, dataset)]
+        return [
+            item for dataset in datasets or config.datasets for item in versions_of(client, dataset)
+        ]
 
 
 def champion(config: Config, dataset: str, root: str | Path = ".") -> Version:

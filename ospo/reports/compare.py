@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ospo.config import DATASETS, Config
+from ospo.config import Config
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
 from ospo.evaluation.analysis import Analysis, analyse
@@ -48,7 +48,7 @@ def resolve(reference: str, config: Config, runs: Path = RUNS) -> Named:
         reference.partition("@") if "@" in reference else reference.rpartition("/")
     )
     dataset = name.removeprefix("ospo-rewriter-")
-    if separator and dataset in DATASETS and dataset != name:
+    if separator and dataset in config.datasets and dataset != name:
         from ospo import registry
 
         for version in registry.models(config, (dataset,)):

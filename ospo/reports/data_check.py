@@ -2,15 +2,15 @@
 wrong.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from ospo.config import Config
+from ospo.config import FORMATS, Config, DataSet, EsciData, HmData
 from ospo.data.dataset import load_prepared
-from ospo.data.esci import prepare_esci
-from ospo.data.hm import prepare_hm
+from ospo.data.formats import format_of, format_of_folder
 from ospo.data.item_places import Places, prepared_places, unwritten_places
 from ospo.data.item_side import LEAST, LIMIT, item_side
 from ospo.data.raw_csv import csv_columns, read_csv
@@ -35,30 +35,32 @@ from ospo.data.schemas import (
     PREPARED,
     SPLITS,
 )
+from ospo.data.source import Source
 from ospo.data.stats import FORMS, REASONS, Stats
+from ospo.data.text import text_codes
 from ospo.errors import InputError
+from ospo.reports.categories import PassingPools, bare_pools, categories_of
 from ospo.reports.wording import shown
 
 # File → official columns, columns that are needed.
 _RAW = {
-    "esci": {
+    EsciData.tag(): {
         ESCI_EXAMPLES: (list(ESCI_EXAMPLES_SCHEMA), ESCI_EXAMPLES_NEEDED),
         ESCI_PRODUCTS: (list(ESCI_PRODUCTS_SCHEMA), ESCI_PRODUCTS_NEEDED),
     },
-    "hm": {
+    HmData.tag(): {
         HM_ARTICLES: (HM_ARTICLES_COLUMNS, HM_ARTICLES_NEEDED),
         HM_TRANSACTIONS: (HM_TRANSACTIONS_COLUMNS, HM_TRANSACTIONS_NEEDED),
         HM_CUSTOMERS: (HM_CUSTOMERS_COLUMNS, HM_CUSTOMERS_NEEDED),
     },
 }
-_PREPARE = {"esci": prepare_esci, "hm": prepare_hm}
 
 
 @dataclass
 class Check:
-    """What a folder holds. kind: "raw esci", "raw hm", "prepared", "vectors" or "unknown";
-    warnings, problems: one line each. With a problem the folder cannot be used; a warning is about
-    what figures on it would mean.
+    """What a folder holds. kind: "raw" and a format, "prepared", "vectors" or "unknown"; warnings,
+    problems: one line each. With a problem the folder cannot be used; a warning is about what
+    figures on it would mean.
     """
 
     kind: str
@@ -76,9 +78,8 @@ def check_folder(folder: str | Path, config: Config) -> Check:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(folder, "", "folder not found", "name a folder of raw or prepared files")
-    for dataset, files in _RAW.items():
-        if any((folder / name).exists() for name in files):
-            return _check_raw(folder, dataset, config)
+    if section := format_of_folder(folder):
+        return _check_raw(_source(folder, section, config))
     if any((folder / f"{name}.parquet").exists() for name in PREPARED):
         return _check_prepared(folder)
     if stored := sorted(folder.glob("*.safetensors")):
@@ -87,21 +88,34 @@ def check_folder(folder: str | Path, config: Config) -> Check:
     expected = [", ".join(files) for files in _RAW.values()]
     tables = ", ".join(f"{name}.parquet" for name in PREPARED)
     check.problems.append(
-        f"{folder}: holds neither ESCI ({expected[0]}) nor H&M ({expected[1]}) nor prepared data "
-        f"({tables})"
+        f"{folder}: holds neither ESCI ({expected[0]}) nor H&M ({expected[1]}) nor another format "
+        f"({', '.join(list(FORMATS)[2:])}) nor prepared data ({tables})"
     )
     return check
 
 
-def _check_raw(folder: Path, dataset: str, config: Config) -> Check:
-    check = Check(f"raw {dataset}")
-    for name, (official, needed) in _RAW[dataset].items():
+def _source(folder: Path, section: type[DataSet], config: Config) -> Source[Any]:
+    """The data set of params.yaml that lies in ``folder``; else the first of the same format, else
+    the format's defaults.
+    """
+    sets = [(name, options) for name, options in config.data.sets.items()]
+    own = [pair for pair in sets if Path(pair[1].raw).resolve() == folder.resolve()]
+    alike = [pair for pair in sets if type(pair[1]) is section]
+    default = ("NAME", section.model_validate({"format": section.tag(), "raw": str(folder)}))
+    name, options = [*own, *alike, default][0]
+    return Source(name, folder, options, config)
+
+
+def _check_raw(source: Source[Any]) -> Check:
+    kind, folder = source.options.format, source.raw
+    check = Check(f"raw {kind}")
+    for name, (official, needed) in _RAW.get(kind, {}).items():
         _check_file(folder / name, official, needed, check)
     if check.problems:
         return check
     stats = Stats()
     try:
-        prepared = _PREPARE[dataset](folder, config, stats)
+        prepared = format_of(source.options).read(source, stats)
     except InputError as error:
         check.problems.append(str(error))
     else:
@@ -109,8 +123,14 @@ def _check_raw(folder: Path, dataset: str, config: Config) -> Check:
             f"would give {len(prepared.request_ids):,} requests over {len(prepared.catalogue):,} "
             "items"
         )
-        locale = config.data.esci.locale if dataset == "esci" else ""
-        _check_item_side(prepared.catalogue, unwritten_places(prepared, locale), check)
+        passing = PassingPools(prepared)
+        places = unwritten_places(
+            replace(prepared, pool_chunks=passing), str(stats.used.get("locale", ""))
+        )
+        categories = passing.categories()
+        check.lines += categories.lines
+        check.warnings += categories.warnings
+        _check_item_side(prepared.catalogue, places, check)
     check.lines += [f"read {count:,} {name}" for name, count in stats.read.items()]
     check.lines += [f"read {count:,} {FORMS[form]}" for form, count in stats.read_as.items()]
     check.lines += [
@@ -126,9 +146,7 @@ def _check_raw(folder: Path, dataset: str, config: Config) -> Check:
 
 def _check_file(file: Path, official: list[str], needed: list[str], check: Check) -> None:
     if not file.is_file():
-        check.problems.append(
-            str(InputError(file, "", "file not found", f"put the official {file.name} there"))
-        )
+        check.problems.append(str(InputError(file, "", "file not found", f"put {file.name} there")))
         return
     try:
         if file.suffix == ".parquet":
@@ -187,6 +205,11 @@ def _check_prepared(folder: Path) -> Check:
         f"pools of {places.min()} to {places.max()} items, "
         f"{(data.gains_RP > 0).sum(axis=1).mean():.1f} relevant",
     ]
+    codes = text_codes(data.catalogue["category"])[0]
+    bare = bare_pools(codes, data.pools_RP, data.gains_RP > 0)
+    categories = categories_of(data.catalogue, bare, len(data.requests))
+    check.lines += categories.lines
+    check.warnings += categories.warnings
     check.problems += [
         f"{folder}: no {split} request" for split in SPLITS if not len(data.rows(split))
     ]

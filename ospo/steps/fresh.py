@@ -36,10 +36,11 @@ def week_seed(seed: int, now: time.struct_time) -> int:
 def fresh_data(config: Config, dataset: str, folder: Path) -> PreparedData:
     """Make and prepare fresh data in ``folder``, which is emptied first."""
     shutil.rmtree(folder, ignore_errors=True)
-    raw = Path(config.data.esci.raw if dataset == "esci" else config.data.hm.raw)
+    options = config.dataset(dataset)
+    raw = Path(options.raw)
     if raw == SAMPLE / dataset:
         raw = folder / SAMPLE / dataset
-        generate_sample(dataset, raw, config.sample, week_seed(config.seed, time.gmtime()))
+        generate_sample(options.format, raw, config.sample, week_seed(config.seed, time.gmtime()))
     prepared = folder / PREPARED / dataset
     prepare(dataset, raw, prepared, config)
     return load_prepared(prepared)

@@ -81,12 +81,11 @@ _PIPELINE = (
     "reward",
     "credit",
 )
-_NEVER = {"data.esci.raw", "data.hm.raw"}
 
 
-def read_keys(step: str, dataset: str) -> tuple[str, ...]:
+def read_keys(step: str, dataset: str, shop: str = "") -> tuple[str, ...]:
     """Keys and sections that ``step`` reads: sft, an algorithm's name, evaluation, real, fresh or
-    pipeline.
+    pipeline. shop: the format whose sample shop the data set may be, "" where it has none.
     """
     preparation = (f"data.{dataset}", "data.split", "data.pool")
     if step == "sft":
@@ -96,7 +95,7 @@ def read_keys(step: str, dataset: str) -> tuple[str, ...]:
     if step == REAL:
         return *_EVALUATION, *preparation
     if step == FRESH:
-        return *_EVALUATION, *preparation, f"sample.{dataset}"
+        return *_EVALUATION, *preparation, *([f"sample.{shop}"] if shop else [])
     if step == "pipeline":
         return _PIPELINE
     return _algorithm_keys(step)
@@ -119,12 +118,15 @@ def parameters(config: Config, step: str, dataset: str) -> dict[str, Any]:
     """
     values = config.model_dump(exclude={"presets"}) | {"preset": config.preset.model_dump()}
     found: dict[str, Any] = {}
-    for key in read_keys(step, dataset):
+    kind = config.dataset(dataset).format if step in (FRESH, REAL) else ""
+    for key in read_keys(step, dataset, kind if kind in values["sample"] else ""):
         value: Any = values
         for part in key.split("."):
             value = value[part]
         if isinstance(value, dict):
-            value = {name: item for name, item in value.items() if f"{key}.{name}" not in _NEVER}
+            # Where the raw files lie is no parameter: what they hold counts.
+            raw = key == f"data.{dataset}"
+            value = {name: item for name, item in value.items() if not (raw and name == "raw")}
         _put(found, key.removeprefix("preset."), value)
     if "retrievers.engine.query" in read_keys(step, dataset):
         found["retrievers"]["engine"] |= _query_digest(config)

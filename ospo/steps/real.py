@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ospo import tracking
-from ospo.config import Config
+from ospo.config import Config, HmData
 from ospo.errors import InputError
 from ospo.files import sha256_file, sha256_json
 from ospo.paths import RUNS
@@ -28,6 +28,7 @@ from ospo.steps.step import (
 )
 
 NAME = REAL
+_SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson", ".tsv", ".txt")
 _NOTE = (
     "The policies were trained on other data ({dataset}'s sample shop) and have never seen this "
     "catalogue or requests like these. This measures what carries over to real data, not what "
@@ -38,18 +39,18 @@ _NOTE = (
 def _raw_files(config: Config, dataset: str, raw: Path) -> dict[str, str]:
     """Name → sha256 of every file that preparing ``raw`` reads. InputError where it holds none."""
     files = (
-        sorted(file for file in raw.glob("*") if file.suffix in (".csv", ".parquet"))
+        sorted(file for file in raw.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
         if raw.is_dir()
         else []
     )
     if not files:
         raise InputError(
-            raw, "", "holds no raw files", f"name a folder of {dataset}'s official files"
+            raw, "", "holds no raw files", f"name a folder of files in {dataset}'s format"
         )
-    digests = {file.name: sha256_file(file) for file in files}
-    queries = Path(config.data.hm.queries_file)
-    if dataset == "hm" and queries.is_file():
-        digests["queries_file"] = sha256_file(queries)
+    digests = {file.relative_to(raw).as_posix(): sha256_file(file) for file in files}
+    options = config.dataset(dataset)
+    if isinstance(options, HmData) and Path(options.queries_file).is_file():
+        digests["queries_file"] = sha256_file(options.queries_file)
     return digests
 
 

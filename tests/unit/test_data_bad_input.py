@@ -325,9 +325,9 @@ def test_missing_folder(dataset, tmp_path, tiny_config):
 
 
 def test_unknown_dataset(tmp_path, tiny_config):
-    with pytest.raises(InputError, match="unknown dataset"):
+    with pytest.raises(InputError, match="names no data set 'amazon'"):
         prepare("amazon", tmp_path, tmp_path / "out", tiny_config)
-    with pytest.raises(InputError, match="unknown dataset"):
+    with pytest.raises(InputError, match="amazon: no sample shop"):
         generate_sample("amazon", tmp_path / "out", tiny_config.sample, 0)
 
 
