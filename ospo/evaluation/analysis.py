@@ -183,13 +183,7 @@ def analyse(
         requests=requests,
         groups=requests if groups_R is None else len(np.unique(groups_R)),
         seeds=len(sample.values_SPER),
-        means={
-            policy: {
-                name: percentile_interval(means_PE[p, e], draws_BPE[:, p, e])
-                for e, name in table[1]
-            }
-            for p, policy in table[0]
-        },
+        means=_intervals(sample, draws_BPE),
         seed_means={
             policy: {name: seed_means_SPE[:, p, e].tolist() for e, name in table[1]}
             for p, policy in table[0]
@@ -209,6 +203,18 @@ def analyse(
         slices=_slices(sample, best, reference),
         best=best,
     )
+
+
+def _intervals(sample: _Sample, draws_BPE: np.ndarray) -> dict[str, dict[str, Interval]]:
+    """The mean of every policy under every retriever."""
+    means_PE = sample.means()
+    return {
+        policy: {
+            name: percentile_interval(means_PE[p, e], draws_BPE[:, p, e])
+            for e, name in enumerate(sample.retrievers)
+        }
+        for p, policy in enumerate(sample.policies)
+    }
 
 
 def _load(directories: Sequence[Path], reference: str, resamples: int, seed: int) -> _Sample:

@@ -230,18 +230,15 @@ def evaluate(
     rules, left_out = _rules(config, data, rows, built)
     opened: dict[tuple[str, int], Policy] = {(name, config.seed): rules[name] for name in rules}
     opened |= {key: open_policy(model, config, cache) for key, model in runs.items()}
-    jobs = plan(config, opened)
     out.mkdir(parents=True, exist_ok=True)
-    partner_R = control_partners(data, rows["test"], config.seed)
-    counts = write_answers(opened, data, jobs, rows, out / "answers.parquet", chunk, partner_R)
+    answers, counts = _answer(config, data, opened, rows, out / "answers.parquet", chunk)
     seconds = {"rewrite": time.perf_counter() - started}
-    answers = Answers(out / "answers.parquet", jobs, rows, chunk)
     means, training = _score(config, data, answers, out / "evaluation.parquet", seconds, built)
     with atomic_file(out / "slices.parquet") as temporary:
         slice_table(data, rows["test"]).write_parquet(temporary)
     kinds = {name: policy.answer for (name, _), policy in reversed(opened.items())}
     write_examples(config, data, training, out, kinds)
-    details = _details(config, data) | {
+    facts = {
         "note": note,
         "commands": list(commands),
         "policies": _described(runs, opened),
@@ -251,9 +248,29 @@ def evaluate(
         "rules_left_out": left_out,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }
-    write_json(out / "details.json", details)
+    write_json(out / "details.json", _details(config, data) | facts)
+    return _summarise(config, data, means, out)
+
+
+def _answer(
+    config: Config,
+    data: PreparedData,
+    opened: Mapping[tuple[str, int], Policy],
+    rows: Mapping[str, np.ndarray],
+    file: Path,
+    chunk: int,
+) -> tuple[Answers, dict[str, dict[str, int]]]:
+    """Write all answers, the control's among them, to ``file``; they and counts per policy."""
+    jobs = plan(config, opened)
+    partner_R = control_partners(data, rows["test"], config.seed)
+    counts = write_answers(opened, data, jobs, rows, file, chunk, partner_R)
+    return Answers(file, jobs, rows, chunk), counts
+
+
+def _summarise(config: Config, data: PreparedData, means: _Means, out: Path) -> Summary:
+    """Choose the guards by the written tables, and write and return the summary."""
     guards = write_guards(out, data, config.retrievers.training, config.seed)
-    summary = {table: means.table(table) for table in (*rows, CONTROL)}
+    summary = {table: means.table(table) for table in ("validation", "test", CONTROL)}
     summary["guard"] = write_guarded(out, data, guards)
     write_json(out / "summary.json", summary)
     return summary

@@ -32,17 +32,8 @@ def model_card(
     """
     training = config.retrievers.training
     retrievers = sorted(summary[algorithm], key=lambda name: (name != training, name))
-    rows = [name for name in ("raw", "sft", algorithm) if name in summary]
-    table = [f"| nDCG@10 | {' | '.join(retrievers)} |", "|---" * (len(retrievers) + 1) + "|"]
+    table = _table(algorithm, summary, retrievers, control)
     label = LABELS.get(algorithm, algorithm)
-    labels = LABELS | {algorithm: f"**{label} (this)**"}
-    table += [
-        f"| {labels[row]} | {' | '.join(f'{summary[row][r]:.4f}' for r in retrievers)} |"
-        for row in rows
-    ]
-    if control:
-        cells = " | ".join(f"{control[r]:.4f}" for r in retrievers)
-        table.append(f"| control: its answers given to other requests | {cells} |")
     worse = [
         name
         for name in retrievers
@@ -77,6 +68,25 @@ def model_card(
             "history, and may be wrong for this shopper; it knows no product's stock or price.",
         ]
     )
+
+
+def _table(
+    algorithm: str,
+    summary: Mapping[str, Mapping[str, float]],
+    retrievers: list[str],
+    control: Mapping[str, float],
+) -> list[str]:
+    """The figures' table, the control's as its last row."""
+    rows = [name for name in ("raw", "sft", algorithm) if name in summary]
+    labels = LABELS | {algorithm: f"**{LABELS.get(algorithm, algorithm)} (this)**"}
+    named = [(labels[row], summary[row]) for row in rows]
+    if control:
+        named.append(("control: its answers given to other requests", control))
+    return [
+        f"| nDCG@10 | {' | '.join(retrievers)} |",
+        "|---" * (len(retrievers) + 1) + "|",
+        *(f"| {name} | {' | '.join(f'{row[r]:.4f}' for r in retrievers)} |" for name, row in named),
+    ]
 
 
 def _control_lines(
