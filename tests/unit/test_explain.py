@@ -39,6 +39,13 @@ def test_figures_add_up(
     explained: Explanation, bm25: Retriever, hm_tiny: PreparedData, tiny_config: Config
 ) -> None:
     reward = SearchReward(bm25, hm_tiny, tiny_config.reward.k, 100)
+    target = [hm_tiny.item_ids[i] for i in hm_tiny.pools_RP[3]].index(explained.target.item_id)
+
+    def rank(text: str) -> int:
+        """The target's place under the scores that the reward ranks by."""
+        scores = bm25.score([text], hm_tiny.pools_RP[3:4])[0]
+        return 1 + (scores > scores[target]).sum() + (scores[:target] == scores[target]).sum()
+
     assert explained.reward == reward([explained.text], [3])[0]
     assert explained.estimator == "exact"
     assert len(explained.phrases) >= 3
@@ -48,13 +55,29 @@ def test_figures_add_up(
     for i, phrase in enumerate(explained.phrases):
         rest = " ".join(p.text.strip() for j, p in enumerate(explained.phrases) if j != i)
         assert phrase.reward_without == reward([rest], [3])[0]
-    # The ranks are those of the scores that the reward ranks by.
-    scores = bm25.score([explained.text], hm_tiny.pools_RP[3:4])[0]
-    target = [hm_tiny.item_ids[i] for i in hm_tiny.pools_RP[3]].index(explained.target.item_id)
-    better = (scores > scores[target]).sum() + (scores[:target] == scores[target]).sum()
-    assert explained.rank == better + 1
+        assert phrase.rank_without == rank(rest)
+    assert explained.rank == rank(explained.text)
     assert explained.pool == 40
     assert (explained.target in explained.top) == (explained.rank <= 10)
+
+
+def test_each_phrase_has_its_own_rank_without_it(
+    bm25: Retriever, hm_tiny: PreparedData, tiny_config: Config
+) -> None:
+    """Without the only phrase that names the target, it falls; without the others it stays."""
+    request = hm_tiny.requests[3]
+    place = [hm_tiny.item_ids[i] for i in hm_tiny.pools_RP[3]].index(request.target_id)
+    words = hm_tiny.item_texts[hm_tiny.item_ids.index(request.target_id)].split()[:3]
+    text = f"{' '.join(words)}, wooden spoon set, for the garden"
+    found = explain(tiny_config, hm_tiny, bm25, request.request_id, text)
+    ranks = []
+    for i in range(len(found.phrases)):
+        rest = " ".join(p.text.strip() for j, p in enumerate(found.phrases) if j != i)
+        scores = bm25.score([rest], hm_tiny.pools_RP[3:4])[0]
+        before = scores[:place] == scores[place]
+        ranks.append(1 + (scores > scores[place]).sum() + before.sum())
+    assert [phrase.rank_without for phrase in found.phrases] == ranks
+    assert ranks[0] > ranks[-1] == found.rank
 
 
 def test_by_query_and_without_a_text(

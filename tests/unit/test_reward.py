@@ -184,6 +184,7 @@ def test_ndcg_bad_input() -> None:
         ("red  running\tshoes", "red running shoes"),
         ("fit,,,,,,", "fit"),
         ("fit,,,, Fit ,fit fit", "fit"),
+        ("Fit fit FIT jeans", "Fit jeans"),
         ("red shoes, blue shoes. Red Shoes; size 8", "red shoes, blue shoes, size 8"),
         ("1,000 threads, 5.5 inch. u.s. size", "1,000 threads, 5.5 inch, u.s, size"),
         ("c++ book!!!! C++ book", "c++ book"),
