@@ -198,9 +198,7 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         ):
             return
         done, random_state = self._step_start
-        if (
-            done == self.state.global_step
-        ):  # else it failed after the step, with nothing drawn since
+        if done == self.state.global_step:  # else it failed after the step: nothing drawn since
             random_state.restore()
         self._save_checkpoint(self.model, trial=None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
