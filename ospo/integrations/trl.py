@@ -184,7 +184,7 @@ class _Value:
             completions.append(whole if plain else [{"role": "assistant", "content": whole}])
             ids.append(tokenizer(whole, add_special_tokens=False)["input_ids"])
         left_out = ("prompt", "completion", "completion_ids")
-        columns = {
+        columns: dict[str, Any] = {
             key: [batch.inputs[row][key] for row in rows]
             for key in batch.inputs[0]
             if key not in left_out

@@ -41,7 +41,7 @@ def merged_policy(
         return (network.to(DTYPES[dtype]) if dtype else network), tokenizer, 0.0
     base = adapter_base(directory)
     wanted = dtype or base["dtype"]
-    exact = Model(source=base["source"], dtype="float32")  # type: ignore[arg-type]
+    exact = Model(source=base["source"], dtype="float32")
     network, tokenizer = load_policy(directory, exact)
     generator = Generator(network.eval(), tokenizer, read_answer_kind(directory))
     rows = _answers(generator, max_prompt_tokens)

@@ -24,7 +24,7 @@ def kept_base(network: Any) -> Iterator[None]:
     kept: list[tuple[Any, torch.nn.Parameter, torch.Tensor]] = []
     for layer in network.modules():
         if isinstance(layer, BaseTunerLayer):
-            base = layer.get_base_layer()
+            base: Any = layer.get_base_layer()
             if not base.weight.numel():
                 raise ValueError(
                     "use_vllm: merging an adapter would change a sharded base. Fix: train without "

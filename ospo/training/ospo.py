@@ -137,7 +137,7 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self._step_start: tuple[int, RandomState] | None = None  # steps done, and the state then
         super().__init__(**arguments)
         if self.use_vllm:
-            sampler = self.vllm_generation
+            sampler: Any = self.vllm_generation
             sampler.sync_weights = keeping_base(sampler.sync_weights, sampler.model)
         self.add_callback(KeepStep(self))
 
