@@ -51,6 +51,13 @@ class Reward(Section):
     """The search reward."""
 
     k: int = Field(10, ge=1, description="Depth of the reward's nDCG@k, in ranks.")
+    whole: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of nDCG over the whole pool in the reward of training, the rest nDCG@k: "
+        "it also answers to items that stay outside the first k ranks.",
+    )
     cache_texts: int = Field(
         200_000,
         ge=0,

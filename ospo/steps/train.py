@@ -111,7 +111,9 @@ def _train(
 
     data = load_prepared(PREPARED / dataset)
     retriever = build_retriever(config.retrievers.training, config, data)
-    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    reward = SearchReward(
+        retriever, data, config.reward.k, config.reward.cache_texts, config.reward.whole
+    )
     train(
         TrainingRun(config, data, directory, sft_model, reward, run.log_metrics, log_table),
         algorithm,
