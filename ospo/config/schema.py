@@ -65,6 +65,16 @@ class Reward(Section):
     )
 
 
+class Training(Section):
+    """Which requests are trained on."""
+
+    only_with_history: bool = Field(
+        False,
+        description="Train only on requests whose shopper bought something of the requested type "
+        "before: there a policy has something to add.",
+    )
+
+
 class Credit(Section):
     """How one reward becomes credit for segments, and credit becomes token advantages."""
 
@@ -172,6 +182,7 @@ class Config(Section):
         description="What a policy's answer is: the search text in place of the request (rewrite), "
         "or what is added to the request (expand).",
     )
+    training: Training = Field(Training(), description="Which requests are trained on.")
     policy: str = Field("nano", description="Name of the preset that is trained.")
     algorithms: list[Algorithm] = Field(
         ["grpo", "ospo"],

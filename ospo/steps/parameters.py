@@ -18,6 +18,7 @@ REAL, FRESH = "real", "fresh"
 _TRAINING = (
     "seed",
     "answer",
+    "training",
     "policy",
     "preset.model",
     "preset.rl.max_prompt_tokens",
@@ -63,6 +64,7 @@ _EVALUATION = (
 _PIPELINE = (
     "seed",
     "answer",
+    "training",
     "policy",
     "algorithms",
     "preset",

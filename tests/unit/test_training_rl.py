@@ -21,9 +21,9 @@ from transformers import TrainerCallback
 from ospo.config import Config, load_config
 from ospo.credit.engine import CreditEngine
 from ospo.data.dataset import PreparedData
-from ospo.errors import ConfigError
+from ospo.errors import ConfigError, InputError
 from ospo.files import write_manifest
-from ospo.policy.prompts import prompt_messages
+from ospo.policy.prompts import clean, prompt_messages
 from ospo.policy.seen import read_seen, request_keys
 from ospo.retrieval.base import RetrieverError
 from ospo.reward.costs import PricedReward, strange_words, wasted_share
@@ -31,7 +31,7 @@ from ospo.reward.credit import credit_engine
 from ospo.training.arguments import batch_shape, trainer_arguments
 from ospo.training.callbacks import MetricsLog, last_checkpoint, read_metrics
 from ospo.training.completions import CompletionTable
-from ospo.training.prompts import prompt_dataset, prompt_rows
+from ospo.training.prompts import prompt_dataset, prompt_rows, training_rows
 from ospo.training.rl import build_trainer, train_rl
 from ospo.training.run import TrainingRun
 
@@ -236,6 +236,21 @@ def test_prompts_come_in_seeded_passes_over_the_training_split(esci_tiny: Prepar
     assert rows[:n].tolist() != rows[n : 2 * n].tolist()
     assert rows.tolist() == prompt_rows(esci_tiny, 2 * n + 1, 5).tolist()
     assert rows.tolist() != prompt_rows(esci_tiny, 2 * n + 1, 6).tolist()
+
+
+def test_only_requests_with_something_to_go_on_are_trained_on(
+    esci_tiny: PreparedData, hm_tiny: PreparedData
+) -> None:
+    every, some = (training_rows(hm_tiny, only).tolist() for only in (False, True))
+    assert every == hm_tiny.rows("train").tolist()
+    assert 0 < len(some) < len(every)
+    for row in every:
+        asked = hm_tiny.requests[row]
+        names = [p.name for p in asked.history if clean(p.type) in clean(asked.query)]
+        assert not (row in some and not names)
+    assert set(prompt_rows(hm_tiny, 3 * len(some), 0, True).tolist()) == set(some)
+    with pytest.raises(InputError, match=r"training\.only_with_history"):
+        training_rows(esci_tiny, True)  # its requests have no history
 
 
 # --- a price for what the retriever never sees
