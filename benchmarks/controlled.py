@@ -62,6 +62,7 @@ def overrides(steps: int) -> list[str]:
     """Settings of the task; everything else is the `nano` preset's."""
     return [
         "policy=nano",
+        "answer=rewrite",
         "credit.segments=delimiters",
         "presets.nano.model.vocab_size=600",
         "presets.nano.sft.steps=250",

@@ -38,11 +38,13 @@ from benchmarks.coalitions import Coalitions, coalitions, made_up_completions
 from ospo.config import Config, load_config
 from ospo.credit.segments import segment_many
 from ospo.data.dataset import PreparedData, load_prepared
+from ospo.policy.kind import read_answer_kind
 from ospo.policy.text import search_text
 from ospo.retrieval import load_retriever
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
 from ospo.retrieval.index import HnswIndex
+from ospo.reward.answers import reward_of_answers
 from ospo.reward.ndcg import ndcg
 from ospo.reward.search import SearchReward
 
@@ -179,7 +181,9 @@ def replay_training(
 
     table = pl.read_parquet(file, glob=False)
     retriever.forget()
-    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    kind = read_answer_kind(file.parent / "model")
+    search = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    reward = reward_of_answers(search, kind, data.requests)
     seconds, count, asked = [], [], []
     used = 0.0
     for (_,), step in table.group_by("step", maintain_order=True):
@@ -201,7 +205,10 @@ def replay_training(
         seconds.append(time.perf_counter() - started)
         used += time.process_time() - before
         count.append(len(game.texts))
-        asked += list(zip(game.texts, game.rows, strict=True))
+        asked += [
+            (kind.text(data.requests[row].query, text), row)
+            for text, row in zip(game.texts, game.rows, strict=True)
+        ]
     total, counts = max(1, sum(count)), reward.counts
     figures = {
         "steps": len(count),

@@ -45,15 +45,16 @@ class Judge:
         self.groups_R = np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
     def scores(self, model: Path | None) -> tuple[np.ndarray, list[str]]:
-        """Scores (retrievers, test and validation requests), and the answers; None: the raw
+        """Scores (retrievers, test and validation requests), and the search texts; None: the raw
         query's.
         """
         from ospo.evaluation.completions import rewrite
+        from ospo.policy.kind import read_answer_kind
 
         requests = [self.data.requests[row] for row in self.rows]
         rl = self.config.preset.rl
         if model is None:
-            answers = [request.query for request in requests]
+            texts = [request.query for request in requests]
         else:
             answers = rewrite(
                 model,
@@ -63,7 +64,11 @@ class Judge:
                 max_new_tokens=rl.max_completion_tokens,
                 cache=None,
             )
-        return np.stack([reward(answers, self.rows) for reward in self.rewards]), answers
+            kind = read_answer_kind(model)
+            texts = [
+                kind.text(r.query, answer) for r, answer in zip(requests, answers, strict=True)
+            ]
+        return np.stack([reward(texts, self.rows) for reward in self.rewards]), texts
 
     def split(self, tables: np.ndarray) -> dict[str, np.ndarray]:
         """``values`` of the test requests and ``validation`` of the others, (…, requests)."""

@@ -4,7 +4,6 @@ python -m flows.demo [--dataset esci] [--dataset hm] [--real DIR]
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import time
@@ -14,12 +13,11 @@ from rich.console import Console
 
 from ospo.config import DATASETS, Config, Dataset, load_config
 from ospo.endings import TERMINATED, ending, exit_on_sigterm
-from ospo.errors import OspoError
+from ospo.errors import InputError, OspoError
 from ospo.files import storage_problem
 from ospo.paths import DEMO_REPORT, RUNS, SAMPLE
 
-# Where the tests look for real rows too. Without such a folder the demo ends with the sample shops.
-REAL = Path(os.environ.get("OSPO_SHARED", "../shared")) / "data"
+EXAMPLE = "trousers for a school trip"  # a request of the ESCI shop
 
 
 def commit() -> str:
@@ -33,20 +31,30 @@ def commit() -> str:
 
 
 def real_rows(config: Config, datasets: list[Dataset], real: Path) -> dict[Dataset, Path]:
-    """Datasets trained on their sample shop for which ``real`` holds a folder of real rows."""
+    """Datasets trained on their sample shop for which ``real`` holds a folder of real rows.
+
+    Raises:
+        InputError: ``real`` holds no folder of a dataset.
+    """
     raws = {"esci": config.data.esci.raw, "hm": config.data.hm.raw}
-    return {
-        dataset: real / dataset
-        for dataset in datasets
-        if Path(raws[dataset]) == SAMPLE / dataset and (real / dataset).is_dir()
-    }
+    shops = [dataset for dataset in datasets if Path(raws[dataset]) == SAMPLE / dataset]
+    found = {dataset: real / dataset for dataset in shops if (real / dataset).is_dir()}
+    if shops and not found:
+        raise InputError(
+            real,
+            "",
+            f"holds no folder {' or '.join(shops)}",
+            "name a folder that holds one, with raw files in the official formats",
+        )
+    return found
 
 
-def run(datasets: list[Dataset], folder: Path) -> None:
-    """Run the pipeline flow, and the policies on real rows where there are any; print and write
-    what it measured.
+def run(datasets: list[Dataset], folder: Path | None) -> None:
+    """Run the pipeline flow, and the policies on the real rows of ``folder``; print and write what
+    it measured.
     """
     config = load_config()  # wrong parameters are refused before a server starts
+    rows = real_rows(config, datasets, folder) if folder else {}
     from prefect.exceptions import TerminationSignal
 
     from flows.pipeline import pipeline
@@ -57,9 +65,7 @@ def run(datasets: list[Dataset], folder: Path) -> None:
     started = time.monotonic()
     try:
         results = pipeline(datasets)
-        transferred = {
-            f"{d}-real": real(d, str(raw)) for d, raw in real_rows(config, datasets, folder).items()
-        }
+        transferred = {f"{dataset}-real": real(dataset, str(raw)) for dataset, raw in rows.items()}
     except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
         raise SystemExit(TERMINATED) from error
     summaries = {dataset: result["summary"] for dataset, result in results.items()}
@@ -82,15 +88,20 @@ def run(datasets: list[Dataset], folder: Path) -> None:
         page = publish_report(RUNS / dataset / "evaluation", dataset)
         console.print(f"{dataset}: report in {page}", highlight=False)
     if transferred:
-        console.print("\nThe same policies on real rows, which they have never seen:")
+        console.print(
+            "\nThe same policies on real rows, whose words they have never seen (a check that your "
+            "files are read, not a result):"
+        )
         console.print(demo_table(transferred, config.retrievers.training))
         console.print(
             f"reports in {', '.join(f'{DEMO_REPORT.parent / name}.html' for name in transferred)}",
             highlight=False,
         )
     console.print(
+        "\nThese shops are made up: they show that every part works, not what an LLM gains on "
+        "your shop.\nHow to train on your own rows: docs/howto/data.md\n"
         f"\n{seconds:.0f} s; figures in {DEMO_REPORT}. Next:\n"
-        '  .venv/bin/ospo rewrite --dataset esci "shoes for the rain"\n'
+        f'  .venv/bin/ospo rewrite --dataset esci "{EXAMPLE}"\n'
         "  make up      runs, registered models, flow runs and schedules in the browser",
         highlight=False,
     )
@@ -103,8 +114,8 @@ def main() -> None:
     parser.add_argument(
         "--real",
         type=Path,
-        default=REAL,
-        help="folder of esci/ and hm/ with real rows in the official formats",
+        help="folder of esci/ and hm/ with real rows in the official formats: the policies are "
+        "evaluated on these too",
     )
     arguments = parser.parse_args()
     exit_on_sigterm()

@@ -28,7 +28,9 @@ SMALL = [
     "presets.nano.rl.max_completion_tokens=8",
     "presets.nano.rl.learning_rate=1.0e-3",
     "presets.nano.rl.checkpoint_every=2",
+    "presets.nano.rl.validate_every=0",
     "credit.segments=delimiters",
+    "answer=rewrite",  # their policies start untrained, and a reward by hand sees the answer alone
 ]
 
 
@@ -41,7 +43,7 @@ def make_policy(config: Config, data: PreparedData, folder: Path) -> Path:
     """An untrained policy directory with a tokenizer of the dataset's words."""
     teacher = Teacher(data, config.preset.sft.teacher_noise, config.seed)
     network, tokenizer = create_policy(config.preset.model, teacher.tokenizer_texts(), config.seed)
-    save_policy(network, tokenizer, config.preset.model, folder)
+    save_policy(network, tokenizer, config.preset.model, folder, answer=config.answer)
     return folder
 
 

@@ -198,6 +198,15 @@ class Rl(Section):
     table_every: int = Field(
         25, ge=1, description="Optimizer steps between tables of sampled completions in MLflow."
     )
+    validate_every: int = Field(
+        0,
+        ge=0,
+        description="Optimizer steps between looks at validation requests; the result is the best "
+        "policy of all looks, the SFT policy among them; 0: no look, and the last policy.",
+    )
+    validation_requests: int = Field(
+        128, ge=1, description="Validation requests per look, chosen by seed."
+    )
     collapse_reward: float = Field(
         0.5,
         ge=0,

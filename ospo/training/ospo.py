@@ -142,7 +142,7 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         self.engine, self.redistribution = engine, redistribution
         self.table = table
         self._batch: tuple[Scored, Tensor] | None = None
-        self._step_start: RandomState | None = None
+        self._step_start: tuple[int, RandomState] | None = None  # steps done, and the state then
         super().__init__(**arguments)
         self.add_callback(KeepStep(self))
 
@@ -168,7 +168,7 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
         if not self.model.training:  # type: ignore[union-attr]
             return super()._generate_and_score_completions(inputs)
         if self._step % self.args.gradient_accumulation_steps == 0:
-            self._step_start = RandomState.now()
+            self._step_start = self.state.global_step, RandomState.now()
         before = self.reward_function.reward.counts
         started = time.perf_counter()
         out = super()._generate_and_score_completions(inputs)
@@ -204,7 +204,11 @@ class OSPOTrainer(SharedPromptsMixin, GRPOTrainer):
             or self.accelerator.num_processes > 1
         ):
             return
-        self._step_start.restore()
+        done, random_state = self._step_start
+        if (
+            done == self.state.global_step
+        ):  # else it failed after the step, with nothing drawn since
+            random_state.restore()
         self._save_checkpoint(self.model, trial=None)
         self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 

@@ -20,6 +20,7 @@ from ospo.reward.costs import PricedReward, known_words
 from ospo.reward.credit import credit_engine
 from ospo.training.algorithms import load_trainer, redistribution, with_segments
 from ospo.training.arguments import batch_shape, resolved_arguments, trainer_arguments
+from ospo.training.best import BestPolicy
 from ospo.training.callbacks import (
     CheckpointMarker,
     SampleTable,
@@ -104,7 +105,8 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     A killed run resumes from its last complete checkpoint: same prompts, same random numbers, same
     weights as if it had not been killed. Every sampled completion goes to
     ``run.out/completions.parquet``. A run that collapses is stopped (``run.out/collapse.json``) and
-    leaves its last good policy. Raises RetrieverError where the reward's retriever fails for good,
+    leaves its last good policy; where the preset looks at validation requests, every run leaves
+    its best policy by them. Raises RetrieverError where the reward's retriever fails for good,
     after a checkpoint of the steps done: no step is lost.
     """
     out, preset = run.out, run.config.preset
@@ -114,7 +116,8 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     trainer = build_trainer(run, algorithm)
     seen = seen_after(run.data, run.policy)  # what the warm start has seen, this policy has seen
     collapse = CollapseStop(preset.rl, preset.model, run.policy, out, seen)
-    for callback in (collapse, *run.callbacks):
+    best = BestPolicy(run, trainer.processing_class, seen)
+    for callback in (best, collapse, *run.callbacks):
         trainer.add_callback(callback)
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -126,8 +129,16 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
         raise RetrieverError(error.name, problem, error.fix + then) from error
     if trainer.table is not None and trainer.is_world_process_zero():
         trainer.table.write()
-    if trainer.is_world_process_zero() and collapse.settle():
+    if trainer.is_world_process_zero() and _settle(best, collapse):
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     else:
         answer = run.config.answer
         finish(trainer, trainer.processing_class, preset.model, out, seen, answer)
+
+
+def _settle(best: BestPolicy, collapse: CollapseStop) -> bool:
+    """Whether ``out/model`` is written already: an earlier policy than the last, the best by
+    validation, or of a run that collapsed without a look the last good one.
+    """
+    stopped = collapse.settle()
+    return best.settle() or stopped

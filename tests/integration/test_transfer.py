@@ -65,4 +65,5 @@ def test_the_demo_takes_real_rows_for_sample_shops_only(tmp_path: Path) -> None:
     )
     assert real_rows(config, ["esci", "hm"], tmp_path) == {"esci": tmp_path / "esci"}
     assert real_rows(config, ["hm"], tmp_path) == {}
-    assert real_rows(config, ["esci"], tmp_path / "none") == {}
+    with pytest.raises(InputError, match=r"none: holds no folder esci\. Fix: name a folder"):
+        real_rows(config, ["esci"], tmp_path / "none")

@@ -1,0 +1,130 @@
+"""The result of a run is its best policy by held-out reward, not its last: reward on the training
+requests goes on rising where reward on others has begun to fall.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+
+from ospo.data.request import Request
+from ospo.files import atomic_directory, read_json, write_json
+from ospo.policy.decoding import Decoding
+from ospo.policy.generate import Generator
+from ospo.policy.prompts import extract_answer, opens_thinking
+from ospo.policy.weights import save_policy
+from ospo.training.run import TrainingRun
+
+LOOKS = "validation.json"  # the looks of a run: [{"step": …, "ndcg": …}, …]
+METRIC = "validation/ndcg"
+_BATCH = 64  # requests answered per call
+
+
+class BestPolicy(TrainerCallback):
+    """Looks at the policy before the first step, every ``rl.validate_every`` steps and after the
+    last, and keeps the best so far in ``out/best``.
+
+    A look is the mean nDCG of greedy answers to ``rl.validation_requests`` requests of the
+    validation split (a seeded choice; never training or test requests) under the training
+    retriever, without prices. Of equal looks the earliest stands. A run that resumes takes over the
+    looks that were made and repeats none.
+    """
+
+    def __init__(self, run: TrainingRun, tokenizer: Any, seen: list[str]):
+        rl = run.config.preset.rl
+        self.run, self.tokenizer, self.seen, self.every = run, tokenizer, seen, rl.validate_every
+        rows = run.data.rows("validation") if self.every else np.empty(0, dtype=np.int64)
+        order = np.random.default_rng([run.config.seed, 3]).permutation(len(rows))
+        self.rows = np.sort(rows[order[: rl.validation_requests]]).tolist()
+        self.file, self.kept = run.out / LOOKS, run.out / "best"
+        self.looks: list[dict[str, float]] = []
+
+    @property
+    def best(self) -> int:
+        """The step of the best look; -1 where there is none."""
+        if not self.looks:
+            return -1
+        return int(max(self.looks, key=lambda look: (look["ndcg"], -look["step"]))["step"])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take over the looks of an interrupted run; look at the policy that training begins
+        with.
+        """
+        if not self.rows:
+            return
+        if state.global_step and self.file.is_file():
+            self.looks = list(read_json(self.file))
+        elif state.is_world_process_zero:
+            self.file.unlink(missing_ok=True)
+            shutil.rmtree(self.kept, ignore_errors=True)
+        self._look(kwargs["model"], state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look on every ``validate_every``-th step and on the last."""
+        step = state.global_step
+        if self.rows and (step % self.every == 0 or step == state.max_steps):
+            self._look(kwargs["model"], state)
+
+    def settle(self) -> bool:
+        """After training: whether an earlier policy than the last was the best; then it is
+        ``out/model``.
+        """
+        earlier = bool(self.looks) and self.best != self.looks[-1]["step"]
+        if earlier:
+            with atomic_directory(self.run.out / "model") as temporary:
+                shutil.copytree(self._policy(), temporary, dirs_exist_ok=True)
+        shutil.rmtree(self.kept, ignore_errors=True)
+        return earlier
+
+    def _policy(self) -> Path:
+        return self.kept if self.best else self.run.policy
+
+    def _look(self, model: Any, state: Any) -> None:
+        step = state.global_step
+        if any(look["step"] == step for look in self.looks):
+            return  # made before the run was interrupted
+        before = self.best
+        scores = [self._score(model)]
+        broadcast_object_list(scores)  # every process goes by the main one's
+        self.looks.append({"step": step, "ndcg": scores[0]})
+        if not state.is_world_process_zero:
+            return
+        if self.best != before and step:
+            save_policy(
+                model,
+                self.tokenizer,
+                self.run.config.preset.model,
+                self.kept,
+                trained_on=self.seen,
+                answer=self.run.config.answer,
+            )
+        write_json(self.file, self.looks)
+        self.run.on_log(step, {METRIC: scores[0]})
+
+    def _score(self, model: Any) -> float:
+        training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode():
+                answers = self._answers(Generator(model, self.tokenizer, self.run.rule))
+        finally:
+            model.train(training)
+        return float(np.mean(self.run.scorer(answers, self.rows)))
+
+    def _answers(self, generator: Generator) -> list[str]:
+        rl = self.run.config.preset.rl
+        thinking = opens_thinking(self.tokenizer)
+        requests: list[Request] = [self.run.data.requests[row] for row in self.rows]
+        prompts = [generator.render(request, rl.max_prompt_tokens) for request in requests]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))
+        answers = [""] * len(prompts)
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            written = generator([prompts[i] for i in batch], Decoding(rl.max_completion_tokens))
+            for i, ids in zip(batch, written, strict=True):
+                answers[i] = extract_answer(generator.decode(ids), thinking)[0]
+        return answers
