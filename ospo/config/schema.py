@@ -25,10 +25,27 @@ class Reward(Section):
     """The search reward."""
 
     k: int = Field(10, ge=1, description="Depth of the reward's nDCG@k, in ranks.")
+    whole: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of nDCG over the whole pool in the reward of training, the rest nDCG@k: "
+        "it also answers to items that stay outside the first k ranks.",
+    )
     cache_texts: int = Field(
         200_000,
         ge=0,
         description="Largest number of (request, text) pairs whose reward is kept in memory.",
+    )
+
+
+class Training(Section):
+    """Which requests are trained on."""
+
+    only_with_history: bool = Field(
+        False,
+        description="Train only on requests whose shopper bought something of the requested type "
+        "before: there a policy has something to add.",
     )
 
 
@@ -139,6 +156,7 @@ class Config(Section):
         description="What a policy's answer is: the search text in place of the request (rewrite), "
         "or what is added to the request (expand).",
     )
+    training: Training = Field(Training(), description="Which requests are trained on.")
     policy: str = Field("nano", description="Name of the preset that is trained.")
     algorithms: list[Algorithm] = Field(
         ["grpo", "ospo"],

@@ -80,9 +80,9 @@ def asked_for(query: str, history: Sequence[Purchase]) -> tuple[Purchase, ...]:
     return tuple(history[place] for place, kind in found.items() if kind == longest)
 
 
-def _latest_name(request: Request, titles: Sequence[str]) -> str:
+def latest_name(request: Request, titles: Sequence[str] = ()) -> str:
     """The name of the latest earlier purchase of the requested type (``history`` is oldest
-    first).
+    first), "" where there is none.
     """
     names = [clean(purchase.name) for purchase in asked_for(request.query, request.history)]
     return next((name for name in reversed(names) if name), "")
@@ -107,7 +107,7 @@ RULES: dict[str, Rule] = {
             "rule: history",
             "the request, followed by the name of the latest earlier purchase of the requested "
             "type where there is one",
-            _latest_name,
+            latest_name,
             reads_history=True,
         ),
         Rule(

@@ -32,15 +32,32 @@ class SearchReward(Reward):
     A linear retriever's coalitions are scored from their parts (``coalitions``); a retriever's pool
     scores are shown (``pool``), unless it is a ``BlackBox``. Nothing is taken off (``price``).
     ``seconds``: wall time spent inside.
+
+    ``whole``, in [0, 1]: a text's value is ``whole`` times nDCG over the whole pool, the rest
+    nDCG@k. nDCG@k says nothing of an item that stays outside the first k ranks; the pool's does.
+    Rewards, coalitions and ``measure`` all have that value.
     """
 
-    def __init__(self, retriever: Retriever, data: PreparedData, k: int, cache_texts: int) -> None:
-        self.retriever, self.data, self.k = retriever, data, k
+    def __init__(
+        self,
+        retriever: Retriever,
+        data: PreparedData,
+        k: int,
+        cache_texts: int,
+        whole: float = 0.0,
+    ) -> None:
+        self.retriever, self.data, self.k, self.whole = retriever, data, k, whole
         self._hits = self._misses = 0
         self.seconds = 0.0
         self._size = cache_texts
         self._memo: OrderedDict[tuple[int, str], float] = OrderedDict()
-        self._ideal_R = ideal_dcg(data.gains_RP, k)
+        pool = data.gains_RP.shape[1]
+        # (cut-off, weight, ideal DCG of each request) of each nDCG in the value
+        self._parts = [
+            (cut, weight, ideal_dcg(data.gains_RP, cut))
+            for cut, weight in ((k, 1.0 - whole), (pool, whole))
+            if weight
+        ]
         self._lock = threading.Lock()
 
     price = None
@@ -95,9 +112,9 @@ class SearchReward(Reward):
         return scores_BP
 
     def measure(self, scores_MP: np.ndarray, row: int) -> np.ndarray:
-        """nDCG@k (M,) float64 of given scores of one request's pool, (M, P) in pool order."""
+        """The value (M,) float64 of given scores of one request's pool, (M, P) in pool order."""
         rows_M = self._check([row] * len(scores_MP))
-        return self._ndcg(np.ascontiguousarray(scores_MP.T, dtype=np.float32), rows_M)
+        return self._mixed(np.ascontiguousarray(scores_MP.T, dtype=np.float32), rows_M)
 
     def forget(self) -> None:
         """Empty the memo; the counters stay."""
@@ -144,10 +161,17 @@ class SearchReward(Reward):
     def _compute(self, texts: list[str], rows_B: np.ndarray) -> np.ndarray:
         pools_BP = self.data.pools_RP[rows_B]
         scores_BP = checked_scores(self.retriever, texts, pools_BP)
-        return self._ndcg(np.ascontiguousarray(scores_BP.T), rows_B)
+        return self._mixed(np.ascontiguousarray(scores_BP.T), rows_B)
 
-    def _ndcg(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
-        """nDCG@k (B,) of pools scored for request rows ``rows_B``, sorted."""
+    def _mixed(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
+        """The value (B,) of pools scored for request rows ``rows_B``, sorted."""
+        values_B = np.zeros(len(rows_B))
+        for cut, weight, ideal_R in self._parts:
+            values_B += weight * ratio(self._dcg(scores_PB, rows_B, cut), ideal_R[rows_B])
+        return values_B
+
+    def _dcg(self, scores_PB: np.ndarray, rows_B: np.ndarray, cut: int) -> np.ndarray:
+        """DCG@cut (B,) of pools scored for request rows ``rows_B``, sorted."""
         gains_RP, dcg_B = self.data.gains_RP, np.empty(len(rows_B))
         bounds = [0, *(np.flatnonzero(np.diff(rows_B)) + 1).tolist(), len(rows_B)]
         # Long runs of one request share its gains; short ones, as in evaluation, are ranked
@@ -160,9 +184,9 @@ class SearchReward(Reward):
                 part = slice(start, min(start + CHUNK, last))
                 gains_PB = gains_RP[rows_B[first : first + 1] if same else rows_B[part]].T
                 dcg_B[part] = dcg(
-                    np.ascontiguousarray(scores_PB[:, part]), np.ascontiguousarray(gains_PB), self.k
+                    np.ascontiguousarray(scores_PB[:, part]), np.ascontiguousarray(gains_PB), cut
                 )
-        return ratio(dcg_B, self._ideal_R[rows_B])
+        return dcg_B
 
     def _coalition_values(
         self, units: Sequence[Sequence[str]], rows: Sequence[int], masks: Sequence[np.ndarray]
@@ -229,7 +253,7 @@ class SearchReward(Reward):
                 )
                 start, first = start + counts[b], first + len(units[b])
             scores_PC[padding_P] = -np.inf
-            at_C = self._ndcg(scores_PC, np.full(start, row))
+            at_C = self._mixed(scores_PC, np.full(start, row))
             start = 0
             for b in members:
                 says_N = np.array([unit not in blank for unit in units[b]], dtype=bool)

@@ -21,6 +21,7 @@ REAL, FRESH = "real", "fresh"
 _TRAINING = (
     "seed",
     "answer",
+    "training",
     "policy",
     "preset.model",
     "preset.rl.max_prompt_tokens",
@@ -73,6 +74,7 @@ _EVALUATION = (
 _PIPELINE = (
     "seed",
     "answer",
+    "training",
     "policy",
     "algorithms",
     "preset",

@@ -125,12 +125,13 @@ def _train(
 
 
 def _search_reward(config: Config, data: "PreparedData") -> "SearchReward":
-    """nDCG under the training retriever."""
+    """nDCG under the training retriever, as ``reward`` in params.yaml mixes it."""
     from ospo.retrieval import build_retriever
     from ospo.reward.search import SearchReward
 
     retriever = build_retriever(config.retrievers.training, config, data)
-    return SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
+    settings = config.reward
+    return SearchReward(retriever, data, settings.k, settings.cache_texts, settings.whole)
 
 
 def _log_credit(run: tracking.Recorder, directory: Path) -> None:

@@ -54,7 +54,12 @@ def sample_offline(run: TrainingRun) -> list[Completion]:
     InputError for a part that cannot be read.
     """
     rl = run.config.preset.rl
-    rows = prompt_rows(run.data, rl.steps * rl.prompts_per_step, run.config.seed)
+    rows = prompt_rows(
+        run.data,
+        rl.steps * rl.prompts_per_step,
+        run.config.seed,
+        run.config.training.only_with_history,
+    )
     starts = range(0, len(rows), rl.prompts_per_step)
     parts = [rows[start : start + rl.prompts_per_step] for start in starts]
     writer: _Writer | None = None

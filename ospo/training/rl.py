@@ -66,7 +66,9 @@ def build_trainer(run: TrainingRun, algorithm: str) -> OSPOTrainer:
     batch = batch_shape(config, processes)
     network, tokenizer = load_policy(run.policy, config.preset.model, trainable=True)
     generations = math.ceil(rl.steps * batch.accumulation / batch.steps_per_generation)
-    rows = prompt_rows(data, generations * rl.prompts_per_step, config.seed)
+    rows = prompt_rows(
+        data, generations * rl.prompts_per_step, config.seed, config.training.only_with_history
+    )
     reward = priced(run.scorer, config, data)
     engine = training_engine(config, algorithm, reward)
     ids = [request.request_id for request in data.requests]

@@ -13,7 +13,6 @@ import torch
 
 from ospo.config import Answer, Config, Rft, Sft
 from ospo.data.dataset import PreparedData, Request
-from ospo.errors import InputError
 from ospo.policy.prompts import (
     completion_text,
     fit_messages,
@@ -23,6 +22,7 @@ from ospo.policy.prompts import (
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import create_policy, quiet
 from ospo.training.best import BestPolicy
+from ospo.training.prompts import training_rows
 from ospo.training.run import OnLog, TrainingRun
 from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
@@ -57,8 +57,9 @@ def sft_examples(
     copies = config.preset.model.source == "scratch" and not teacher.answer.keeps_request
     short = round(_SHORT * count) if copies else 0
     thinking = opens_thinking(tokenizer)
+    rows = training_rows(data, config.training.only_with_history)
     requests, texts = [], []
-    for number, (row, draw) in enumerate(_order(teacher.rows, count, config.seed)):
+    for number, (row, draw) in enumerate(_order(rows, count, config.seed)):
         request, text = teacher.example(row, draw)
         requests.append(replace(request, history=()) if number < short else request)
         texts.append(completion_text(text, thinking))
@@ -181,17 +182,11 @@ def train_sft(run: TrainingRun) -> None:
     validation requests, and a scratch policy that learns nothing begins again from other weights
     (:mod:`ospo.training.warm_start`); draws given up are in ``run.out/attempts.json``.
 
-    Raises InputError where the data has no training request, OspoError where ``sft.validate_every``
-    is set and ``run`` has no reward.
+    Raises InputError where the data has no request to train on, OspoError where
+    ``sft.validate_every`` is set and ``run`` has no reward.
     """
     config, data = run.config, run.data
-    if not len(data.rows("train")):
-        raise InputError(
-            data.directory / "requests.parquet",
-            "split",
-            "holds no training request",
-            "give the dataset more requests",
-        )
+    training_rows(data, config.training.only_with_history)  # refused before weights are made
     sft = config.preset.sft
     quiet()
     teacher = Teacher(data, sft.teacher_noise, config.seed, run.rule)

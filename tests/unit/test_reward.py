@@ -425,3 +425,38 @@ def test_credit_plays_the_same_game(make: Any) -> None:
     slow = engine.credit(answers, [0, 1, 2], rewards=values)
     for a, b in zip(fast, slow, strict=True):
         assert a.phi_N.tolist() == b.phi_N.tolist()
+
+
+# --- a share of the whole pool's nDCG
+
+
+@pytest.mark.parametrize("kind", [StaticRetriever, BM25Retriever])
+def test_a_share_of_the_whole_pools_ndcg_by_hand(kind: type[Retriever]) -> None:
+    # One item of ten within the first two ranks' reach: beyond them nDCG@2 is 0, the pool's is not.
+    data = shop(GAINS)
+    retriever = indexed(kind(), data)
+    texts, rows = ["red shoes", "boots, green", "wool scarf"] * 2, [0, 1, 2, 2, 0, 1]
+    first, whole, mixed = (
+        SearchReward(retriever, data, 2, 100, share)(texts, rows) for share in (0.0, 1.0, 0.25)
+    )
+    scores = retriever.score(texts, data.pools_RP[rows])
+    assert first.tolist() == ndcg(scores, data.gains_RP[rows], 2).tolist()
+    assert whole.tolist() == ndcg(scores, data.gains_RP[rows], len(ITEMS)).tolist()
+    np.testing.assert_allclose(mixed, 0.75 * first + 0.25 * whole, rtol=1e-12)
+    assert ((first == 0) & (whole > 0)).any()  # what it is for
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_credit_plays_the_game_of_the_mixed_reward(share: float) -> None:
+    # Coalitions from parts, coalitions as texts and shown scores have the reward's own measure.
+    data = shop(GAINS)
+    reward = SearchReward(indexed(StaticRetriever(), data), data, 2, 100, share)
+    assert reward.coalitions is not None
+    units = ["green rubber", "boots", "for men"]
+    masks = np.array(list(itertools.product([False, True], repeat=3)))
+    texts = [" ".join(itertools.compress(units, mask)) for mask in masks]
+    for row in range(len(GAINS)):
+        [parts] = reward.coalitions([units], [row], [masks])
+        assert parts.tolist() == reward(texts, [row] * len(texts)).tolist()
+        shown = reward.measure(reward.pool_scores(texts[1:], [row] * len(texts[1:])), row)
+        assert shown.tolist() == parts[1:].tolist()

@@ -21,19 +21,22 @@ from transformers import TrainerCallback
 from ospo.config import Config, load_config
 from ospo.credit.engine import CreditEngine
 from ospo.data.dataset import PreparedData
-from ospo.errors import ConfigError
+from ospo.errors import ConfigError, InputError
 from ospo.files import write_manifest
-from ospo.policy.prompts import prompt_messages
+from ospo.policy.prompts import clean, prompt_messages
 from ospo.policy.seen import read_seen, request_keys
 from ospo.retrieval.base import RetrieverError
 from ospo.reward.costs import PricedReward, strange_words, wasted_share
 from ospo.reward.credit import credit_engine
+from ospo.steps.train import _search_reward
 from ospo.training.arguments import batch_shape, trainer_arguments
 from ospo.training.callbacks import MetricsLog, last_checkpoint, read_metrics
 from ospo.training.completions import CompletionTable
-from ospo.training.prompts import prompt_dataset, prompt_rows
+from ospo.training.prompts import prompt_dataset, prompt_rows, training_rows
 from ospo.training.rl import build_trainer, train_rl
 from ospo.training.run import TrainingRun
+from ospo.training.sft import train_sft
+from ospo.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +244,42 @@ def test_prompts_come_in_seeded_passes_over_the_training_split(esci_tiny: Prepar
     assert rows[:n].tolist() != rows[n : 2 * n].tolist()
     assert rows.tolist() == prompt_rows(esci_tiny, 2 * n + 1, 5).tolist()
     assert rows.tolist() != prompt_rows(esci_tiny, 2 * n + 1, 6).tolist()
+
+
+def test_only_requests_with_something_to_go_on_are_trained_on(
+    esci_tiny: PreparedData, hm_tiny: PreparedData
+) -> None:
+    every, some = (training_rows(hm_tiny, only).tolist() for only in (False, True))
+    assert every == hm_tiny.rows("train").tolist()
+    assert 0 < len(some) < len(every)
+    for row in every:
+        asked = hm_tiny.requests[row]
+        names = [p.name for p in asked.history if clean(p.type) in clean(asked.query)]
+        assert not (row in some and not names)
+    assert set(prompt_rows(hm_tiny, 3 * len(some), 0, True).tolist()) == set(some)
+    with pytest.raises(InputError, match=r"training\.only_with_history"):
+        training_rows(esci_tiny, True)  # its requests have no history
+
+
+def test_every_kind_of_training_asks_which_requests_it_may_use(
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path
+) -> None:
+    config = small_config("training.only_with_history=true")
+    with pytest.raises(InputError, match=r"training\.only_with_history"):
+        train_sft(TrainingRun(config, esci_tiny, tmp_path / "sft"))
+    for algorithm in ("rft", "dpo", "ospo"):
+        with pytest.raises(InputError, match=r"training\.only_with_history"):
+            train(
+                TrainingRun(config, esci_tiny, tmp_path / algorithm, policy, LetterReward()),
+                algorithm,
+            )
+
+
+def test_the_step_hands_on_how_much_of_the_reward_is_the_whole_pool_s(
+    esci_tiny: PreparedData,
+) -> None:
+    config = small_config("reward.whole=0.25", "retrievers.training=bm25")
+    assert _search_reward(config, esci_tiny).whole == 0.25
 
 
 # --- a price for what the retriever never sees
