@@ -86,7 +86,8 @@ def test_each_rl_key_changes_the_trainer_argument_it_names(
 def test_the_keys_that_do_not_go_through_the_trainers_arguments(
     esci_tiny: PreparedData, tmp_path: Path
 ) -> None:
-    # max_prompt_tokens cuts prompts, repeat_cost and word_cost change the reward;
+    # max_prompt_tokens cuts prompts, repeat_cost and word_cost change the reward, validate_every
+    # and validation_requests choose the result;
     # importance_sampling_level has one legal value.
     from transformers import AutoTokenizer
 
@@ -123,6 +124,8 @@ def test_the_keys_that_do_not_go_through_the_trainers_arguments(
         "temperature",
         "repeat_cost",
         "word_cost",
+        "validate_every",
+        "validation_requests",
         "max_prompt_tokens",
         "max_completion_tokens",
         "loss_type",
@@ -278,7 +281,7 @@ def test_every_kind_of_training_asks_which_requests_it_may_use(
 def test_the_step_hands_on_how_much_of_the_reward_is_the_whole_pool_s(
     esci_tiny: PreparedData,
 ) -> None:
-    config = small_config("reward.whole=0.25", "retrievers.training=bm25")
+    config = small_config("reward.whole=0.25")
     assert _search_reward(config, esci_tiny).whole == 0.25
 
 
