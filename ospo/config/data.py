@@ -1,7 +1,7 @@
 """The sections ``data`` and ``sample`` of params.yaml: data sets, splits, pools, sample shops."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
@@ -14,6 +14,9 @@ NO_QUERIES = "ospo/data/no_queries.jsonl"
 
 class EsciData(DataSet):
     """How ESCI's raw files become requests."""
+
+    ORIGIN: ClassVar[str] = "Amazon Shopping Queries (ESCI), Apache-2.0, arXiv 2206.06588"
+    LICENCE: ClassVar[str] = "apache-2.0"
 
     format: Literal["esci"] = Field(description="Judged queries in ESCI's official parquet files.")
     locale: Literal["us", "jp", "es"] = Field(
@@ -75,6 +78,11 @@ class EsciData(DataSet):
 
 class HmData(DataSet):
     """How H&M's raw files become requests."""
+
+    ORIGIN: ClassVar[str] = (
+        "H&M Personalized Fashion Recommendations, the competition's rules: research use, no "
+        "redistribution of the data"
+    )
 
     format: Literal["hm"] = Field(description="Purchases in H&M's official CSV files.")
     history: int = Field(

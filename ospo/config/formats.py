@@ -1,6 +1,6 @@
 """Data sets of params.yaml in the formats that search teams have: judged collections and logs."""
 
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,7 +10,14 @@ TEXT_FIELDS = ["title", "text", "brand", "colour"]
 
 
 class DataSet(Section):
-    """A data set of params.yaml; its ``format`` says which section it is."""
+    """A data set of params.yaml; its ``format`` says which section it is.
+
+    ORIGIN: the public data set that has this format, with its terms, "" where the format is
+    everyone's. LICENCE: of weights trained on that one from scratch, as the hub spells it.
+    """
+
+    ORIGIN: ClassVar[str] = ""
+    LICENCE: ClassVar[str] = "other"
 
     format: str = Field(description="The format of the raw files.")
     raw: str = Field(description="Folder of the raw files.")

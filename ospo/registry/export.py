@@ -7,16 +7,18 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from ospo.config import Config, Dataset
+from ospo.config import Config
 from ospo.errors import InputError
 from ospo.files import MANIFEST, atomic_directory, read_json, write_json, write_manifest
+from ospo.policy.guard import FILE as GUARD
 from ospo.policy.sources import POLICY_SUFFIXES, adapter_base, is_adapter
-from ospo.registry.export_card import hub_card, modelfile
+from ospo.registry.export_card import GUARDED, hub_card, modelfile
 from ospo.registry.recipe import recipe_source, rules_source
 from ospo.registry.store import (
     CHAMPION,
+    RULE_TAG,
     RegistryError,
     Version,
     connect,
@@ -26,7 +28,7 @@ from ospo.registry.store import (
 )
 
 MARK = "ospo_export.json"  # only a folder that holds it is replaced
-_NAME = re.compile(r"(?:ospo-rewriter-)?(?P<dataset>[a-z]+)(?:@(?P<which>[\w-]+))?")
+_NAME = re.compile(r"(?:ospo-rewriter-)?(?P<dataset>[^@]+?)(?:@(?P<which>[\w-]+))?")
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def named_version(config: Config, name: str, root: str | Path = ".") -> Version:
     NAME: a data set or its registered model. Raises RegistryError, one line, where there is none.
     """
     match = _NAME.fullmatch(name)
-    known = get_args(Dataset)
+    known = config.datasets
     if match is None or match["dataset"] not in known:
         names = ", ".join(model_name(dataset) for dataset in known)
         raise RegistryError(f"{name!r:.80}: no such model. Fix: one of {names}, or NAME@alias")
@@ -96,6 +98,11 @@ def export(
     target = Path(to)
     check_target(target, force)
     version = named_version(config, name, root)
+    if rule := version.tags.get(RULE_TAG):
+        raise InputError(
+            f"{version.name} version {version.version}", "", f"is the rule {rule!r}, no policy",
+            "name a version with weights (`ospo models`)",
+        )  # fmt: skip
     directory = policy_directory(config, version, root)
     based = is_adapter(directory)
     if adapter and not based:
@@ -110,7 +117,11 @@ def export(
             _copy_adapter(directory, temporary, base)
         else:
             drift = _write_weights(directory, temporary, version.tags, dtype)
-        _describe(temporary, version, base, drift, adapter)
+        data = config.dataset(version.tags["dataset"])
+        card = hub_card(version, data, base, drift, adapter)
+        if (directory / GUARD).is_file():
+            card += f"\n{GUARDED}\n"
+        _describe(temporary, version, card, base, drift)
         check_target(target, force)  # it may have been made meanwhile
     return Exported(target, version, drift)
 
@@ -151,9 +162,8 @@ def _copy_adapter(directory: Path, target: Path, base: str) -> None:
     write_json(config, read_json(config) | {"base_model_name_or_path": plain})
 
 
-def _describe(target: Path, version: Version, base: str, drift: float, adapter: bool) -> None:
+def _describe(target: Path, version: Version, card: str, base: str, drift: float) -> None:
     """Model card, rules, the mark of an export and checksums."""
-    card = hub_card(version, base, drift, adapter)
     (target / "README.md").write_text(card, encoding="utf-8")
     (target / "ospo_rules.py").write_text(rules_source(), encoding="utf-8")
     write_json(

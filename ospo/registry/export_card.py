@@ -2,42 +2,46 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ospo.config import Answer
+from ospo.config import Answer, DataSet
+from ospo.paths import SAMPLE
 from ospo.policy.prompts import INSTRUCTIONS
 from ospo.registry.store import Version
 
-_DATA = {
-    "esci": "Amazon Shopping Queries (ESCI), Apache-2.0, arXiv 2206.06588",
-    "hm": "H&M Personalized Fashion Recommendations, the competition's rules: research use, no "
-    "redistribution of the data",
-}
+GUARDED = (
+    "`ospo rewrite` and serving also have its guard, which keeps the raw query where the policy is "
+    "unsure or has nothing to go on; `rewrite.py` answers without it."
+)
 _SYSTEM, _USER = "OSPO-SYSTEM-PLACE", "OSPO-USER-PLACE"
 
 
-def hub_card(version: Version, base: str, drift: float, adapter: bool) -> str:
+def hub_card(version: Version, data: DataSet, base: str, drift: float, adapter: bool) -> str:
     """README.md: YAML header, figures with intervals, the recipe, limits, licence.
 
-    base: source of the base model, "" where the policy was trained from scratch. drift: of
-    :func:`ospo.policy.merge.merged_policy`. adapter: whether the folder holds the adapter alone.
+    data: the data set of params.yaml that it was trained on. base: source of the base model, ""
+    where the policy was trained from scratch. drift: of :func:`ospo.policy.merge.merged_policy`.
+    adapter: whether the folder holds the adapter alone.
     """
     dataset = version.tags["dataset"]
-    header = yaml.safe_dump(_header(version, base, adapter), sort_keys=False, allow_unicode=True)
+    header = yaml.safe_dump(
+        _header(version, data, base, adapter), sort_keys=False, allow_unicode=True
+    )
     if base.startswith("path:"):  # where it lay on one machine says nothing elsewhere
         base = "a local model"
     parts = [f"---\n{header}---", f"# {version.name}, version {version.version}"]
     parts += [version.description, *_intervals(version), "## Use", *_use(version, adapter)]
     licence = (
         "The weights are under Apache-2.0."
-        if _licence(dataset, base) == "apache-2.0"
+        if _licence(data, base) == "apache-2.0"
         else f"The licence of the base model (`{base}`) and that of the data hold for the weights."
         if base
         else "The data's licence holds for these weights."
     )
-    parts += ["## Data and licence", f"Trained on {_DATA[dataset]}. {licence}"]
+    parts += ["## Data and licence", f"Trained on {_origin(dataset, data)}. {licence}"]
     if drift:
         parts.append(
             f"The adapter is merged: log-probabilities of its own answers differ from the unmerged "
@@ -46,14 +50,21 @@ def hub_card(version: Version, base: str, drift: float, adapter: bool) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _licence(dataset: str, base: str) -> str:
-    return "apache-2.0" if dataset == "esci" and not base else "other"
+def _origin(dataset: str, data: DataSet) -> str:
+    """What the data is, in words; a sample shop is no public data set, whatever its format."""
+    if Path(data.raw) == SAMPLE / dataset:
+        return f"a made-up sample shop in the format of {data.ORIGIN}"
+    return data.ORIGIN or f"the data set `{dataset}` of its owner"
 
 
-def _header(version: Version, base: str, adapter: bool) -> dict[str, Any]:
+def _licence(data: DataSet, base: str) -> str:
+    return "other" if base else data.LICENCE
+
+
+def _header(version: Version, data: DataSet, base: str, adapter: bool) -> dict[str, Any]:
     dataset = version.tags["dataset"]
     header: dict[str, Any] = {
-        "license": _licence(dataset, base),
+        "license": _licence(data, base),
         "language": ["en"],
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -75,7 +86,7 @@ def _header(version: Version, base: str, adapter: bool) -> dict[str, Any]:
     ]
     result = {
         "task": {"type": "text-generation", "name": "Query rewriting"},
-        "dataset": {"type": dataset, "name": _DATA[dataset].partition(",")[0]},
+        "dataset": {"type": dataset, "name": data.ORIGIN.partition(",")[0] or dataset},
         "metrics": metrics,
     }
     header["model-index"] = [{"name": version.name, "results": [result]}]

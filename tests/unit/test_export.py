@@ -17,13 +17,17 @@ from typer.testing import CliRunner
 
 from ospo import registry, tracking
 from ospo.cli import app
+from ospo.config import BeirData, EsciData
 from ospo.errors import InputError
 from ospo.files import verify_manifest
+from ospo.policy.guard import Guard
 from ospo.policy.kind import write_answer_kind
 from ospo.policy.merge import log_probabilities, merged_policy
 from ospo.policy.weights import create_policy, load_policy, save_policy
 from ospo.registry import hub
 from ospo.registry.export import MARK, check_target, export, named_version
+from ospo.registry.export_card import _licence, _origin
+from ospo.registry.store import connect
 
 QUERIES = [
     "Running SHOES",
@@ -41,7 +45,13 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     return Shop(tmp_path / "shop")
 
 
-def registered(shop: Shop, answer: str = "rewrite", adapter: bool = False, dtype: str = "float32"):
+def registered(
+    shop: Shop,
+    answer: str = "rewrite",
+    adapter: bool = False,
+    dtype: str = "float32",
+    guard: Guard | None = None,
+) -> registry.Version:
     """A policy that answers in words, as a version; ``adapter``: LoRA over a base of its own."""
     model = shop.config.presets["nano"].model.model_copy(
         update={"vocab_size": 320, "hidden_size": 32, "layers": 2, "heads": 2, "dtype": dtype}
@@ -63,7 +73,7 @@ def registered(shop: Shop, answer: str = "rewrite", adapter: bool = False, dtype
     resign(folder)
     with tracking.run(shop.config, "ospo", kind="rl", directory=shop.folder / "step") as run:
         pass
-    candidate = registry.Candidate("ospo", folder, run.id, SUMMARY, data_md5="0" * 32)
+    candidate = registry.Candidate("ospo", folder, run.id, SUMMARY, data_md5="0" * 32, guard=guard)
     return registry.register(shop.config, "esci", candidate)
 
 
@@ -110,6 +120,30 @@ def test_the_code_beside_the_weights_is_short(shop: Shop, tmp_path: Path) -> Non
     assert len(body.splitlines()) <= 11
 
 
+def test_the_card_says_what_was_trained_on_and_what_is_left_behind(
+    shop: Shop, tmp_path: Path
+) -> None:
+    registered(shop, guard=Guard(-1.0))
+    card = (export(shop.config, "esci", tmp_path / "out").folder / "README.md").read_text()
+    assert "Trained on a made-up sample shop in the format of Amazon Shopping Queries" in card
+    assert "`rewrite.py` answers without it" in card
+    official = EsciData(format="esci", raw="/data/esci")
+    assert _origin("esci", official).startswith("Amazon Shopping Queries (ESCI), Apache-2.0")
+    own = BeirData(format="beir", raw="/data/shop")
+    assert _origin("shop", own) == "the data set `shop` of its owner"
+    assert [_licence(data, "") for data in (official, own)] == ["apache-2.0", "other"]
+    assert _licence(official, "hub:some/base") == "other"
+
+
+def test_a_rule_has_no_weights_to_export(shop: Shop, tmp_path: Path) -> None:
+    version = registered(shop)
+    with connect(shop.config, ".") as client:
+        client.set_model_version_tag(version.name, str(version.version), "rule", "history")
+    with pytest.raises(InputError, match="is the rule 'history', no policy"):
+        export(shop.config, "esci@1", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_is_in_the_hubs_format_and_tells_the_rest(shop: Shop, tmp_path: Path) -> None:
     from huggingface_hub import ModelCard
 
@@ -121,6 +155,7 @@ def test_the_card_is_in_the_hubs_format_and_tells_the_rest(shop: Shop, tmp_path:
     folder = export(shop.config, "ospo-rewriter-esci@1", tmp_path / "out").folder
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "apache-2.0"
+    assert "answers without it" not in card.text
     assert card.data.library_name == "transformers"
     assert {r.metric_name: r.metric_value for r in card.data.eval_results or []} == {
         "nDCG@10 (bm25)": 0.32, "nDCG@10 (minilm)": 0.45,
