@@ -148,10 +148,14 @@ class Rewriter:
                 request = Request(query=query[: len(query) // 2])
 
     def _text(self, request: Request, job: _Job) -> str:
-        answer, _ = extract_answer(job.completion, self._thinking)
         guard = self.guard if job.decoding.temperature == 0 else None
         if guard and not guard.uses(bool(request.history), job.logprob):
-            answer = unanswered(self.answer, request)
+            return shown_text(self.answer, request.query, unanswered(self.answer, request))
+        return self._shown(request, job.completion)
+
+    def _shown(self, request: Request, completion: str) -> str:
+        """The search text of a completion."""
+        answer, _ = extract_answer(completion, self._thinking)
         return shown_text(self.answer, request.query, answer)
 
     def _run(self, jobs: list[_Job]) -> None:

@@ -258,7 +258,7 @@ def test_evaluation_and_serving_form_texts_by_the_policys_own_kind(
     shown = "".join(c if c.isprintable() else " " for c in scored["answer"][0])
     assert text == EXPAND.text(request.query, shown)  # serving writes no control characters
     assert text.startswith(search_text(request.query))
-    assert rewriter._text(request, "<answer> , </answer>") == search_text(request.query)
+    assert rewriter._shown(request, "<answer> , </answer>") == search_text(request.query)
 
 
 def test_an_explanation_is_of_what_was_added(

@@ -15,6 +15,7 @@ from ospo import doctor, registry
 from ospo.cli import app, main
 from ospo.config import load_config
 from ospo.data.dataset import PreparedData, load_prepared
+from ospo.policy.text import REWRITE
 
 PARAMS = str(ROOT / "params.yaml")
 
@@ -118,11 +119,19 @@ def test_the_champion_rewrites_a_request_with_its_history(
 ) -> None:
     asked: list[Any] = []
 
-    def rewrite(_config: object, dataset: str, inputs: list[Any]) -> list[str]:
-        asked.append((dataset, inputs))
-        return ["red dress"]
+    class Double:
+        """Stands in for a loaded champion."""
 
-    monkeypatch.setattr(registry, "rewrite", rewrite)
+        answer = REWRITE
+
+        def __init__(self, _config: object, dataset: str):
+            self.dataset = dataset
+
+        def rewrite(self, inputs: list[Any]) -> list[str]:
+            asked.append((self.dataset, inputs))
+            return ["red dress"]
+
+    monkeypatch.setattr(registry, "champion_rewriter", Double)
     request = next(r for r in hm_tiny.requests if len(r.history) > 1)
     words = ["explain", "--dataset=hm", "--retriever=bm25"]
     done = CliRunner().invoke(

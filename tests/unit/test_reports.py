@@ -49,6 +49,8 @@ def analysis(
             Comparison(*pair, interval(value), 0.0, p) for pair, (value, p) in differences.items()
         ],
         robustness={policy: [] for policy in means},
+        controls=[],
+        guards=[],
         slices=[],
         best=best,
     )

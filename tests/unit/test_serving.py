@@ -432,8 +432,8 @@ def test_odd_queries_are_answered_with_clean_text(rewriter: Rewriter, query: str
 
 
 def test_an_empty_answer_falls_back_to_the_query(rewriter: Rewriter) -> None:
-    assert rewriter._text(Request(query="Red  shoes,,"), "<answer> ,, </answer>") == "red shoes"
-    assert rewriter._text(
+    assert rewriter._shown(Request(query="Red  shoes,,"), "<answer> ,, </answer>") == "red shoes"
+    assert rewriter._shown(
         Request(query="x"), "<answer>Levi's\x1b jeans, jeans</answer>"
     ) == search_text("Levi's  jeans, jeans")
     assert rewriter.rewrite([""]) == [""]

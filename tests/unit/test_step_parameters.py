@@ -221,7 +221,7 @@ def test_the_query_of_a_search_engine_counts_by_its_words(config: Config, tmp_pa
         found.append(fingerprints(other))
     assert found[0] == found[2]
     changed = {name for name in EVERY if found[0][name] != found[1][name]}
-    assert changed == ONLINE | OFFLINE | EVALUATIONS
+    assert changed == TRAINING | EVALUATIONS
 
 
 def test_recorded_parameters_keep_the_names_of_params_yaml(config: Config) -> None:

@@ -55,7 +55,8 @@ def test_to_go_compares_with_the_completions_of_the_same_prompt(
         mask[b, : len(row)] = 1
     sequence, std = group_advantages(torch.tensor(scored.rewards_B), [0, 0, 1, 1])
     assert (std > 0).all()
-    credits, found = trainer._redistribute(trainer.engine, scored, sequence, std, mask)
+    rewards = torch.tensor(scored.rewards_B)
+    credits, found = trainer._redistribute(trainer.engine, scored, rewards, sequence, mask)
 
     def advantages(groups: list[int]) -> torch.Tensor:
         how = trainer.redistribution
@@ -66,14 +67,12 @@ def test_to_go_compares_with_the_completions_of_the_same_prompt(
     assert (found - advantages([0, 0, 0, 0])).abs().max() > 0.01
 
 
-def test_each_completion_gets_the_std_of_its_own_group(
-    esci_tiny: PreparedData, policy: Path, tmp_path: Path
-) -> None:
-    trainer = trainer_for(esci_tiny, policy, tmp_path, *PAIRS)
-    rewards = torch.tensor([0.1, 0.5, 0.3, 0.3, 0.7, 0.8])[:, None]
+def test_each_completion_gets_the_std_of_its_own_group() -> None:
+    rewards = torch.tensor([0.1, 0.5, 0.3, 0.3, 0.7, 0.8])
     first, last = np.std([0.1, 0.5], ddof=1), np.std([0.7, 0.8], ddof=1)
     expected = [first, first, 0.0, 0.0, last, last]
-    assert trainer._group_std(rewards, 6).tolist() == pytest.approx(expected, abs=1e-6)
+    _, std = group_advantages(rewards, [0, 0, 1, 1, 2, 2])
+    assert std.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_decision_to_stop_is_the_closing_tag(
