@@ -127,7 +127,7 @@ def fetch(
         sources = tuple(
             replace(source, url=f"{mirror.rstrip('/')}/{source.name}") for source in sources
         )
-    headers = {} if mirror or not sources[0].url.startswith(_HM) else _credentials(environment)
+    headers = _credentials(environment) if dataset == HmData.tag() and not mirror else {}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return [

@@ -24,7 +24,7 @@ _SHARED_SOURCES = (
     "retrieval",
     "reward",
 )
-TRAINING_SOURCES = (*_SHARED_SOURCES, "metrics.py", "training")
+TRAINING_SOURCES = (*_SHARED_SOURCES, "integrations/trl.py", "metrics.py", "training")
 # The step's page is one of its results.
 _PAGE_SOURCES = tuple(f"reports/{name}.py" for name in ("charts", "evaluation", "pages", "wording"))
 EVALUATION_SOURCES = (
@@ -36,7 +36,8 @@ EVALUATION_SOURCES = (
 )
 DATA_SOURCES = ("data",)
 _TRAINING_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "spacy")
-_EVALUATION_LIBRARIES = ("torch", "transformers", "peft", "spacy", "sentence-transformers", "bm25s")
+_SEARCH_LIBRARIES = ("sentence-transformers", "bm25s", "tantivy")
+_EVALUATION_LIBRARIES = ("torch", "transformers", "peft", "spacy", *_SEARCH_LIBRARIES)
 
 
 def file_md5(path: Path) -> str:

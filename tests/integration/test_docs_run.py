@@ -18,6 +18,7 @@ from ospo.config import edit_params
 
 # Not run, although checked: beginning of the command -> why.
 ONLY_CHECKED = {
+    "ospo data add NAME": "test_shop_page.py adds data sets of each kind",
     "ospo data fetch": "downloads gigabytes; test_data_fetch.py has a server of its own",
     "ospo doctor": "its answer depends on this machine; test_doctor.py",
     "ospo train --dataset esci --set presets.mine": "the preset is the reader's; test_docs.py reads it",

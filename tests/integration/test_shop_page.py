@@ -84,9 +84,10 @@ def test_the_page_takes_a_folder_to_a_policy(
     assert {"raw", "sft", "grpo", "ospo"} <= set(summary["test"])
     assert summary["test"]["raw"]["static"] > 0
     assert Path(f"reports/{dataset}.html").is_file()
-    [version] = registry.models(config, (dataset,))
-    assert version.name == f"ospo-rewriter-{dataset}"
-    assert "champion" in version.aliases
+    versions = registry.models(config, (dataset,))
+    assert {version.name for version in versions} == {f"ospo-rewriter-{dataset}"}
+    assert sum("champion" in version.aliases for version in versions) == 1
+    assert registry.champion(config, dataset).tags["algorithm"] in ("grpo", "ospo")
     assert f"ospo-rewriter-{dataset}" in {v.name for v in registry.models(config)}
     rewritten = said[f'ospo rewrite --dataset {dataset} "red chair for the kitchen"']
     assert rewritten.strip()

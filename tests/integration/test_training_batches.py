@@ -88,6 +88,7 @@ def by_place(probabilities, num_samples, **_):
 
 
 OSPOTrainer._generate_and_score_completions, torch.multinomial = seeded, by_place
+OSPOTrainer.own_passes = False  # our own decoder does not draw by torch.multinomial
 
 data = load_prepared({prepared!r})
 config = small_config(*{overrides!r})
