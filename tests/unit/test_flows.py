@@ -25,7 +25,9 @@ def test_a_forms_fields_become_parameters() -> None:
         seed=0,
         preset__sft__steps=3,
         evaluation__max_requests=None,
+        data__hm__history=4,
     )
+    assert config.dataset("hm").history == 4
     plain = load_config(PARAMS)
     assert config.policy == "smollm2-135m"
     assert config.preset.sft.steps == 3

@@ -16,6 +16,7 @@ import torch
 from conftest import ROOT
 from policy_shop import TEXTS, TINY, edit_json, resign, write_policy
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from ospo.config import Model
 from ospo.data.request import Request
@@ -24,7 +25,7 @@ from ospo.files import MANIFEST, read_json
 from ospo.policy import checks
 from ospo.policy.checks import TEMPLATE_SECONDS, check_template
 from ospo.policy.generate import render
-from ospo.policy.prompts import MAX_TEMPLATE
+from ospo.policy.prompts import MAX_TEMPLATE, render_messages
 from ospo.policy.scratch import CHAT_TEMPLATE, build_tokenizer
 from ospo.policy.weights import create_policy, load_policy, save_policy
 
@@ -381,3 +382,9 @@ def test_an_adapter_made_by_other_tools_needs_no_base_json(adapter: Path, tmp_pa
     network, _ = load_policy(adapter)
     assert network.peft_config["default"].r == 4
     assert TINY.lora_rank == 0
+
+
+def test_the_limit_on_templates_is_on_what_they_add(full: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(full)
+    long = [{"role": "user", "content": "word " * MAX_TEMPLATE}]
+    assert render_messages(tokenizer, long).count("word") == MAX_TEMPLATE
