@@ -18,7 +18,7 @@ from ospo.data.request import Purchase, Request
 from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy
 from ospo.policy.decoding import Decoding, draw_seed
-from ospo.policy.generate import Generator, render
+from ospo.policy.generate import Generator, end_ids, render
 from ospo.policy.scratch import build_tokenizer
 from ospo.policy.text import search_text
 from ospo.policy.weights import load_policy
@@ -316,3 +316,16 @@ def test_a_policy_saved_in_bfloat16_writes_too(tmp_path: Path) -> None:
     assert 1 <= len(ids) <= 4
     logits = generator.logits(render(generator.tokenizer, REQUESTS[0], 128))
     assert np.isfinite(logits.float().numpy()).all()
+
+
+@pytest.mark.parametrize(("configured", "listed"), [(3, {3}), ([3, 4], {3, 4}), (None, set())])
+def test_a_completion_ends_at_the_model_s_ends_and_at_the_tokenizer_s(
+    policy: Path, configured: int | list[int] | None, listed: set[int]
+) -> None:
+    generator = Generator.load(policy)
+    tokenizer = generator.tokenizer
+    own = {tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
+    assert own
+    assert not own & {3, 4}
+    generator.model.generation_config.eos_token_id = configured
+    assert end_ids(generator.model, tokenizer) == own | listed

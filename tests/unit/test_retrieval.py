@@ -18,8 +18,10 @@ from ospo.errors import InputError
 from ospo.retrieval import build_retriever, families, load_retriever, vectors_file
 from ospo.retrieval.base import Retriever, RetrieverError, pool_runs, top_rows
 from ospo.retrieval.bm25 import BM25Retriever
+from ospo.retrieval.build import parts
 from ospo.retrieval.dense import MiniLMRetriever, choose_dtype
 from ospo.retrieval.hybrid import HybridRetriever, reciprocal_ranks
+from ospo.retrieval.linear import union_terms
 from ospo.retrieval.lsa import LSARetriever
 from ospo.retrieval.mpnet import DIRECTORY, mpnet_directory, unpack
 from ospo.retrieval.packed import _workers, split_chunks
@@ -202,6 +204,38 @@ def test_lsa_equals_scikit_learn(built: dict[str, Retriever], esci_tiny: Prepare
     theirs = np.stack([items @ vector(sorted(set(split(text)))) for text in texts])
     np.testing.assert_allclose(ours / 16, theirs, atol=0.01)
     assert built["lsa"].score(["zzzz"], np.array([[0]]))[0, 0] == 0
+
+
+def test_a_word_said_often_in_an_item_weighs_little_more_in_lsa() -> None:
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = ["red " * 9 + "dress linen", "red shirt", "blue dress silk", "linen shirt silk blue"]
+    retriever = LSARetriever(dimensions=2)
+    retriever.index(list("abcd"), texts)
+    words = ["red", "dress", "linen", "silk"]
+    ours = retriever.word_vectors(words)
+    for sublinear, same in ((True, True), (False, False)):
+        tfidf = TfidfVectorizer(sublinear_tf=sublinear)
+        svd = TruncatedSVD(2, algorithm="randomized", random_state=0).fit(
+            tfidf.fit_transform(texts)
+        )
+        places = [tfidf.vocabulary_[word] for word in words]
+        theirs = tfidf.idf_[places, None] * svd.components_.T[places]
+        ratio = np.linalg.norm(ours) / np.linalg.norm(theirs)
+        assert np.allclose(ours, ratio * theirs, atol=0.02 * np.abs(ours).max()) is same
+
+
+def test_a_term_counts_once_however_often_a_set_names_it() -> None:
+    terms_V, incidence_BV = union_terms([np.array([3, 3, 5]), np.array([5])])
+    assert terms_V.tolist() == [3, 5]
+    assert incidence_BV.tolist() == [[1, 1], [0, 1]]
+
+
+def test_what_a_retriever_is_built_from() -> None:
+    assert parts("rerank:cross-encoder/x") == ("hybrid",)
+    assert parts("hybrid") == ("bm25", "minilm")
+    assert parts("bm25") == ()
 
 
 def test_the_seed_reaches_lsa(
