@@ -194,6 +194,7 @@ def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: Mlfl
         "rl.max_prompt_tokens",
         "rl.max_completion_tokens",
         "rl.checkpoint_every",
+        "rl.validation_requests",
     }, "of its own step only"
     parent = kinds["pipeline"]
     assert parent.data.tags["prefect.flow_run_id"] == run_id
