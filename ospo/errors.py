@@ -5,6 +5,13 @@ code 2.
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    """Text with a space for each character that cannot be shown: text from data must not steer a
+    terminal, nor go out to other systems as it is.
+    """
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 class OspoError(Exception):
     """A problem the user can mend. ``str(error)`` is one line that says what is wrong and what to
     do.
@@ -22,7 +29,7 @@ class InputError(OspoError):
         # One line, whatever the data holds: control characters in names never reach the terminal
         # raw.
         line = f"{where}: {problem}. Fix: {fix}"
-        super().__init__("".join(c if c.isprintable() else " " for c in line))
+        super().__init__(printable(line))
 
 
 class ConfigError(InputError):

@@ -150,6 +150,16 @@ def read_json(path: str | Path) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
+def json_or_none(path: str | Path) -> Any:
+    """What a JSON file holds; None where it is damaged, which callers refuse like any content that
+    is not theirs.
+    """
+    try:
+        return read_json(path)
+    except ValueError:
+        return None
+
+
 def sha256_file(path: str | Path) -> str:
     """Hex sha256 of a file's bytes."""
     with Path(path).open("rb") as stream:

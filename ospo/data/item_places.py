@@ -47,6 +47,14 @@ def unwritten_places(prepared: Prepared, locale: str) -> Places:
     """Places of a preparation, whose chunks are used up; never more than the chosen requests'
     pools in memory. locale: of ESCI's queries, "" for another dataset.
     """
+    pairs = relevant_pairs(prepared)
+    return _places(prepared.catalogue, prepared.request_chunks, prepared.pool_chunks, pairs, locale)
+
+
+def relevant_pairs(prepared: Prepared) -> np.ndarray:
+    """(N,) int64, request row · number of items + catalogue row, of each relevant item of a request
+    of a preparation.
+    """
     ids = prepared.request_ids.alias("request_id").to_frame().with_row_index("row")
     items = prepared.catalogue.select("item_id").with_row_index("item")
     relevant = (
@@ -55,8 +63,7 @@ def unwritten_places(prepared: Prepared, locale: str) -> Places:
         .join(items, on="item_id")
         .select(pair=pl.col("row").cast(pl.Int64) * len(items) + pl.col("item"))
     )
-    pairs = relevant["pair"].to_numpy()
-    return _places(prepared.catalogue, prepared.request_chunks, prepared.pool_chunks, pairs, locale)
+    return relevant["pair"].to_numpy()
 
 
 def _places(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ospo.data.request import Request
 from ospo.errors import InputError
-from ospo.files import read_json, write_json
+from ospo.files import json_or_none, write_json
 from ospo.policy.text import SearchText
 
 FILE = "guard.json"
@@ -53,10 +53,7 @@ def read_guard(directory: str | Path) -> Guard | None:
     file = Path(directory) / FILE
     if not file.is_file():
         return None
-    try:
-        found = read_json(file)
-    except ValueError:
-        found = None
+    found = json_or_none(file)
     fix = "restore the policy from its origin"
     if not isinstance(found, dict) or set(found) != {"min_logprob", "needs_history"}:
         raise InputError(file, "", "is not {min_logprob, needs_history}", fix)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ospo.config import Answer
 from ospo.errors import InputError
-from ospo.files import read_json, write_json
+from ospo.files import json_or_none, write_json
 from ospo.policy.text import REWRITE, SEARCH_TEXTS, SearchText
 
 FILE = "answer.json"
@@ -26,10 +26,7 @@ def read_answer_kind(directory: str | Path) -> SearchText:
     file = Path(directory) / FILE
     if not file.is_file():
         return REWRITE
-    try:
-        found = read_json(file)
-    except ValueError:
-        found = None
+    found = json_or_none(file)
     kind = found.get("answer") if isinstance(found, dict) else None
     if not isinstance(kind, str) or kind not in SEARCH_TEXTS:
         raise InputError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ospo.data.request import Request
 from ospo.errors import InputError
-from ospo.files import read_json, write_json
+from ospo.files import json_or_none, write_json
 
 if TYPE_CHECKING:  # a policy loads without the data libraries
     from ospo.data.dataset import PreparedData
@@ -44,10 +44,7 @@ def read_seen(directory: Path) -> set[str] | None:
     file = directory / FILE
     if not file.is_file():
         return None
-    try:
-        keys = read_json(file)
-    except ValueError:
-        keys = None
+    keys = json_or_none(file)
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise InputError(
             file, "", "is not a list of request keys", "restore the policy from its origin"

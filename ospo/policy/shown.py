@@ -1,14 +1,10 @@
 """What goes out for a request: the search text of a policy's answer, safe for other systems."""
 
+from ospo.errors import printable
 from ospo.policy.prompts import clean
 from ospo.policy.text import SearchText, search_text
 
 MAX_ANSWER = 1000  # characters; no preset's answers come near
-
-
-def printable(text: str) -> str:
-    """Text with a space for each character that cannot be shown: it goes out to other systems."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def shown_text(rule: SearchText, query: str, answer: str) -> str:

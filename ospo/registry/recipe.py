@@ -10,6 +10,7 @@ import re
 
 from ospo.config import Answer
 from ospo.data import request as request_module
+from ospo.errors import printable
 from ospo.policy import prompts, shown, text
 
 _HEADER = '''"""Prompt, answer and search text of this policy, as in training (`ospo export`)."""
@@ -67,7 +68,7 @@ def rules_source() -> str:
     """The source of ``ospo_rules.py``: the modules that make prompts and texts, one after another,
     without their imports.
     """
-    parts = []
+    parts = [inspect.getsource(printable)]
     for module in _MODULES:
         source = inspect.getsource(module)
         lines = source.splitlines()

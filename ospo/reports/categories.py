@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from ospo.data.item_places import relevant_pairs
 from ospo.data.text import text_codes
 from ospo.data.writer import Prepared
+from ospo.errors import printable
 
 SHOWN = 10
 LARGEST, WITHOUT = 1 / 3, 0.1
@@ -33,14 +35,14 @@ def categories_of(catalogue: pl.DataFrame, bare: int, pools: int) -> Categories:
     counts = catalogue["category"].value_counts(sort=True)
     counts = counts.sort(["count", "category"], descending=[True, False])
     shown = ", ".join(
-        f"{_printable(name) or '(none)'} {count:,}" for name, count in counts.head(SHOWN).rows()
+        f"{_short(name) or '(none)'} {count:,}" for name, count in counts.head(SHOWN).rows()
     )
     found = Categories([f"{len(counts):,} categories, the most frequent: {shown}"])
     fix = "give products a `category` of your own, or titles that end in what the product is"
     name, largest = counts.row(0)
     if largest > LARGEST * len(catalogue):
         found.warnings.append(
-            f"category {_printable(name) or '(none)'!r} holds {largest:,} of {len(catalogue):,} "
+            f"category {_short(name) or '(none)'!r} holds {largest:,} of {len(catalogue):,} "
             f"products: hard negatives are hardly harder than others. Fix: {fix}"
         )
     if bare > WITHOUT * pools:
@@ -70,15 +72,7 @@ class PassingPools(Iterator[np.ndarray]):
     """
 
     def __init__(self, prepared: Prepared):
-        ids = prepared.request_ids.alias("request_id").to_frame().with_row_index("row")
-        items = prepared.catalogue.select("item_id").with_row_index("item")
-        relevant = (
-            prepared.qrels.filter(pl.col("gain") > 0)
-            .join(ids, on="request_id")
-            .join(items, on="item_id")
-            .select(pair=pl.col("row").cast(pl.Int64) * len(items) + pl.col("item"))
-        )
-        self._pairs, self._items = relevant["pair"].to_numpy(), len(items)
+        self._pairs, self._items = relevant_pairs(prepared), len(prepared.catalogue)
         self._codes = text_codes(prepared.catalogue["category"])[0]
         self._chunks = iter(prepared.pool_chunks)
         self.catalogue, self.bare, self.count = prepared.catalogue, 0, 0
@@ -101,6 +95,6 @@ class PassingPools(Iterator[np.ndarray]):
         return categories_of(self.catalogue, self.bare, self.count)
 
 
-def _printable(name: str) -> str:
+def _short(name: str) -> str:
     """A name from data, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in name)[:40]
+    return printable(name)[:40]

@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ospo.errors import printable
 from ospo.reports.explain import Explanation, Phrase
 from ospo.reports.pages import credit_class, page, write_page
 
@@ -22,11 +23,6 @@ def shade(e: Explanation) -> Callable[[Phrase], float]:
     where the raw query is what is explained.
     """
     return (lambda phrase: phrase.change) if e.rewritten else (lambda phrase: phrase.credit)
-
-
-def _plain(text: str) -> str:
-    """Without control characters: text from data must not steer a terminal."""
-    return "".join(c if c.isprintable() or c == " " else " " for c in text)
 
 
 def summary(e: Explanation) -> str:
@@ -55,24 +51,24 @@ def render(e: Explanation) -> Group:
     of phrases and of lost words, and the ranking.
     """
     head = Text.assemble(
-        ("request ", "dim"), _plain(e.request_id), ("  query ", "dim"), _plain(e.query)
+        ("request ", "dim"), printable(e.request_id), ("  query ", "dim"), printable(e.query)
     )
     lines = [head]
     if e.history:
-        lines.append(Text.assemble(("bought  ", "dim"), _plain("; ".join(e.history))))
+        lines.append(Text.assemble(("bought  ", "dim"), printable("; ".join(e.history))))
     lines.append(
         Text.assemble(
-            ("target  ", "dim"), _plain(e.target.title), ("  retriever ", "dim"), e.retriever
+            ("target  ", "dim"), printable(e.target.title), ("  retriever ", "dim"), e.retriever
         )
     )
     body, value = Text("text    ", style="dim"), shade(e)
-    body.append(_plain(f"{e.base}, ") if e.base else "", style="default")
+    body.append(printable(f"{e.base}, ") if e.base else "", style="default")
     for phrase in e.phrases:
-        body.append(_plain(phrase.text), style=_style(value(phrase)))
+        body.append(printable(phrase.text), style=_style(value(phrase)))
     ranking = Text("\n").join(
         Text.assemble(
             (f"{place:>3} ", "dim"),
-            (_plain(item.title), "bold" if item.gain > 0 else ""),
+            (printable(item.title), "bold" if item.gain > 0 else ""),
             (f"  gain {item.gain:g}" if item.gain > 0 else "", "green"),
         )
         for place, item in enumerate(e.top, 1)
@@ -96,7 +92,7 @@ def _phrase_table(e: Explanation) -> Table:
             Text("added"), _number(phrase.change)
         ]  # fmt: skip
         table.add_row(
-            Text(_plain(phrase.text).strip()),
+            Text(printable(phrase.text).strip()),
             *(change if compared else []),
             _number(phrase.credit),
             Text(f"{phrase.reward_without:.3f} ({phrase.reward_without - e.reward:+.3f})"),
@@ -111,7 +107,7 @@ def _lost_table(e: Explanation) -> Table:
         table.add_column(name, justify="left" if name.startswith("lost") else "right")
     for words in e.lost:
         table.add_row(
-            Text(_plain(words.text)), _number(words.change), Text(f"{words.put_back:+.3f}")
+            Text(printable(words.text)), _number(words.change), Text(f"{words.put_back:+.3f}")
         )
     return table
 

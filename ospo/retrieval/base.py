@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import polars as pl
 
-from ospo.errors import OspoError
+from ospo.errors import OspoError, printable
 
 
 class RetrieverError(OspoError):
@@ -22,7 +22,7 @@ class RetrieverError(OspoError):
     def __init__(self, name: str, problem: str, fix: str) -> None:
         self.name, self.problem, self.fix = name, problem, fix
         line = f"retriever {name!r}: {problem}. Fix: {fix}"
-        super().__init__("".join(c if c.isprintable() else " " for c in line))
+        super().__init__(printable(line))
 
 
 @runtime_checkable

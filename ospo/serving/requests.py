@@ -11,7 +11,7 @@ from numbers import Real
 from typing import Any
 
 from ospo.data.request import Purchase, Request
-from ospo.errors import OspoError
+from ospo.errors import OspoError, printable
 from ospo.policy.decoding import Decoding
 
 MAX_INPUTS = 1024  # inputs of one call
@@ -32,7 +32,7 @@ class RequestError(OspoError):
 
 
 def _short(value: Any) -> str:
-    return "".join(c if c.isprintable() else " " for c in repr(value)[:60])
+    return printable(repr(value)[:60])
 
 
 def _text(value: Any, where: str, limit: int) -> str:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from ospo.data.request import Request
-from ospo.errors import OspoError
+from ospo.errors import OspoError, printable
 from ospo.files import verify_manifest
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt
 from ospo.policy.guard import Guard, read_guard, unanswered
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
-from ospo.policy.shown import printable, shown_text
+from ospo.policy.shown import shown_text
 from ospo.policy.text import SearchText
 from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
 
