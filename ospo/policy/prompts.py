@@ -4,6 +4,7 @@ policy.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from ospo.config import Answer
@@ -32,6 +33,7 @@ _TAGS = re.compile(r"</?\s*(?:answer|think)\s*>", re.IGNORECASE)
 _ANGLES = str.maketrans({"<": " ", ">": " "})
 # Characters that a chat template may add to a prompt; those in use add a few hundred.
 MAX_TEMPLATE = 20_000
+_AROUND_TYPES = ",.;:!?\"'()[]"  # what may stand around a type's name in a request
 _MAX_FIELD = 400  # characters of one field: longer ones are noise, and tokenising them is slow
 
 
@@ -68,6 +70,31 @@ def purchase_line(purchase: Purchase) -> str:
     )
 
 
+def asked_for(query: str, history: Sequence[Purchase]) -> tuple[Purchase, ...]:
+    """The purchases of the type that ``query`` names, in their order.
+
+    The type is looked for in the query, word by word ("t-shirt" is no "shirt"); of several types
+    the longest counts ("vest top" is no "top").
+    """
+    words = f" {' '.join(word.strip(_AROUND_TYPES) for word in clean(query).split())} "
+    found = {
+        place: kind
+        for place, purchase in enumerate(history)
+        if (kind := clean(purchase.type)) and f" {kind} " in words
+    }
+    longest = max(found.values(), key=len, default="")
+    return tuple(history[place] for place, kind in found.items() if kind == longest)
+
+
+def history_lines(request: Request) -> list[str]:
+    """The purchases as a prompt shows them: oldest first, but those of the requested type after all
+    others, next to the request. What does not fit is cut from the beginning, so they stay longest.
+    """
+    own = asked_for(request.query, request.history)
+    others = (purchase for purchase in request.history if purchase not in own)
+    return [line for line in map(purchase_line, (*others, *own)) if line]
+
+
 def _messages(
     query: str, history: list[str], instruct: bool, answer: Answer
 ) -> list[dict[str, str]]:
@@ -84,12 +111,12 @@ def prompt_messages(
     request: Request, instruct: bool = True, answer: Answer = "rewrite"
 ) -> list[dict[str, str]]:
     """The conversation a policy gets: the instruction, which asks for that kind of ``answer``, then
-    the purchases, oldest first, and the request's text.
+    the purchases (:func:`history_lines`) and the request's text.
 
     The scratch policy's chat template leaves the system message out, so callers need not know which
     policy they feed.
     """
-    history = [line for line in map(purchase_line, request.history) if line]
+    history = history_lines(request)
     return _messages(clean(request.query), history, instruct, answer)
 
 
@@ -103,9 +130,9 @@ def fit_messages(
     """``prompt_messages`` that fit ``max_tokens`` under ``tokenizer``'s chat template, and the
     tokens they take.
 
-    Purchases go first, oldest first; then words at the query's end. Raises ValueError where even
-    one word of the query does not fit: ``max_prompt_tokens`` is then below what the template and
-    the instruction take by themselves.
+    Purchases go first, from the beginning; then words at the query's end. Raises ValueError where
+    even one word of the query does not fit: ``max_prompt_tokens`` is then below what the template
+    and the instruction take by themselves.
     """
 
     def length(messages: list[dict[str, str]]) -> int:
@@ -113,7 +140,7 @@ def fit_messages(
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     query = clean(request.query)
-    history = [line for line in map(purchase_line, request.history) if line]
+    history = history_lines(request)
     messages = _messages(query, history, instruct, answer)
     tokens = length(messages)
     while tokens > max_tokens and history:
