@@ -46,8 +46,8 @@ class NameTeacher:
             )
 
     def example(self, row: int, draw: int) -> tuple[Request, str]:
-        """A request to imitate and its text, made from the training request in ``row``: that request
-        itself, or the same words asking for another type that the shopper has bought.
+        """A request to imitate and its text, made from the training request in ``row``: itself, or
+        the same words asking for another type that the shopper has bought.
 
         Raises KeyError for a request outside the training split.
         """

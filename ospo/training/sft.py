@@ -29,7 +29,10 @@ from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
 from ospo.training.warm_start import WarmStart, give_up, given_up
 
-TEACHERS = {"attributes": Teacher, "history": NameTeacher}
+TEACHERS: dict[str, type[Teacher] | type[NameTeacher]] = {
+    "attributes": Teacher,
+    "history": NameTeacher,
+}
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
 _REDRAW = 1_000_003  # between the seeds of a scratch policy's draws
