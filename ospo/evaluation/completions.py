@@ -18,7 +18,7 @@ from ospo.files import atomic_file, sha256_json
 from ospo.paths import COMPLETIONS_CACHE
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt, render
-from ospo.policy.guard import read_guard, unanswered
+from ospo.policy.guard import grounds, read_guard, unanswered
 from ospo.policy.kind import read_answer_kind
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.sources import policy_hash
@@ -97,7 +97,7 @@ class CachedPolicy:
             return found
         return [
             completion
-            if self.guard.uses(bool(request.history), completion.logprob)
+            if self.guard.uses(grounds(request), completion.logprob)
             else replace(completion, answer=unanswered(self.answer, request))
             for request, completion in zip(requests, found, strict=True)
         ]
