@@ -48,6 +48,12 @@ class Guard:
             return False
         return self.min_logprob is None or logprob >= self.min_logprob
 
+    def also(self, other: "Guard") -> "Guard":
+        """The guard that uses an answer where both do."""
+        given = [least for least in (self.min_logprob, other.min_logprob) if least is not None]
+        needs = GROUNDS[max(GROUNDS.index(self.needs), GROUNDS.index(other.needs))]
+        return Guard(max(given, default=None), needs)
+
 
 def unanswered(rule: SearchText, request: Request) -> str:
     """The answer whose search text is the raw query's."""

@@ -112,6 +112,7 @@ class BestPolicy(TrainerCallback):
                 self.kept,
                 trained_on=self.seen,
                 answer=self.run.config.answer,
+                guard=self.run.guard,
             )
         write_json(self.file, self.looks)
         self.run.on_log(step, {METRIC: scores[0]})

@@ -133,7 +133,7 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     else:
         answer = run.config.answer
-        finish(trainer, trainer.processing_class, preset.model, out, seen, answer)
+        finish(trainer, trainer.processing_class, preset.model, out, seen, answer, run.guard)
 
 
 def _settle(best: BestPolicy, collapse: CollapseStop) -> bool:

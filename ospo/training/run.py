@@ -11,6 +11,7 @@ from ospo.config import Config
 from ospo.credit.values import Function
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError, OspoError
+from ospo.policy.guard import Guard
 from ospo.policy.kind import read_answer_kind
 from ospo.policy.text import SEARCH_TEXTS, SearchText
 from ospo.reward import Reward
@@ -67,6 +68,13 @@ class TrainingRun:
     def rule(self) -> SearchText:
         """How answers become search texts (``config.answer``)."""
         return SEARCH_TEXTS[self.config.answer]
+
+    @property
+    def guard(self) -> Guard | None:
+        """Where the trained policy's answers are used: one that is trained with
+        ``training.only_with_history`` answers only requests that are like its training requests.
+        """
+        return Guard(needs="own") if self.config.training.only_with_history else None
 
     @property
     def scorer(self) -> Reward:
