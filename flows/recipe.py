@@ -113,7 +113,7 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
     config = load_config(overrides=[*overrides, f"seed={seeds[0]}"])
     from prefect.exceptions import TerminationSignal
 
-    from flows.common import dataset_ready
+    from flows.common import data_ready
     from flows.pipeline import pipeline_dataset
     from ospo.evaluation.evaluate import evaluate
     from ospo.reports.demo_table import comparison_tables, demo_table
@@ -124,8 +124,7 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
         policies: dict[str, list[Path]] = {}
         others = [seed for seed in seeds if seed != seeds[0]]
         if others:
-            with dataset_ready(name):
-                pass  # fingerprints are of data that is up to date
+            data_ready(name)  # fingerprints are of data that is up to date
         for seed in others:
             for algorithm, place in train_seed(name, overrides, seed).items():
                 policies.setdefault(algorithm, []).append(place)

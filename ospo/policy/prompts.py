@@ -20,6 +20,7 @@ _READING = (
     "phrases separated "
     f"by commas between {ANSWER_OPEN} and {ANSWER_CLOSE}, and nothing else."
 )
+_READING_HITS = "Lines that begin with a plus sign are what the search engine finds without you."
 INSTRUCTIONS: dict[Answer, str] = {
     "rewrite": "You rewrite a shopper's request into a better search text for a shop's search "
     "engine. Keep what the shopper asks "
@@ -96,28 +97,30 @@ def history_lines(request: Request) -> list[str]:
 
 
 def _messages(
-    query: str, history: list[str], instruct: bool, answer: Answer
+    query: str, history: list[str], instruct: bool, answer: Answer, hits: Sequence[str] = ()
 ) -> list[dict[str, str]]:
     # The request comes last, right before the answer: there a small policy learns soonest to copy
     # it.
-    lines = [*(f"- {line}" for line in history), query]
+    lines = [*(f"- {line}" for line in history), *(f"+ {title}" for title in hits), query]
     messages = [{"role": "user", "content": "\n".join(lines)}]
     if not instruct:
         return messages
-    return [{"role": "system", "content": INSTRUCTIONS[answer]}, *messages]
+    told = f"{INSTRUCTIONS[answer]} {_READING_HITS}" if hits else INSTRUCTIONS[answer]
+    return [{"role": "system", "content": told}, *messages]
 
 
 def prompt_messages(
     request: Request, instruct: bool = True, answer: Answer = "rewrite"
 ) -> list[dict[str, str]]:
     """The conversation a policy gets: the instruction, which asks for that kind of ``answer``, then
-    the purchases (:func:`history_lines`) and the request's text.
+    the purchases (:func:`history_lines`), the titles of its hits, best first, and the request's
+    text.
 
     The scratch policy's chat template leaves the system message out, so callers need not know which
     policy they feed.
     """
-    history = history_lines(request)
-    return _messages(clean(request.query), history, instruct, answer)
+    hits = list(filter(None, map(clean, request.hits)))
+    return _messages(clean(request.query), history_lines(request), instruct, answer, hits)
 
 
 def fit_messages(
@@ -130,9 +133,9 @@ def fit_messages(
     """``prompt_messages`` that fit ``max_tokens`` under ``tokenizer``'s chat template, and the
     tokens they take.
 
-    Purchases go first, from the beginning; then words at the query's end. Raises ValueError where
-    even one word of the query does not fit: ``max_prompt_tokens`` is then below what the template
-    and the instruction take by themselves.
+    Purchases go first, from the beginning, then hits, the last first; then words at the query's
+    end. Raises ValueError where even one word of the query does not fit: ``max_prompt_tokens`` is
+    then below what the template and the instruction take by themselves.
     """
 
     def length(messages: list[dict[str, str]]) -> int:
@@ -140,12 +143,12 @@ def fit_messages(
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     query = clean(request.query)
-    history = history_lines(request)
-    messages = _messages(query, history, instruct, answer)
+    history, hits = history_lines(request), list(filter(None, map(clean, request.hits)))
+    messages = _messages(query, history, instruct, answer, hits)
     tokens = length(messages)
-    while tokens > max_tokens and history:
-        history = history[1:]
-        messages = _messages(query, history, instruct, answer)
+    while tokens > max_tokens and (history or hits):
+        history, hits = (history[1:], hits) if history else ([], hits[:-1])
+        messages = _messages(query, history, instruct, answer, hits)
         tokens = length(messages)
     words = query.split()
     while tokens > max_tokens and len(words) > 1:

@@ -113,6 +113,7 @@ class BestPolicy(TrainerCallback):
                 trained_on=self.seen,
                 answer=self.run.config.answer,
                 guard=self.run.guard,
+                context=self.run.config.context,
             )
         write_json(self.file, self.looks)
         self.run.on_log(step, {METRIC: scores[0]})
@@ -122,10 +123,13 @@ class BestPolicy(TrainerCallback):
         model.eval()
         try:
             with torch.inference_mode():
-                answers = self._answers(Generator(model, self.tokenizer, self.run.rule))
+                answers = self._answers(self._generator(model))
         finally:
             model.train(training)
         return float(np.mean(self.run.scorer(answers, self.rows)))
+
+    def _generator(self, model: Any) -> Generator:
+        return Generator(model, self.tokenizer, self.run.rule, self.run.config.context)
 
     def _answers(self, generator: Generator) -> list[str]:
         rl = self.run.config.preset.rl

@@ -272,12 +272,14 @@ def finish(
     seen: Iterable[str],
     answer: Answer,
     guard: Guard | None = None,
+    context: int = 0,
 ) -> None:
     """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main
     process.
 
     ``seen``: keys of the requests it was trained on (``ospo.policy.seen``). ``answer``: the kind of
     answers it was trained to give (``ospo.policy.kind``). ``guard``: where they are used.
+    ``context``: how many hits its prompts show.
     """
     if not trainer.is_world_process_zero():
         return
@@ -287,6 +289,13 @@ def finish(
     if isinstance(network, PeftModel) and "ref" in network.peft_config:
         network.delete_adapter("ref")
     save_policy(
-        network, tokenizer, model, out / "model", trained_on=seen, answer=answer, guard=guard
+        network,
+        tokenizer,
+        model,
+        out / "model",
+        trained_on=seen,
+        answer=answer,
+        guard=guard,
+        context=context,
     )
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -57,7 +57,8 @@ class NameTeacher:
         rng = np.random.default_rng([self.seed, row, draw, 4])
         own = self._names(request.query, request.history)
         if asking and (not own or rng.random() < _INVENTED):
-            request = replace(request, query=asking[rng.integers(len(asking))])
+            question = asking[rng.integers(len(asking))]
+            request = replace(request, query=question, hits=())
         return request, self._write(request, rng)
 
     def text(self, row: int, draw: int) -> str:

@@ -12,7 +12,7 @@ from ospo.credit.values import Function
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError, OspoError
 from ospo.policy.guard import Guard
-from ospo.policy.kind import read_answer_kind
+from ospo.policy.kind import read_answer_kind, read_context
 from ospo.policy.text import SEARCH_TEXTS, SearchText
 from ospo.reward import Reward
 from ospo.reward.answers import reward_of_answers
@@ -50,7 +50,8 @@ class TrainingRun:
     @property
     def policy(self) -> Path:
         """``start``. Raises OspoError where there is none, InputError where it was trained to give
-        another kind of answers: its first words would be of the wrong game.
+        another kind of answers, or to read another number of hits: its first words would be of the
+        wrong game.
         """
         if self.start is None:
             raise OspoError(f"{self.out}: no policy to begin from. Fix: name one as `start`")
@@ -61,6 +62,14 @@ class TrainingRun:
                 "answer",
                 f"is {self.config.answer}, but the policy in {self.start} was trained to {kind}",
                 f"set answer: {kind}, or train the SFT policy again",
+            )
+        if (shown := read_context(self.start)) != self.config.context:
+            raise InputError(
+                "params.yaml",
+                "context",
+                f"is {self.config.context}, but the policy in {self.start} was trained to read "
+                f"{shown} hits",
+                f"set context: {shown}, or train the SFT policy again",
             )
         return self.start
 
