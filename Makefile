@@ -8,7 +8,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE ?= 1
-export MLFLOW_PORT PREFECT_PORT RUNS
+export MLFLOW_PORT PREFECT_PORT PAGE_PORT RUNS
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo up down status test test-slow lint format bench repro docs audit vulnerabilities clean
@@ -37,7 +37,7 @@ ifneq ($(origin HM_RAW),undefined)
 endif
 	$(BIN)/python -m flows.demo $(if $(REAL),--real '$(REAL)')
 
-up: install ## Start MLflow, Prefect and a worker here and deploy prefect.yaml; MLFLOW_PORT=, PREFECT_PORT=, RUNS=
+up: install ## Start the page to try a query, MLflow, Prefect and a worker here, deploy prefect.yaml; PAGE_PORT=, MLFLOW_PORT=, PREFECT_PORT=, RUNS=
 	@$(BIN)/python -m servers up
 
 down: install ## Stop what `make up` started
