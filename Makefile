@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export MLFLOW_PORT PREFECT_PORT PAGE_PORT RUNS
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo up down status test test-slow lint format bench repro docs audit vulnerabilities clean
+.PHONY: help install demo up down status test test-slow lint format bench repro screenshots docs audit vulnerabilities clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -66,6 +66,9 @@ format: install ## Format the code
 
 bench: install ## Run every benchmark in its quick form
 	for name in credit estimators step evaluation prepare index; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+screenshots: install ## Photograph the page over what is here, light, dark and as a phone shows it, in reports/screenshots
+	$(BIN)/python tests/screenshots.py reports/screenshots
 
 docs: install ## Build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

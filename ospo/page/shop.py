@@ -14,8 +14,11 @@ from ospo.errors import InputError
 from ospo.page.asked import AskedError
 from ospo.page.policies import Policies
 from ospo.paths import PREPARED
+from ospo.policy.text import SearchText
 from ospo.retrieval import build_retriever
 from ospo.retrieval.base import Retriever
+from ospo.reward.answers import reward_of_answers
+from ospo.reward.protocol import Reward
 from ospo.reward.search import SearchReward
 
 KEPT = 4  # data sets in memory
@@ -28,6 +31,7 @@ class Loaded:
         self.config, self.data = config, data
         self._shared: dict[str, Retriever] = {}
         self._rewards: dict[str, SearchReward] = {}
+        self._of_answers: dict[tuple[str, str], Reward] = {}
 
     def retriever(self, name: str) -> Retriever:
         """An indexed retriever; the first time takes seconds. Raises InputError where it cannot be
@@ -43,6 +47,13 @@ class Loaded:
                 self.retriever(name), self.data, settings.k, settings.cache_texts
             )
         return self._rewards[name]
+
+    def reward_of(self, name: str, rule: SearchText) -> Reward:
+        """The same of answers under ``rule``."""
+        key = (name, rule.kind)
+        if key not in self._of_answers:
+            self._of_answers[key] = reward_of_answers(self.reward(name), rule, self.data.requests)
+        return self._of_answers[key]
 
     @cached_property
     def by_query(self) -> dict[str, list[int]]:

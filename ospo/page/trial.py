@@ -15,7 +15,6 @@ from ospo.page.shop import Loaded, Shop
 from ospo.policy.prompts import clean
 from ospo.policy.text import REWRITE, SearchText, search_text
 from ospo.retrieval.base import checked_search
-from ospo.reward.answers import reward_of_answers
 from ospo.reward.credit import credit_engine
 from ospo.reward.search import SearchReward
 
@@ -172,7 +171,8 @@ class _Work:
     def __init__(
         self, shop: Shop, loaded: Loaded, request: Request, row: int | None, asked: Asked
     ) -> None:
-        self.config, self.loaded, self.request, self.row = shop.config, loaded, request, row
+        self.config, self.loaded, self.asked = shop.config, loaded, asked
+        self.request, self.row = request, row
         self.scope = asked.scope if row is not None else "catalogue"
         self.retriever = loaded.retriever(asked.retriever)
         self.reward: SearchReward = loaded.reward(asked.retriever)
@@ -280,7 +280,7 @@ class _Work:
         none: list[float | None] = [None] * len(seg)
         if self.row is None or not on_N.any():
             return none, "", 0.0
-        value = reward_of_answers(self.reward, rule, self.loaded.data.requests)
+        value = self.loaded.reward_of(self.asked.retriever, rule)
         if on_N.all():
             engine = credit_engine(self.config, value, estimator="auto", budget=BUDGET)
             (credit,) = engine.credit([seg.text], [self.row])

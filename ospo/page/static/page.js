@@ -45,6 +45,7 @@ function fill(found) {
     if (id === "request") mine.replaceChildren(...theirs.childNodes);
     mine.value = theirs.value;
   }
+  if (part("history")?.value) part("purchases").open = true;
 }
 
 async function load(address, keep) {
