@@ -240,7 +240,7 @@ def _noted(root: Path) -> dict[str, dict[str, Any]]:
     """Name → what `make up` noted about the server that it started."""
     return {
         name: json.loads((root / SERVERS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("mlflow", "prefect", "worker")
+        for name in ("mlflow", "prefect", "worker", "page")
         if (root / SERVERS / f"{name}.json").is_file()
     }
 

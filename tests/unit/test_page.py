@@ -361,8 +361,8 @@ def test_why_the_champion_is_the_champion(client: TestClient) -> None:
     assert "Version 1 (OSPO) is the champion" in said
     assert f"B{str(DECISION['reason'])[1:]}" in said
     assert "over 24 held-out requests" in said
-    assert "bm25 +0.0512 +0.021 to +0.081 0.001" in said
-    assert "static −0.0040 −0.010 to +0.002 0.31" in said
+    assert "bm25 +0.051 +0.021 to +0.081 0.001" in said
+    assert "static −0.004 −0.010 to +0.002 0.31" in said
     assert "version 2 (OSPO), challenger: not promoted" in said
     assert "Not better: -0.0100" in said
 
