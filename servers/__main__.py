@@ -1,5 +1,5 @@
-"""``make up`` and ``make down``: MLflow, Prefect, one worker and the page where a query is tried, on
-this machine, for this folder.
+"""``make up`` and ``make down``: MLflow, Prefect, one worker and the page where a query is tried,
+on this machine, for this folder.
 
 python -m servers up|down|status
 
