@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from ospo.files import MANIFEST
 from ospo.page.asked import CHAMPION, AskedError
 from ospo.policy.rules import RULES
 from ospo.serving.answering import Answering, RuleRewriter, load_rewriter
-from ospo.serving.requests import MAX_NEW_TOKENS
+from ospo.serving.requests import MAX_FIELD, MAX_NEW_TOKENS
+from ospo.serving.rewriter import Rewriter
 from ospo.steps import policy_directory
 from ospo.tracking.database import SQLITE
 from ospo.tracking.store import tracking_uri
@@ -26,6 +28,7 @@ from ospo.tracking.store import tracking_uri
 FRESH_SECONDS = 5.0  # the registry is asked again after this
 LOADED = 6  # policies in memory
 REMEMBERED = 512  # rewrites
+Titles = Callable[[Request], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,12 @@ class Policies:
         keys = ", ".join(choice.key for choice in listed)
         raise AskedError(f"version: {key!r:.60} is not known here. Fix: use one of {keys}")
 
-    def rewrite(self, dataset: str, choice: Choice, request: Request) -> tuple[str, Answering]:
-        """A request's search text by a policy, and what answered. Raises OspoError where its files
-        are missing or damaged.
+    def rewrite(
+        self, dataset: str, choice: Choice, request: Request, titles: Titles
+    ) -> tuple[str, Answering]:
+        """A request's search text by a policy, and what answered. ``titles``: of the request's
+        first hits, asked for where the policy reads them. Raises OspoError where its files are
+        missing or damaged.
         """
         answering = self._answering(dataset, choice)
         key = (dataset, _identity(dataset, choice), request.query, request.history)
@@ -128,7 +134,9 @@ class Policies:
                 self._texts.move_to_end(key)
                 return self._texts[key], answering
         asked = [{"name": p.name, "type": p.type, "colour": p.colour} for p in request.history]
-        [text] = answering.rewrite([{"query": request.query, "history": asked}])
+        reads = isinstance(answering, Rewriter) and answering.generator.hits > 0
+        hits = [title[:MAX_FIELD] for title in titles(request)] if reads else []
+        [text] = answering.rewrite([{"query": request.query, "history": asked, "hits": hits}])
         with self._lock:
             self._texts[key] = text
             while len(self._texts) > REMEMBERED:

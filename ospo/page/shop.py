@@ -10,7 +10,9 @@ import polars as pl
 
 from ospo.config import Config
 from ospo.data.dataset import PreparedData, load_prepared, read_prepared_table
+from ospo.data.request import Request
 from ospo.errors import InputError
+from ospo.evaluation.hits import FirstHits
 from ospo.page.asked import AskedError
 from ospo.page.policies import Policies
 from ospo.paths import PREPARED
@@ -54,6 +56,10 @@ class Loaded:
         if key not in self._of_answers:
             self._of_answers[key] = reward_of_answers(self.reward(name), rule, self.data.requests)
         return self._of_answers[key]
+
+    def first_hits(self, request: Request) -> tuple[str, ...]:
+        """Titles of a request's first hits under the training retriever, as in evaluation."""
+        return FirstHits(self.config, self.data, self._shared)([request])[0]
 
     @cached_property
     def by_query(self) -> dict[str, list[int]]:

@@ -144,7 +144,12 @@ def attempt(asked: Asked, shop: Shop) -> Trial | None:
         choices.append(shop.policies.choice(asked.dataset, asked.other))
     key = fingerprint(asked.dataset, asked.version, request.query, history_text(request.history))
     edit = asked if asked.key in ("", key) else replace(asked, text="", off="")
-    texts = [shop.policies.rewrite(asked.dataset, choice, request) for choice in choices]
+
+    def titles(request: Request) -> tuple[str, ...]:
+        with shop.lock:
+            return loaded.first_hits(request)
+
+    texts = [shop.policies.rewrite(asked.dataset, choice, request, titles) for choice in choices]
     with shop.lock:
         work = _Work(shop, loaded, request, row, asked)
         sides = [

@@ -12,17 +12,22 @@ import pytest
 from conftest import ROOT
 from fastapi.testclient import TestClient
 from page_shop import DECISION, HOSTILE_QUERY, settings, write_data, write_project
+from registry_shop import make_policy
 
 from ospo.config import Config
+from ospo.data.request import Request
+from ospo.files import MANIFEST, write_manifest
 from ospo.page.app import create_app
 from ospo.page.asked import MAX_HISTORY, MAX_QUERY, Asked, AskedError, fingerprint, off_value
 from ospo.page.browse import SAME, browse
 from ospo.page.limits import MAX_ADDRESS, Bucket
 from ospo.page.shop import Shop
 from ospo.page.trial import attempt
+from ospo.policy.kind import write_answer_kind
 from ospo.reports.explain import explain
 from ospo.retrieval import build_retriever
 from ospo.reward.search import SearchReward
+from ospo.steps import policy_directory
 
 OWN = "http://127.0.0.1:5050"
 REQUEST = "r00008"  # a test request: c00004
@@ -218,6 +223,27 @@ def test_a_policy_of_the_last_run_and_a_guarded_default(client: TestClient) -> N
     assert "Rewrite: last run: SFT" in page
 
 
+def test_a_policy_that_reads_first_hits_gets_their_titles(shop: Shop) -> None:
+    directory = make_policy(shop.config, policy_directory("esci", "rft"), 9)
+    (directory / MANIFEST).unlink()
+    write_answer_kind(directory, "rewrite", context=2)
+    write_manifest(directory)
+    loaded, asked_for = shop.loaded("esci"), []
+    hits = loaded.first_hits(Request(query="blue silk scarf"))
+    assert hits[0].startswith("blue scarf")
+    assert len(hits) == 10
+
+    def titles(request: Request) -> tuple[str, ...]:
+        asked_for.append(request.query)
+        return hits
+
+    for key in ("run-sft", "rule-raw", "run-rft"):
+        choice = shop.policies.choice("esci", key)
+        shop.policies.rewrite("esci", choice, Request(query=f"for {key}"), titles)
+    assert asked_for == ["for run-rft"]
+    assert attempt(asked(q="blue scarf", version="run-rft"), shop) is not None
+
+
 def test_every_state_has_an_address(client: TestClient) -> None:
     page = client.get(
         "/", params={"request": REQUEST, "version": "rule-raw", "text": "red dress, cotton"}
@@ -278,6 +304,7 @@ def test_nothing_stands_inline_and_the_policy_allows_nothing_else(client: TestCl
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_only_get_is_answered(client: TestClient, method: str) -> None:
     assert client.request(method, "/").status_code == 405
+    assert client.request(method, "/nothing").status_code == 405
 
 
 def test_other_names_are_refused(client: TestClient) -> None:
