@@ -1,12 +1,15 @@
 """``ospo register``, ``models``, ``promote``, ``rollback``, ``rewrite`` and ``export``."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, load_for
 from ospo.config import load_config
+
+if TYPE_CHECKING:
+    from ospo.serving.answering import Answering
 
 app = typer.Typer()
 Dtype = Literal["float32", "bfloat16"]
@@ -83,23 +86,80 @@ def rollback(
 def rewrite(
     dataset: DatasetOption,
     queries: Annotated[
-        list[str], typer.Argument(help='queries, or JSON objects with "query" and "history"')
-    ],
+        list[str],
+        typer.Argument(
+            help='queries, or JSON objects with "query" and "history"; -: standard input'
+        ),
+    ] = [],
     version: Annotated[int | None, typer.Option(help="default: the champion")] = None,
+    source: Annotated[
+        str, typer.Option("--input", help="a txt, csv, jsonl or parquet file of requests; -: stdin")
+    ] = "",
+    out: Annotated[
+        str, typer.Option(help="with --input: the file to write; default: standard output")
+    ] = "-",
+    column: Annotated[str, typer.Option(help="of the query, in --input")] = "query",
+    history_column: Annotated[
+        str, typer.Option(help="of earlier purchases, in --input: a list, or JSON text")
+    ] = "history",
+    id_column: Annotated[str, typer.Option(help="of --input, carried along as `id`")] = "",
+    read_as: Annotated[
+        str, typer.Option("--format", help="of --input; default: its suffix's")
+    ] = "",
+    force: Annotated[bool, typer.Option("--force", help="replace --out and its parts")] = False,
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],
 ) -> None:
     """Rewrite shopping requests with the registered champion, or with the best rule where no
-    policy is better; one search text per line.
+    policy is better; one search text per line, or a file of any size.
     """
+    from ospo.errors import InputError
+    from ospo.serving.requests import MAX_INPUTS
+
+    if queries == ["-"]:
+        queries, source = [], source or "-"
+    if bool(queries) == bool(source):
+        raise InputError("ospo rewrite", "", "takes queries or --input", "give one of the two")
     from ospo import registry
 
     config = load_for(dataset, params, overrides)
     used, rewriter = registry.open_rewriter(config, dataset, version)
     if note := registry.rule_note(used, dataset):
         typer.echo(note, err=True)
-    for text in rewriter.rewrite(list(queries)):
-        typer.echo(text)
+    if source:
+        _rewrite_file(
+            f"{used.name} {used.version} {used.tags.get('policy_sha256', '')}",
+            rewriter, source, out, read_as, (column, history_column, id_column), force,
+        )  # fmt: skip
+    for start in range(0, len(queries), MAX_INPUTS):
+        for text in rewriter.rewrite(list(queries[start : start + MAX_INPUTS])):
+            typer.echo(text)
+
+
+def _rewrite_file(
+    policy: str,
+    rewriter: "Answering",
+    source: str,
+    out: str,
+    read_as: str,
+    columns: tuple[str, str, str],
+    force: bool,
+) -> None:
+    import sys
+
+    from ospo.serving.bulk import Job, rewrite_file
+    from ospo.serving.bulk_files import STANDARD, Columns, format_of
+
+    reads = format_of(source, read_as)
+    writes = format_of(out, "" if out != STANDARD else {"parquet": "csv"}.get(reads, reads))
+    job = Job(source, out, reads, writes, Columns(*columns), policy, force)
+    done = rewrite_file(job, rewriter, sys.stdin, sys.stdout)
+    if out != STANDARD:
+        typer.echo(
+            f"{out}: {done.rows:,} requests, {done.changed:,} changed, {done.answered:,} distinct "
+            f"ones answered in {done.seconds:.0f} s"
+            + (f", {done.resumed} parts taken over" if done.resumed else "")
+        )
 
 
 @app.command()
