@@ -45,6 +45,11 @@ def interval_text(interval: Interval, digits: int = 3) -> str:
     return f"{low} to {high}"
 
 
+def gain_text(gain: Comparison) -> str:
+    """A difference in nDCG@10 with its interval: ``+0.023 (95 % interval 0.001 to 0.046)``."""
+    return f"{signed(gain.difference.value)} (95 % interval {interval_text(gain.difference)})"
+
+
 def p_text(p: float) -> str:
     """A p-value to two digits; small ones as a bound."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
