@@ -15,6 +15,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from pydantic import Field, WithJsonSchema
 
+from flows.presented import install_one_line
 from ospo import steps
 from ospo.config import NAME, Config, load_config
 from ospo.data.stages import listed
@@ -23,6 +24,15 @@ from ospo.paths import PARAMS
 from ospo.steps import ParentRuns
 from servers.dvc import run_dvc
 from servers.processes import follow_worker
+
+
+def _preset_form() -> dict[str, object]:
+    """What a form offers: the presets of params.yaml, likewise."""
+    form: dict[str, object] = {"type": "string"}
+    try:
+        return form | {"enum": sorted(load_config(PARAMS).presets)}
+    except OspoError:
+        return form
 
 
 def _dataset_form() -> dict[str, object]:
@@ -39,7 +49,9 @@ def _dataset_form() -> dict[str, object]:
 # What a form shows and the server checks before a run is made; the library checks again, against
 # params.yaml.
 Dataset = Annotated[str, Field(pattern=rf"^{NAME.pattern}$"), WithJsonSchema(_dataset_form())]
-Preset = Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Preset = (
+    Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$"), WithJsonSchema(_preset_form())] | None
+)
 Seed = Annotated[int | None, Field(ge=0)]
 Count = Annotated[int | None, Field(ge=1)]
 Override = Annotated[
@@ -48,6 +60,7 @@ Override = Annotated[
 Overrides = list[Override] | None
 ParamsFile = Annotated[str, Field(min_length=1)]
 
+install_one_line()
 WAIT_SECONDS = 24 * 3600.0
 LEASE_SECONDS = 60.0  # after a kill -9 the next run waits so long for its turn
 _PARENT: ContextVar[str | None] = ContextVar("mlflow_parent", default=None)

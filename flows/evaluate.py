@@ -3,7 +3,6 @@
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import (
@@ -17,6 +16,7 @@ from flows.common import (
     flow_config,
     parent_runs,
 )
+from flows.presented import EVALUATION, carry_summary, run_name
 from ospo import steps
 from ospo.config import Config
 from ospo.files import read_json
@@ -28,7 +28,7 @@ def evaluate_policies(config: Config, dataset: Dataset) -> steps.StepResult:
     return steps.run_evaluation(config, dataset, parent_runs())
 
 
-@flow(name="evaluate", flow_run_name="evaluate-{dataset}")
+@flow(name="evaluate", flow_run_name=run_name("evaluate"))
 def evaluate(
     dataset: Dataset,
     policy: Preset = None,
@@ -53,9 +53,7 @@ def evaluate(
     with dataset_ready(dataset):
         result = evaluate_policies(config, dataset)
     summary = read_json(result.directory / "summary.json")
-    create_markdown_artifact(
-        key=f"evaluation-{dataset}",
-        markdown=(result.directory / "summary.md").read_text(encoding="utf-8"),
-        description=f"Held-out nDCG@{config.reward.k} on {dataset}",
-    )
+    words = (result.directory / "summary.md").read_text(encoding="utf-8")
+    report = result.directory / "report.html"
+    carry_summary(EVALUATION, dataset, words, {EVALUATION: result.run_id}, config, report)
     return summary

@@ -18,6 +18,7 @@ from flows.common import (
     flow_config,
     parent_runs,
 )
+from flows.presented import run_name
 from ospo import steps as job
 from ospo.config import Algorithm, Config
 
@@ -40,7 +41,7 @@ def _trained(config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm)
 
 # Each flow lists its parameters in full: Prefect makes the UI's form from the signature and the
 # docstring.
-@flow(name="sft", flow_run_name="sft-{dataset}")
+@flow(name="sft", flow_run_name=run_name("sft"))
 def sft(
     dataset: Dataset,
     policy: Preset = None,
@@ -64,7 +65,7 @@ def sft(
     )
 
 
-@flow(name="ospo", flow_run_name="{algorithm}-{dataset}")
+@flow(name="ospo", flow_run_name=run_name())
 def train_policy(
     dataset: Dataset,
     algorithm: Algorithm = "ospo",

@@ -4,7 +4,17 @@ MLflow was away.
 
 from ospo.tracking.recorder import Recorder, SilentRun
 from ospo.tracking.runs import Run, dataset_digest, flatten
-from ospo.tracking.session import Place, RunDetails, Terminated, amend, places, run, setup, sync
+from ospo.tracking.session import (
+    Place,
+    RunDetails,
+    Terminated,
+    amend,
+    places,
+    run,
+    server_address,
+    setup,
+    sync,
+)
 from ospo.tracking.store import TrackingError, record_name, tracking_uri
 
 __all__ = [
@@ -21,6 +31,7 @@ __all__ = [
     "places",
     "record_name",
     "run",
+    "server_address",
     "setup",
     "sync",
     "tracking_uri",

@@ -27,6 +27,7 @@ from ospo.tracking.store import (
     client_for,
     describe,
     experiment_id,
+    is_server,
     tracking_uri,
     without_password,
 )
@@ -269,6 +270,14 @@ class Place:
     def link(self) -> str:
         """The run's page, relative to MLflow's address."""
         return f"#/experiments/{self.experiment}/runs/{self.run}"
+
+
+def server_address(config: Config, root: str | Path = ".") -> str:
+    """Where people open MLflow's pages: the server's address without user and password, "" where
+    runs go to a database.
+    """
+    uri = tracking_uri(config, Path(root))
+    return without_password(uri).rstrip("/") if is_server(uri) else ""
 
 
 def places(config: Config, run_ids: Mapping[str, str], root: str | Path = ".") -> dict[str, Place]:

@@ -127,6 +127,7 @@ def test_up_starts_everything_and_a_second_one_changes_nothing(shop: Shop) -> No
         ("sft/sft", {"dataset": "amazon"}, "'amazon' is not one of ['esci', 'hm']"),
         ("sft/sft", {"dataset": "hm", "steps": 0}, "'steps'"),
         ("ospo/ospo", {"dataset": "hm", "algorithm": "ppo"}, "'algorithm'"),
+        ("ospo/ospo", {"dataset": "hm", "policy": "huge"}, "policy"),
         ("ospo/ospo", {"dataset": "hm", "overrides": ["no assignment"]}, "overrides"),
         ("evaluate/evaluate", {"dataset": "hm", "max_requests": "many"}, "max_requests"),
     ],
@@ -169,9 +170,15 @@ def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: Mlfl
     subflows = {
         r["name"] for r in shop.post("/flow_runs/filter", limit=50) if r["parent_task_run_id"]
     }
-    assert subflows == {"sft-esci", "grpo-esci", "ospo-esci", "evaluate-esci"}
-    [artifact] = shop.post("/artifacts/filter", artifacts={"key": {"any_": ["evaluation-esci"]}})
-    assert "| raw query |" in artifact["data"]
+    steps = ("sft", "grpo", "ospo", "evaluate")
+    assert subflows == {f"esci-{step}-nano" for step in steps}
+    assert run["name"] == "esci-pipeline-nano"
+    for key in ("evaluation-esci", "pipeline-esci"):
+        [artifact] = shop.post("/artifacts/filter", artifacts={"key": {"any_": [key]}})
+        assert "| raw query |" in artifact["data"]
+        assert f"[Report]({shop.place.mlflow}/#/experiments/" in artifact["data"]
+    assert artifact["flow_run_id"] == run_id
+    assert f"[MLflow run of the pipeline]({shop.place.mlflow}/#/experiments/" in artifact["data"]
 
     experiment = client.get_experiment_by_name("ospo")
     runs = client.search_runs([experiment.experiment_id], "tags.`ospo.dataset` = 'esci'")
