@@ -41,7 +41,7 @@ def log_evaluation(
     beside its tables first.
     """
     from ospo.reports.evaluation import write_report
-    from ospo.reports.wording import summary_markdown
+    from ospo.reports.headline import summary_markdown
 
     for policy, row in figures.items():
         names = {name: tracking.record_name(f"{policy}/{name}/ndcg_at_10") for name in row}

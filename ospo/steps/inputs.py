@@ -26,7 +26,9 @@ _SHARED_SOURCES = (
 )
 TRAINING_SOURCES = (*_SHARED_SOURCES, "integrations/trl.py", "metrics.py", "training")
 # The step's page is one of its results.
-_PAGE_SOURCES = tuple(f"reports/{name}.py" for name in ("charts", "evaluation", "pages", "wording"))
+_PAGE_SOURCES = tuple(
+    f"reports/{name}.py" for name in ("charts", "evaluation", "headline", "pages", "wording")
+)
 EVALUATION_SOURCES = (
     *_SHARED_SOURCES,
     *_PAGE_SOURCES,

@@ -18,7 +18,8 @@ from ospo.evaluation.statistics import Interval
 from ospo.files import read_json
 from ospo.metrics import read_metrics
 from ospo.paths import PREPARED, RUNS
-from ospo.reports.wording import find, gain_text, headline, interval_text
+from ospo.reports.headline import markdown_headline
+from ospo.reports.wording import find, gain_text, interval_text
 from ospo.steps.step import read_state
 
 NOTE = "note.md"  # beside a policy: how its run begins its description
@@ -121,8 +122,7 @@ def evaluation_text(analysis: Analysis, policy: str) -> str:
 
 def describe_evaluation(run: tracking.Recorder, beginning: str, analysis: Analysis) -> None:
     """The description of an evaluation's run: what it is of, and its report's first words."""
-    heading, *sentences = headline(analysis)
-    run.describe("\n\n".join([beginning, f"**{heading}.**", *sentences]))
+    run.describe("\n\n".join([beginning, *markdown_headline(analysis)]))
 
 
 def pipeline_note(config: Config, dataset: str, beginning: str) -> str:
