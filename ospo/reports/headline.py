@@ -142,9 +142,10 @@ def _better(analysis: Analysis, gain: Comparison) -> list[str]:
     training, *unseen = analysis.retrievers
     raw, value = (analysis.means[policy][training].value for policy in ("raw", analysis.best))
     n = f"n = {analysis.requests:,} requests"
+    short = {1: "Yes:", 0: "That is not clear:", -1: "No:"}[clearly(gain)]
     sentences = [
-        f"nDCG@10 goes from {raw:.3f} to {value:.3f} under {training}, the search engine it was "
-        f"trained with ({n})."
+        f"{short} nDCG@10 goes from {raw:.3f} to {value:.3f} under {training}, the search engine "
+        f"it was trained with ({n})."
     ]
     others = [c for r in unseen if (c := find(analysis, analysis.best, "raw", r))]
     if others:
