@@ -17,6 +17,7 @@ from ospo.evaluation.selection import label, ordered
 from ospo.evaluation.slices import SLICES
 from ospo.files import atomic_file, read_json
 from ospo.metrics import read_metrics
+from ospo.paths import RUNS
 from ospo.reports.charts import Dot, Line, dot_chart, line_chart, smooth
 from ospo.reports.headline import judged, verdict
 from ospo.reports.pages import write_page
@@ -250,12 +251,21 @@ def write_report(
     for directory in directories:
         if not (directory / "details.json").is_file():
             raise InputError(
-                directory, "", "holds no evaluation (no details.json)", "run the evaluation first"
+                directory, "", "holds no evaluation (no details.json)", _evaluation_fix(directory)
             )
     analysis = analyse(directories, resamples=resamples, seed=seed)
     values = _values(analysis, directories[0])
     write_page(out, "report.html.j2", **values, facts=dict(facts or {}))
     return analysis
+
+
+def _evaluation_fix(directory: Path) -> str:
+    """The command that writes an evaluation where one is missing."""
+    if directory.parent.parent == RUNS:
+        return f"run `ospo evaluate --dataset {directory.parent.name}`, then this again"
+    return (
+        f"run `ospo evaluate --dataset NAME --policy NAME=PATH --out {directory}`, then this again"
+    )
 
 
 def _values(analysis: Analysis, directory: Path) -> dict[str, Any]:
