@@ -25,6 +25,7 @@ from browser import Page, chromium
 from mlflow import MlflowClient
 from operations import Shop, free_port, wait_for
 
+from ospo import tracking
 from ospo.files import read_json
 from ospo.steps.replace import attempt
 from servers import processes
@@ -266,16 +267,25 @@ def test_people_promote_and_the_champion_is_checked_on_fresh_data(
     assert read_json(fresh) != old
 
 
-def test_the_browser_shows_the_deployment_and_the_registry(shop: Shop, tmp_path: Path) -> None:
+def test_the_browser_shows_runs_deployment_and_registry(
+    shop: Shop, client: MlflowClient, tmp_path: Path
+) -> None:
     if chromium() is None:
         pytest.skip("no Chromium")
+    experiment = client.get_experiment_by_name("ospo").experiment_id
+    [pipeline] = client.search_runs([experiment], "tags.`ospo.kind` = 'pipeline'")
+    place = tracking.Place(experiment, pipeline.info.run_id)
+    flow_run = pipeline.data.tags["prefect.flow_run_id"]
+    note = pipeline.data.tags["mlflow.note.content"]
+    link = note.partition("[Compare GRPO and OSPO](")[2].partition(")")[0]
+    compare = f"{shop.place.mlflow}/{link}"
     page = Page()
     try:
         found = shop.deployment("pipeline-dataset/nightly-esci")
         pages = {
             "deployment": (
                 f"{shop.place.prefect}/deployments/deployment/{found['id']}",
-                ["nightly-esci", "At 02:00 AM", "pipeline-esci"],
+                ["nightly-esci", "At 02:00 AM", "esci-pipeline-nano"],
             ),
             "form": (
                 f"{shop.place.prefect}/deployments/deployment/{found['id']}/run",
@@ -288,6 +298,19 @@ def test_the_browser_shows_the_deployment_and_the_registry(shop: Shop, tmp_path:
             "version": (
                 f"{shop.place.mlflow}/#/models/ospo-rewriter-esci/versions/1",
                 ["nDCG@10", "policy_sha256"],
+            ),
+            "pipeline": (
+                f"{shop.place.mlflow}/{place.link}",
+                ["The whole job", "Compare GRPO and OSPO", "95 % interval"],
+            ),
+            "comparison": (compare, ["comparing 2 runs", "grpo-esci", "ospo-esci"]),
+            "experiment": (
+                f"{shop.place.mlflow}/#/experiments/{place.experiment}",
+                ["evaluation-esci", "ospo-esci", "training runs"],
+            ),
+            "flow-run": (
+                f"{shop.place.prefect}/runs/flow-run/{flow_run}?tab=Artifacts",
+                ["esci-pipeline-nano", "pipeline-esci"],
             ),
         }
         for name, (address, words) in pages.items():
