@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE ?= 1
 export MLFLOW_PORT PREFECT_PORT RUNS
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo up down status test test-slow lint format bench repro docs audit vulnerabilities clean
+.PHONY: help install demo real up down status test test-slow lint format bench repro docs audit vulnerabilities clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -36,6 +36,11 @@ ifneq ($(origin HM_RAW),undefined)
 	$(BIN)/ospo config set 'data.hm.raw=$(or $(HM_RAW),data/sample/hm)'
 endif
 	$(BIN)/python -m flows.demo $(if $(REAL),--real '$(REAL)')
+
+real: install ## Train SmolLM2-135M on real rows by the recipe: HM_RAW=DIR or ESCI_RAW=DIR, SEEDS=0,1,2, NAME= (docs/howto/data.md)
+	@$(if $(HM_RAW)$(ESCI_RAW),,echo "name a folder of official files: make real HM_RAW=DIR, or ESCI_RAW=DIR" >&2; exit 2)
+	$(if $(HM_RAW),$(BIN)/python -m flows.recipe --format hm --raw '$(HM_RAW)' --seeds $(or $(SEEDS),0) $(if $(NAME),--name '$(NAME)'))
+	$(if $(ESCI_RAW),$(BIN)/python -m flows.recipe --format esci --raw '$(ESCI_RAW)' --seeds $(or $(SEEDS),0) $(if $(NAME),--name '$(NAME)'))
 
 up: install ## Start MLflow, Prefect and a worker here and deploy prefect.yaml; MLFLOW_PORT=, PREFECT_PORT=, RUNS=
 	@$(BIN)/python -m servers up

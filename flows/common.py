@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Annotated
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
@@ -127,6 +127,13 @@ def dataset_ready(dataset: Dataset) -> Iterator[None]:
         if _PARENT.get() is None:
             dvc_repro(dataset)
         yield
+
+
+@flow(name="prepare", flow_run_name="prepare-{dataset}")
+def data_ready(dataset: Dataset) -> None:
+    """Bring one data set's data up to date, and do nothing else."""
+    with dataset_ready(dataset):
+        pass
 
 
 @task(name="dvc repro", task_run_name="dvc repro {dataset}", cache_policy=NO_CACHE)

@@ -81,6 +81,12 @@ class Sft(Updates):
         description="Share of the teacher's attribute phrases that are wrong: two thirds of them "
         "are left out, one third name another item's attribute.",
     )
+    targets: Literal["attributes", "history"] = Field(
+        "attributes",
+        description="What is imitated: attributes of a relevant item, or the name of the latest "
+        "earlier purchase of the requested type (the rule `history`), of which the teacher's noise "
+        "makes an earlier name, two names, or a name with its colour.",
+    )
     validate_every: int = Field(
         0,
         ge=0,

@@ -151,6 +151,13 @@ class Config(Section):
     )
     reward: Reward = Field(Reward(), description="The search reward: its cut-off and its memory.")
     credit: Credit = Field(Credit(), description="From a reward to token advantages.")
+    context: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="Titles of the request's first hits under the training retriever, in the whole "
+        "catalogue, that a policy's prompt shows; 0: none.",
+    )
     answer: Answer = Field(
         "rewrite",
         description="What a policy's answer is: the search text in place of the request (rewrite), "

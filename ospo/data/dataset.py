@@ -1,7 +1,7 @@
 """Prepared data of one dataset in memory, row-indexed: what training and evaluation read."""
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,16 +25,19 @@ class Requests(Sequence[Request]):
     memory.
     """
 
-    def __init__(self, frame: pl.DataFrame) -> None:
-        self.frame = frame
+    def __init__(
+        self, frame: pl.DataFrame, hits: Mapping[int, tuple[str, ...]] | None = None
+    ) -> None:
+        """``hits``: request row → ``Request.hits``, none for rows that it lacks."""
+        self.frame, self.hits = frame, hits or {}
         self._made: dict[int, Request] = {}
 
     @classmethod
     def of(cls, requests: Iterable[Request]) -> "Requests":
         """A table of the given requests."""
-        return cls(
-            pl.DataFrame([asdict(request) for request in requests], schema=PREPARED["requests"])
-        )
+        made = [asdict(request) for request in requests]
+        columns = PREPARED["requests"]
+        return cls(pl.DataFrame([{c: row[c] for c in columns} for row in made], schema=columns))
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -54,11 +57,12 @@ class Requests(Sequence[Request]):
         if row not in self._made:
             if len(self._made) >= _CHUNK:
                 self._made.clear()
-            self._made[row] = _request(self.frame.row(row, named=True))
+            self._made[row] = _request(self.frame.row(row, named=True), self.hits.get(row, ()))
         return self._made[row]
 
     def __iter__(self) -> Iterator[Request]:
-        return (_request(row) for row in self.frame.iter_rows(named=True, buffer_size=4096))
+        rows = enumerate(self.frame.iter_rows(named=True, buffer_size=4096))
+        return (_request(row, self.hits.get(number, ())) for number, row in rows)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Requests) and self.frame.equals(other.frame)
@@ -66,8 +70,9 @@ class Requests(Sequence[Request]):
     __hash__ = None  # type: ignore[assignment]
 
 
-def _request(row: dict) -> Request:
-    return Request(**{**row, "history": tuple(Purchase(**purchase) for purchase in row["history"])})
+def _request(row: dict, hits: tuple[str, ...]) -> Request:
+    history = tuple(Purchase(**purchase) for purchase in row["history"])
+    return Request(**{**row, "history": history}, hits=hits)
 
 
 @dataclass(frozen=True, eq=False)

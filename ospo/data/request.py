@@ -22,7 +22,9 @@ class Request:
     """A shopper's request.
 
     ``history`` is oldest first, empty for ESCI; ``customer_id`` is "" for ESCI. Prepared requests
-    have every field; a request that is only to be answered needs ``query`` and ``history``.
+    have every field but ``hits``; a request that is only to be answered needs ``query`` and
+    ``history``. ``hits``: titles of what the search engine shows for the query as it is, best
+    first, for policies that read them (``context`` in params.yaml).
     """
 
     request_id: str = ""
@@ -31,3 +33,4 @@ class Request:
     customer_id: str = ""
     history: tuple[Purchase, ...] = ()
     target_id: str = ""
+    hits: tuple[str, ...] = ()

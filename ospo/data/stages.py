@@ -14,6 +14,7 @@ from ospo.data.catalogue import SHOPS
 from ospo.data.formats import format_of
 from ospo.errors import InputError
 from ospo.files import atomic_file
+from ospo.paths import SAMPLE
 
 DVC, PREFECT = Path("dvc.yaml"), Path("prefect.yaml")
 _NIGHTLY = "nightly-"
@@ -31,15 +32,20 @@ def stage_entries(config: Config) -> dict[str, Entries]:
     one than its name, a mapping of that.
     """
     sets = config.data.sets
-    sample = {name: {"format": s.format} for name, s in sets.items() if s.format in SHOPS}
+    sample = {
+        name: {"format": section.format}
+        for name, section in sets.items()
+        if section.format in SHOPS and (name in SHOPS or Path(section.raw) == SAMPLE / name)
+    }
     prepare = {}
     for name, section in sets.items():
         spare = list(_SPARE)
         code = [f"ospo/data/{module}" for module in format_of(section).code]
         first, second, third = [*code, *spare][:3]
         also = spare[-1]
-        if isinstance(section, HmData):
-            also = f"${{data.{name}.queries_file}}"
+        if isinstance(section, HmData):  # a template finds what is written in params.yaml alone
+            written = "queries_file" in section.model_fields_set
+            also = f"${{data.{name}.queries_file}}" if written else str(section.queries_file)
         prepare[name] = {
             "raw": f"${{data.{name}.raw}}",
             "also": also,

@@ -5,7 +5,7 @@ policy trained again, another temperature or a changed prompt never meets an old
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from ospo.files import atomic_file, sha256_json
 from ospo.paths import COMPLETIONS_CACHE
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt, render
-from ospo.policy.guard import read_guard, unanswered
-from ospo.policy.kind import read_answer_kind
+from ospo.policy.guard import grounds, read_guard, unanswered
+from ospo.policy.kind import read_answer_kind, read_context
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.sources import policy_hash
 from ospo.policy.weights import load_tokenizer
@@ -52,6 +52,14 @@ class Completion:
     logprob: float = field(default=math.nan, compare=False)  # its last digits are the batch's
 
 
+Titles = Callable[[Sequence[Request]], list[tuple[str, ...]]]
+
+
+def no_titles(requests: Sequence[Request]) -> list[tuple[str, ...]]:
+    """No request comes with hits."""
+    return [()] * len(requests)
+
+
 class CachedPolicy:
     """A policy directory that answers requests. The model is loaded only when an answer is not in
     the cache.
@@ -63,7 +71,9 @@ class CachedPolicy:
         batch_size: int,
         max_prompt_tokens: int,
         cache: Path | None = CACHE,
+        titles: Titles = no_titles,
     ):
+        """``titles``: of each request's first hits, asked for where the policy reads them."""
         self.model_dir, self.batch_size, self.max_prompt_tokens = (
             Path(model_dir),
             batch_size,
@@ -71,6 +81,7 @@ class CachedPolicy:
         )
         self.hash = policy_hash(model_dir)
         self.answer, self.guard = read_answer_kind(model_dir), read_guard(model_dir)
+        self.hits, self.titles = read_context(model_dir), titles
         self.cache = cache / self.hash if cache else None
         self.generated = 0  # completions made by this object, not read from the cache
         self._generator: Generator | None = None
@@ -84,6 +95,9 @@ class CachedPolicy:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.model_dir)
             self._thinking = opens_thinking(self._tokenizer)
+        if self.hits and not all(request.hits for request in requests):
+            shown = zip(requests, self.titles(requests), strict=True)
+            requests = [replace(request, hits=titles) for request, titles in shown]
         prompts = [self._render(request) for request in requests]
         known = self._read({prompt.key for prompt in prompts}, decoding)
         missing = {prompt.key: prompt for prompt in prompts if prompt.key not in known}
@@ -97,7 +111,7 @@ class CachedPolicy:
             return found
         return [
             completion
-            if self.guard.uses(bool(request.history), completion.logprob)
+            if self.guard.uses(grounds(request), completion.logprob)
             else replace(completion, answer=unanswered(self.answer, request))
             for request, completion in zip(requests, found, strict=True)
         ]
@@ -108,7 +122,8 @@ class CachedPolicy:
 
     def _render(self, request: Request) -> Prompt:
         try:
-            return render(self._tokenizer, request, self.max_prompt_tokens, self.answer.kind)
+            limit = self.max_prompt_tokens
+            return render(self._tokenizer, request, limit, self.answer.kind, self.hits)
         except ValueError as error:
             raise InputError(
                 "params.yaml", "max_prompt_tokens", str(error), "raise it in the policy's preset"

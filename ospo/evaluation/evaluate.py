@@ -227,9 +227,10 @@ def evaluate(
     rows = {split: choose_requests(data, split, limit) for split in ("validation", "test")}
     leak_checks = _check_leaks(data, rows, runs)
     built: dict[str, Retriever] = {}
-    rules, left_out = _rules(config, data, rows, built)
+    hits = FirstHits(config, data, built)
+    rules, left_out = _rules(config, data, rows, hits)
     opened: dict[tuple[str, int], Policy] = {(name, config.seed): rules[name] for name in rules}
-    opened |= {key: open_policy(model, config, cache) for key, model in runs.items()}
+    opened |= {key: open_policy(model, config, cache, hits) for key, model in runs.items()}
     out.mkdir(parents=True, exist_ok=True)
     answers, counts = _answer(config, data, opened, rows, out / "answers.parquet", chunk)
     seconds = {"rewrite": time.perf_counter() - started}
@@ -308,12 +309,11 @@ def _rules(
     config: Config,
     data: PreparedData,
     rows: Mapping[str, np.ndarray],
-    built: dict[str, Retriever],
+    hits: FirstHits,
 ) -> tuple[dict[str, RulePolicy], dict[str, str]]:
     """The rules that apply to the evaluated requests, and why the others are left out."""
     lengths = data.requests.frame["history"].list.len().to_numpy()
     bought = any(lengths[chosen].any() for chosen in rows.values())
-    hits = FirstHits(config, data, built)
     rules, left_out = {}, {}
     for name, rule in RULES.items():
         if rule.reads_history and not bought:

@@ -2,9 +2,9 @@
 worth on test requests.
 
 Candidates are few, so that little is gained by luck: no threshold or one of nine deciles of the
-validation answers' mean log-probability, with or without asking for earlier purchases. The one with
-the highest mean is taken, and only if the gain over using every answer is clearly above 0 on these
-very requests; otherwise there is no guard.
+validation answers' mean log-probability, asking for nothing, for earlier purchases, or for one of
+the requested type. The one with the highest mean is taken, and only if the gain over using every
+answer is clearly above 0 on these very requests; otherwise there is no guard.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ import polars as pl
 from ospo.data.dataset import PreparedData
 from ospo.evaluation.statistics import affordable, bootstrap_means, percentile_interval
 from ospo.files import atomic_file, read_json, write_json
-from ospo.policy.guard import Guard
+from ospo.policy.guard import GROUNDS, Guard, grounds
 from ospo.policy.rules import RAW
 
 FILE = "guard.json"  # of an evaluation: what was chosen for each policy and seed
@@ -41,7 +41,7 @@ class Choice:
 
 def choose_guard(
     logprob_R: np.ndarray,
-    history_R: np.ndarray,
+    grounds_R: np.ndarray,
     policy_R: np.ndarray,
     raw_R: np.ndarray,
     groups_R: np.ndarray,
@@ -51,19 +51,24 @@ def choose_guard(
 ) -> Choice | None:
     """The guard for a policy by its validation requests; None where none is clearly worth it.
 
-    logprob_R: of the answers; history_R: bool, whether the request has earlier purchases; policy_R,
-    raw_R: nDCG@10 of the answer and of the raw query; groups_R: the shopper, who is resampled.
+    logprob_R: of the answers; grounds_R: text, what each request comes with
+    (``ospo.policy.guard``); policy_R, raw_R: nDCG@10 of the answer and of the raw query; groups_R:
+    the shopper, who is resampled.
     """
     if not np.isfinite(logprob_R).all():  # no model wrote these answers
         return None
     # Four digits: no answer lies on a threshold, where rounding in another batch would move it.
     deciles = np.floor(np.quantile(logprob_R, _DECILES) * 1e4) / 1e4
     thresholds = [None, *np.unique(deciles).tolist()]
-    asked = [False, True] if history_R.any() and not history_R.all() else [False]
+    level_R = np.array([GROUNDS.index(given) for given in grounds_R.tolist()])
+    asked = [GROUNDS[0]]
+    for level, need in enumerate(GROUNDS[1:], 1):
+        if 0 < np.count_nonzero(level_R >= level) < len(level_R):  # else it asks for nothing more
+            asked.append(need)
     best: tuple[float, Guard, np.ndarray] | None = None
     for least, needs in product(thresholds, asked):
         guard = Guard(least, needs)
-        used_R = uses(guard, logprob_R, history_R)
+        used_R = uses(guard, logprob_R, grounds_R)
         gain = float(np.where(used_R, 0.0, raw_R - policy_R).mean())
         if gain > 0 and (best is None or gain > best[0]):
             best = gain, guard, used_R
@@ -76,15 +81,16 @@ def choose_guard(
     return Choice(guard, gain, low, float(used_R.mean())) if low > 0 else None
 
 
-def uses(guard: Guard, logprob_R: np.ndarray, history_R: np.ndarray) -> np.ndarray:
+def uses(guard: Guard, logprob_R: np.ndarray, grounds_R: np.ndarray) -> np.ndarray:
     """(R,) bool: the requests whose answer a guard uses."""
-    pairs = zip(history_R.tolist(), logprob_R.tolist(), strict=True)
-    return np.array([guard.uses(history, logprob) for history, logprob in pairs], dtype=bool)
+    pairs = zip(grounds_R.tolist(), logprob_R.tolist(), strict=True)
+    return np.array([guard.uses(given, logprob) for given, logprob in pairs], dtype=bool)
 
 
 def greedy_values(out: Path, data: PreparedData, split: str) -> pl.DataFrame:
     """One row per policy, seed, retriever and request of a split: greedy answers within pools, with
-    value (nDCG@10), raw (the raw query's), logprob, history (bool) and group (the shopper).
+    value (nDCG@10), raw (the raw query's), logprob, grounds (what the request comes with) and group
+    (the shopper).
     """
     here = (pl.col("split") == split) & (pl.col("decoding") == "greedy")
     table = (
@@ -100,10 +106,10 @@ def greedy_values(out: Path, data: PreparedData, split: str) -> pl.DataFrame:
         .select("policy", "seed", "request_id", "logprob")
         .collect()
     )
-    frame = data.requests.frame
-    asked = frame.select(
+    rows = data.rows(split)
+    asked = data.requests.frame[rows].select(
         "request_id",
-        history=pl.col("history").list.len() > 0,
+        grounds=pl.Series([grounds(data.requests[row]) for row in rows.tolist()], dtype=pl.String),
         group=pl.when(pl.col("customer_id") == "").then("request_id").otherwise("customer_id"),
     )
     return (
@@ -123,7 +129,7 @@ def write_guards(out: Path, data: PreparedData, training: str, seed: int) -> dic
     frame = greedy_values(out, data, "validation").filter(retriever=training)
     for (policy, number), part in frame.group_by("policy", "seed", maintain_order=True):
         columns = [
-            part[name].to_numpy() for name in ("logprob", "history", "value", "raw", "group")
+            part[name].to_numpy() for name in ("logprob", "grounds", "value", "raw", "group")
         ]
         if choice := choose_guard(*columns, seed=seed):
             chosen.setdefault(str(policy), {})[str(number)] = asdict(choice)
@@ -157,7 +163,7 @@ def write_guarded(
 def _with_guard(part: pl.DataFrame, found: Mapping[str, Any] | None) -> pl.DataFrame:
     """Rows of one policy and seed under its guard."""
     guard = Guard(**found["guard"]) if found else Guard()
-    used = pl.Series("used", uses(guard, part["logprob"].to_numpy(), part["history"].to_numpy()))
+    used = pl.Series("used", uses(guard, part["logprob"].to_numpy(), part["grounds"].to_numpy()))
     columns = {"split": "test", "scope": "pool", "decoding": GUARDED}
     return part.with_columns(used).select(
         "policy",

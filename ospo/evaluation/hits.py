@@ -1,9 +1,10 @@
-"""The first hits of requests in the whole catalogue, for the rule that reads them."""
+"""The first hits of requests in the whole catalogue, for rules and policies that read them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ospo.config import Config
-from ospo.data.dataset import PreparedData
+from ospo.data.dataset import PreparedData, Requests
 from ospo.data.request import Request
 from ospo.policy.rules import HITS
 from ospo.policy.text import search_text
@@ -34,3 +35,15 @@ class FirstHits:
             for text, rows_K in zip(new, rows_BK.tolist(), strict=True):
                 self._known[text] = tuple(self._titles[row] for row in rows_K)
         return [self._known[text] for text in texts]
+
+
+def with_hits(config: Config, data: PreparedData, built: dict[str, Retriever]) -> PreparedData:
+    """``data`` whose requests carry the titles of their first ``context`` hits, as a policy reads
+    them in training; ``data`` itself where ``context`` is 0. Test requests carry none.
+    """
+    if not config.context:
+        return data
+    rows = [row for split in ("train", "validation") for row in data.rows(split).tolist()]
+    titles = FirstHits(config, data, built)([data.requests[row] for row in rows])
+    shown = {row: found[: config.context] for row, found in zip(rows, titles, strict=True)}
+    return replace(data, requests=Requests(data.requests.frame, shown))

@@ -3,14 +3,14 @@ system.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ospo.config import Config
 from ospo.data.request import Request
 from ospo.errors import InputError
-from ospo.evaluation.completions import CachedPolicy, Completion
+from ospo.evaluation.completions import CachedPolicy, Completion, Titles, no_titles
 from ospo.files import sha256_file
 from ospo.policy.decoding import Decoding
 from ospo.policy.rules import FILE, RULES, Rule, read_rule
@@ -32,9 +32,6 @@ class Policy(Protocol):
     def release(self) -> None:
         """Give back the memory of a loaded model."""
         ...
-
-
-Titles = Callable[[Sequence[Request]], list[tuple[str, ...]]]
 
 
 class RulePolicy:
@@ -144,15 +141,14 @@ def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
     return policies
 
 
-def _no_titles(requests: Sequence[Request]) -> list[tuple[str, ...]]:
-    return [()] * len(requests)
-
-
-def open_policy(source: Path, config: Config, cache: Path | None) -> Policy:
+def open_policy(
+    source: Path, config: Config, cache: Path | None, titles: Titles = no_titles
+) -> Policy:
     """The policy at ``source`` (a ``.jsonl`` file: its answers; else the directory of a policy, or
     of a rule that answers in its place).
 
-    Raises InputError where there is none. A directory's model is loaded when it first has to
+    ``titles``: of requests' first hits, for policies that read them. Raises InputError where there
+    is none. A directory's model is loaded when it first has to
     answer.
     """
     if source.suffix == ".jsonl":
@@ -165,7 +161,6 @@ def open_policy(source: Path, config: Config, cache: Path | None) -> Policy:
         if not rule.standalone:
             problem = f"{rule.name} needs a search of the catalogue"
             raise InputError(source / FILE, "rule", problem, "name raw or history")
-        return RulePolicy(rule, _no_titles, sha256_file(source / FILE)[:20])
-    return CachedPolicy(
-        source, config.evaluation.batch_size, config.preset.rl.max_prompt_tokens, cache
-    )
+        return RulePolicy(rule, no_titles, sha256_file(source / FILE)[:20])
+    limit = config.preset.rl.max_prompt_tokens
+    return CachedPolicy(source, config.evaluation.batch_size, limit, cache, titles)

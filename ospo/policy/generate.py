@@ -16,7 +16,7 @@ differently beside other requests (of SmolLM2's greedy answers about one in ten)
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from ospo.errors import InputError
 from ospo.policy.decoder import Decoder, decoder_of
 from ospo.policy.decoding import Decoding, digest, draw_seed
 from ospo.policy.draws import gumbel_choice
-from ospo.policy.kind import read_answer_kind
+from ospo.policy.kind import read_answer_kind, read_context
 from ospo.policy.products import PackedWeights
 from ospo.policy.prompts import fit_messages, prompt_messages, render_messages
 from ospo.policy.text import REWRITE, SearchText
@@ -58,13 +58,19 @@ class Prompt:
 
 
 def render(
-    tokenizer: Any, request: Request, max_prompt_tokens: int, answer: Answer = "rewrite"
+    tokenizer: Any,
+    request: Request,
+    max_prompt_tokens: int,
+    answer: Answer = "rewrite",
+    hits: int = 0,
 ) -> Prompt:
     """A request's prompt, through the chat template and cut to at most ``max_prompt_tokens``.
 
-    ``answer``: the kind of answers it asks for. Raises ValueError where not even one word of the
+    ``answer``: the kind of answers it asks for; ``hits``: how many of the request's hits it shows.
+    Raises ValueError where not even one word of the
     query fits.
     """
+    request = replace(request, hits=request.hits[:hits])
     messages, _ = fit_messages(request, tokenizer, max_prompt_tokens, answer=answer)
     text = render_messages(tokenizer, messages)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -74,13 +80,14 @@ def render(
 class Generator:
     """A loaded policy that writes completions. Not for several threads at once.
 
-    ``answer``: what its answers are, as its folder says (:mod:`ospo.policy.kind`). Raises
+    ``answer``: what its answers are, ``hits``: how many hits its prompts show, as its folder says
+    (:mod:`ospo.policy.kind`). Raises
     InputError for a network that keeps no key-value cache (recurrent ones): this loop cannot run
     it.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, answer: SearchText = REWRITE):
-        self.model, self.tokenizer, self.answer = model, tokenizer, answer
+    def __init__(self, model: Any, tokenizer: Any, answer: SearchText = REWRITE, hits: int = 0):
+        self.model, self.tokenizer, self.answer, self.hits = model, tokenizer, answer, hits
         self.ends = end_ids(model, tokenizer)
         text = model.config.get_text_config()
         name = text.attribute_map.get("max_position_embeddings", "max_position_embeddings")
@@ -102,11 +109,11 @@ class Generator:
         if model is not None and model.source == "scratch":
             network.set_attn_implementation("sdpa")  # the other kernel is for training only
         network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(network, tokenizer, read_answer_kind(directory))
+        return cls(network, tokenizer, read_answer_kind(directory), read_context(directory))
 
     def render(self, request: Request, max_prompt_tokens: int) -> Prompt:
         """The request's prompt, which asks for the policy's kind of answers; see :func:`render`."""
-        return render(self.tokenizer, request, max_prompt_tokens, self.answer.kind)
+        return render(self.tokenizer, request, max_prompt_tokens, self.answer.kind, self.hits)
 
     def check_length(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raise InputError where a prompt and its completion exceed the model's context."""

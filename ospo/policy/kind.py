@@ -12,9 +12,9 @@ from ospo.policy.text import REWRITE, SEARCH_TEXTS, SearchText
 FILE = "answer.json"
 
 
-def write_answer_kind(directory: Path, answer: Answer) -> None:
-    """Write the kind of answers into a policy's directory."""
-    write_json(directory / FILE, {"answer": answer})
+def write_answer_kind(directory: Path, answer: Answer, context: int = 0) -> None:
+    """Write the kind of answers into a policy's directory, and how many hits its prompts show."""
+    write_json(directory / FILE, {"answer": answer} | ({"context": context} if context else {}))
 
 
 def read_answer_kind(directory: str | Path) -> SearchText:
@@ -36,3 +36,20 @@ def read_answer_kind(directory: str | Path) -> SearchText:
             f"restore the policy from its origin; known: {', '.join(SEARCH_TEXTS)}",
         )
     return SEARCH_TEXTS[kind]
+
+
+def read_context(directory: str | Path) -> int:
+    """How many of a request's first hits the prompts of a policy's directory show: 0 where its file
+    says nothing. Raises InputError for anything but a number of hits.
+    """
+    file = Path(directory) / FILE
+    found = json_or_none(file) if file.is_file() else {}
+    hits = found.get("context", 0) if isinstance(found, dict) else 0
+    if not isinstance(hits, int) or isinstance(hits, bool) or hits < 0:
+        raise InputError(
+            file,
+            "context",
+            f"is {hits!r:.40}, no number of hits",
+            "restore the policy from its origin",
+        )
+    return hits

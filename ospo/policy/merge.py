@@ -16,7 +16,7 @@ from ospo.data.request import Request
 from ospo.errors import InputError
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator
-from ospo.policy.kind import read_answer_kind
+from ospo.policy.kind import read_answer_kind, read_context
 from ospo.policy.scratch import DTYPES
 from ospo.policy.sources import adapter_base, is_adapter
 from ospo.policy.weights import load_policy
@@ -43,7 +43,9 @@ def merged_policy(
     wanted = dtype or base["dtype"]
     exact = Model(source=base["source"], dtype="float32")
     network, tokenizer = load_policy(directory, exact)
-    generator = Generator(network.eval(), tokenizer, read_answer_kind(directory))
+    generator = Generator(
+        network.eval(), tokenizer, read_answer_kind(directory), read_context(directory)
+    )
     rows = _answers(generator, max_prompt_tokens)
     before = log_probabilities(network, rows)
     network = network.merge_and_unload(safe_merge=True).to(DTYPES[wanted])

@@ -4,6 +4,7 @@ policy.
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Any
 
 from ospo.config import Answer
@@ -19,6 +20,7 @@ _READING = (
     "phrases separated "
     f"by commas between {ANSWER_OPEN} and {ANSWER_CLOSE}, and nothing else."
 )
+_READING_HITS = "Lines that begin with a plus sign are what the search engine finds without you."
 INSTRUCTIONS: dict[Answer, str] = {
     "rewrite": "You rewrite a shopper's request into a better search text for a shop's search "
     "engine. Keep what the shopper asks "
@@ -32,6 +34,7 @@ _TAGS = re.compile(r"</?\s*(?:answer|think)\s*>", re.IGNORECASE)
 _ANGLES = str.maketrans({"<": " ", ">": " "})
 # Characters that a chat template may add to a prompt; those in use add a few hundred.
 MAX_TEMPLATE = 20_000
+_AROUND_TYPES = ",.;:!?\"'()[]"  # what may stand around a type's name in a request
 _MAX_FIELD = 400  # characters of one field: longer ones are noise, and tokenising them is slow
 
 
@@ -68,29 +71,56 @@ def purchase_line(purchase: Purchase) -> str:
     )
 
 
+def asked_for(query: str, history: Sequence[Purchase]) -> tuple[Purchase, ...]:
+    """The purchases of the type that ``query`` names, in their order.
+
+    The type is looked for in the query, word by word ("t-shirt" is no "shirt"); of several types
+    the longest counts ("vest top" is no "top").
+    """
+    words = f" {' '.join(word.strip(_AROUND_TYPES) for word in clean(query).split())} "
+    found = {
+        place: kind
+        for place, purchase in enumerate(history)
+        if (kind := clean(purchase.type)) and f" {kind} " in words
+    }
+    longest = max(found.values(), key=len, default="")
+    return tuple(history[place] for place, kind in found.items() if kind == longest)
+
+
+def history_lines(request: Request) -> list[str]:
+    """The purchases as a prompt shows them: oldest first, but those of the requested type after all
+    others, next to the request. What does not fit is cut from the beginning, so they stay longest.
+    """
+    own = asked_for(request.query, request.history)
+    others = (purchase for purchase in request.history if purchase not in own)
+    return [line for line in map(purchase_line, (*others, *own)) if line]
+
+
 def _messages(
-    query: str, history: list[str], instruct: bool, answer: Answer
+    query: str, history: list[str], instruct: bool, answer: Answer, hits: Sequence[str] = ()
 ) -> list[dict[str, str]]:
     # The request comes last, right before the answer: there a small policy learns soonest to copy
     # it.
-    lines = [*(f"- {line}" for line in history), query]
+    lines = [*(f"- {line}" for line in history), *(f"+ {title}" for title in hits), query]
     messages = [{"role": "user", "content": "\n".join(lines)}]
     if not instruct:
         return messages
-    return [{"role": "system", "content": INSTRUCTIONS[answer]}, *messages]
+    told = f"{INSTRUCTIONS[answer]} {_READING_HITS}" if hits else INSTRUCTIONS[answer]
+    return [{"role": "system", "content": told}, *messages]
 
 
 def prompt_messages(
     request: Request, instruct: bool = True, answer: Answer = "rewrite"
 ) -> list[dict[str, str]]:
     """The conversation a policy gets: the instruction, which asks for that kind of ``answer``, then
-    the purchases, oldest first, and the request's text.
+    the purchases (:func:`history_lines`), the titles of its hits, best first, and the request's
+    text.
 
     The scratch policy's chat template leaves the system message out, so callers need not know which
     policy they feed.
     """
-    history = [line for line in map(purchase_line, request.history) if line]
-    return _messages(clean(request.query), history, instruct, answer)
+    hits = list(filter(None, map(clean, request.hits)))
+    return _messages(clean(request.query), history_lines(request), instruct, answer, hits)
 
 
 def fit_messages(
@@ -103,9 +133,9 @@ def fit_messages(
     """``prompt_messages`` that fit ``max_tokens`` under ``tokenizer``'s chat template, and the
     tokens they take.
 
-    Purchases go first, oldest first; then words at the query's end. Raises ValueError where even
-    one word of the query does not fit: ``max_prompt_tokens`` is then below what the template and
-    the instruction take by themselves.
+    Purchases go first, from the beginning, then hits, the last first; then words at the query's
+    end. Raises ValueError where even one word of the query does not fit: ``max_prompt_tokens`` is
+    then below what the template and the instruction take by themselves.
     """
 
     def length(messages: list[dict[str, str]]) -> int:
@@ -113,12 +143,12 @@ def fit_messages(
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     query = clean(request.query)
-    history = [line for line in map(purchase_line, request.history) if line]
-    messages = _messages(query, history, instruct, answer)
+    history, hits = history_lines(request), list(filter(None, map(clean, request.hits)))
+    messages = _messages(query, history, instruct, answer, hits)
     tokens = length(messages)
-    while tokens > max_tokens and history:
-        history = history[1:]
-        messages = _messages(query, history, instruct, answer)
+    while tokens > max_tokens and (history or hits):
+        history, hits = (history[1:], hits) if history else ([], hits[:-1])
+        messages = _messages(query, history, instruct, answer, hits)
         tokens = length(messages)
     words = query.split()
     while tokens > max_tokens and len(words) > 1:

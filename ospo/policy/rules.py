@@ -11,16 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ospo.data.request import Purchase, Request
+from ospo.data.request import Request
 from ospo.errors import InputError
 from ospo.files import read_json, write_json
-from ospo.policy.prompts import clean
+from ospo.policy.prompts import asked_for, clean
 
 FILE = "rule.json"  # what a directory holds in place of weights where its policy is a rule
 RAW = "raw"
 HITS = 10  # titles that a rule which reads hits is shown
 _WORD = re.compile(r"[^\W\d_][^\W_]*")  # begins with a letter: sizes and counts describe no kind
-_EDGE = ",.;:!?\"'()[]"
 STOP_WORDS = frozenset(
     "a about after all also an and any are as at be because been before but by can could did do "
     "does each for from had has have he her here him his how i if in into is it its just like me "
@@ -62,22 +61,6 @@ class Rule:
 
 def _nothing(request: Request, titles: Sequence[str]) -> str:
     return ""
-
-
-def asked_for(query: str, history: Sequence[Purchase]) -> tuple[Purchase, ...]:
-    """The purchases of the type that ``query`` names, in their order.
-
-    The type is looked for in the query, word by word ("t-shirt" is no "shirt"); of several types
-    the longest counts ("vest top" is no "top").
-    """
-    words = f" {' '.join(word.strip(_EDGE) for word in clean(query).split())} "
-    found = {
-        place: kind
-        for place, purchase in enumerate(history)
-        if (kind := clean(purchase.type)) and f" {kind} " in words
-    }
-    longest = max(found.values(), key=len, default="")
-    return tuple(history[place] for place, kind in found.items() if kind == longest)
 
 
 def latest_name(request: Request, titles: Sequence[str] = ()) -> str:

@@ -34,6 +34,7 @@ from ospo.policy.checks import (
     one_line,
     only_errors,
 )
+from ospo.policy.guard import Guard, write_guard
 from ospo.policy.kind import write_answer_kind
 from ospo.policy.scratch import CHAT_TEMPLATE, DTYPES, attention, build_scratch
 from ospo.policy.seen import write_seen
@@ -198,13 +199,16 @@ def save_policy(
     directory: str | Path,
     trained_on: Iterable[str] | None = None,
     answer: Answer = "rewrite",
+    guard: Guard | None = None,
+    context: int = 0,
 ) -> None:
     """Write a policy directory, whole or not at all: full weights, or the adapter and
     ``base.json``; the kind of answers it was trained to give; and checksums.
 
     Only the adapter that was trained is written, not the copy that a trainer keeps as reference.
     ``trained_on``: keys of the requests the policy has seen (``ospo.policy.seen``), for leak checks
-    wherever it goes.
+    wherever it goes. ``guard``: where its answers are used, from the start.
+    ``context``: how many hits its prompts show.
     """
     with atomic_directory(directory) as temporary:
         if model.lora_rank:
@@ -217,7 +221,9 @@ def save_policy(
         else:
             network.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-        write_answer_kind(temporary, answer)
+        write_answer_kind(temporary, answer, context)
+        if guard is not None:
+            write_guard(temporary, guard)
         if trained_on is not None:
             write_seen(temporary, trained_on)
         write_manifest(temporary)

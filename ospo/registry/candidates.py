@@ -13,7 +13,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from ospo.config import Config
 from ospo.errors import InputError
 from ospo.files import MANIFEST, sha256_file, write_manifest
-from ospo.policy.guard import Guard, write_guard
+from ospo.policy.guard import Guard, read_guard, write_guard
 from ospo.policy.kind import read_answer_kind
 from ospo.policy.rules import RAW
 from ospo.registry.answer_note import FIGURE, RAW_FIGURE
@@ -86,8 +86,9 @@ def register(
     ):
         staged = Path(folder) / "policy"
         copy_policy(model_dir, staged)
-        if candidate.guard is not None:
-            write_guard(staged, candidate.guard)
+        if candidate.guard is not None:  # beside the one it was trained with, where it has one
+            trained = read_guard(staged) or Guard()
+            write_guard(staged, trained.also(candidate.guard))
             write_manifest(staged)
         known = versions_of(client, dataset)
         if same := _registered(client, known, sha256_file(staged / MANIFEST)):
@@ -154,6 +155,11 @@ def _create(
         answer,
         candidate.control,
     )
+    if (kept := read_guard(staged)) and kept.needs == "own":
+        card += (
+            "\n\nIt answers requests that follow an earlier purchase of the requested type, as its "
+            "training requests do; others stay as they are."
+        )
     if candidate.guard is not None:
         card += (
             "\n\nIt has a guard, chosen on validation requests: where it is unsure or has nothing "

@@ -13,6 +13,7 @@ from ospo.config import Config
 from ospo.errors import InputError
 from ospo.files import MANIFEST, atomic_directory, read_json, write_json, write_manifest
 from ospo.policy.guard import FILE as GUARD
+from ospo.policy.kind import read_context
 from ospo.policy.sources import POLICY_SUFFIXES, adapter_base, is_adapter
 from ospo.registry.export_card import GUARDED, hub_card, modelfile
 from ospo.registry.recipe import recipe_source, rules_source
@@ -147,7 +148,8 @@ def _write_weights(directory: Path, target: Path, tags: Mapping[str, str], dtype
     tokenizer.save_pretrained(target)
     answer: Any = tags.get("answer", "rewrite")
     (target / "Modelfile").write_text(modelfile(tokenizer, answer, new), encoding="utf-8")
-    code = recipe_source(answer, int(tags["max_prompt_tokens"]), new)
+    hits = read_context(directory)
+    code = recipe_source(answer, int(tags["max_prompt_tokens"]), new, hits)
     (target / "rewrite.py").write_text(code, encoding="utf-8")
     return drift
 

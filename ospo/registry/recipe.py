@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
@@ -42,12 +42,14 @@ tokenizer = AutoTokenizer.from_pretrained(HERE)
 model = AutoModelForCausalLM.from_pretrained(HERE, dtype="auto").eval()
 
 
-def rewrite(query, history=()):
-    """The search text of a request; history: [{{"name", "type", "colour"}}], oldest first."""
+def rewrite(query, history=(), hits=()):
+    """The search text of a request; history: [{{"name", "type", "colour"}}], oldest first; hits:
+    titles of the engine's first hits for the query, best first ({hits} of them are read)."""
     rule = rules.SEARCH_TEXTS[KIND]
     if not rules.clean(query) and not history:
         return rule.text(rules.printable(query), "")
-    request = rules.Request(query=query, history=tuple(rules.Purchase(**p) for p in history))
+    bought = tuple(rules.Purchase(**p) for p in history)
+    request = rules.Request(query=query, history=bought, hits=tuple(hits[:{hits}]))
     messages, _ = rules.fit_messages(request, tokenizer, PROMPT_TOKENS, answer=KIND)
     prompt = rules.render_messages(tokenizer, messages)
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
@@ -80,6 +82,10 @@ def rules_source() -> str:
     return "\n\n\n".join([_HEADER.strip(), *parts]) + "\n"
 
 
-def recipe_source(answer: Answer, max_prompt_tokens: int, max_new_tokens: int) -> str:
-    """The source of ``rewrite.py``: ten lines from a request to its search text."""
-    return _CODE.format(answer=answer, prompt=max_prompt_tokens, new=max_new_tokens)
+def recipe_source(
+    answer: Answer, max_prompt_tokens: int, max_new_tokens: int, hits: int = 0
+) -> str:
+    """The source of ``rewrite.py``: ten lines from a request to its search text.
+    ``hits``: how many of a request's first hits the policy reads.
+    """
+    return _CODE.format(answer=answer, prompt=max_prompt_tokens, new=max_new_tokens, hits=hits)

@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 
+from ospo.evaluation.analysis import Analysis
 from ospo.evaluation.selection import (
     Summary,
     control_label,
@@ -63,6 +64,38 @@ def demo_table(summaries: Mapping[str, Summary], training: str) -> Group:
     return Group(
         *(dataset_table(dataset, summary, training) for dataset, summary in summaries.items())
     )
+
+
+def comparison_tables(analysis: Analysis) -> Group:
+    """What the differences between policies are, one table per reference: the mean difference
+    under each retriever with its 95 % interval, and p (Holm-corrected over all of them).
+    """
+    tables = []
+    for reference in dict.fromkeys(c.reference for c in analysis.comparisons):
+        table = Table(title=f"against {escape(label(reference))}", title_justify="left")
+        table.add_column("policy")
+        for name in analysis.retrievers:
+            table.add_column(escape(name), justify="right")
+        found = {
+            (c.policy, c.retriever): c for c in analysis.comparisons if c.reference == reference
+        }
+        for policy in dict.fromkeys(policy for policy, _ in found):
+            cells = []
+            for name in analysis.retrievers:
+                change, p = found[policy, name].difference, found[policy, name].p_holm
+                shown = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+                cells.append(
+                    f"{change.value:+.4f} [{change.low:+.4f}, {change.high:+.4f}]\n{shown}"
+                )
+            table.add_row(escape(label(policy)), *(escape(cell) for cell in cells))
+        tables.append(table)
+    if tables:
+        units = f"{analysis.requests:,} requests of {analysis.groups:,} shoppers"
+        if analysis.groups == analysis.requests:
+            units = f"{analysis.requests:,} requests"
+        tables[-1].caption = f"{units}, {analysis.seeds} training seed(s); 95 % intervals"
+        tables[-1].caption_justify = "left"
+    return Group(*tables)
 
 
 def write_demo_report(

@@ -18,6 +18,7 @@ MAX_INPUTS = 1024  # inputs of one call
 MAX_CHARACTERS = 20_000  # of one input, JSON included
 MAX_QUERY = 2_000
 MAX_PURCHASES = 100
+MAX_HITS = 20  # titles of first hits
 MAX_FIELD = 500  # characters of a purchase's field
 KEPT_PURCHASES = 20  # the last ones; no prompt holds more
 MAX_NEW_TOKENS = 256
@@ -44,6 +45,16 @@ def _text(value: Any, where: str, limit: int) -> str:
         raise RequestError(f"{where}: {len(value)} characters, at most {limit} are accepted")
     # Half a surrogate pair is no text that a tokenizer can encode.
     return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _hits(value: Any, where: str) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) > MAX_HITS:
+        raise RequestError(f"{where}.hits: must be a list of at most {MAX_HITS} titles, best first")
+    return tuple(
+        _text(title, f"{where}.hits[{number}]", MAX_FIELD) for number, title in enumerate(value)
+    )
 
 
 def _history(value: Any, where: str) -> tuple[Purchase, ...]:
@@ -108,13 +119,16 @@ def parse_request(value: Any, number: int = 0) -> Request:
         raise RequestError(
             f"{where}: must be a query string or a JSON object, got {type(value).__name__}"
         )
-    if unknown := [key for key in value if key not in ("query", "history")]:
-        raise RequestError(f"{where}: unknown key {_short(unknown[0])}; known: query, history")
+    if unknown := [key for key in value if key not in ("query", "history", "hits")]:
+        raise RequestError(
+            f"{where}: unknown key {_short(unknown[0])}; known: query, history, hits"
+        )
     if "query" not in value:
         raise RequestError(f"{where}: the object has no query")
     return Request(
         query=_text(value["query"], f"{where}.query", MAX_QUERY),
         history=_history(value.get("history"), where),
+        hits=_hits(value.get("hits"), where),
     )
 
 

@@ -19,7 +19,7 @@ from ospo.errors import OspoError, printable
 from ospo.files import verify_manifest
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator, Prompt
-from ospo.policy.guard import Guard, read_guard, unanswered
+from ospo.policy.guard import Guard, grounds, read_guard, unanswered
 from ospo.policy.prompts import clean, extract_answer, opens_thinking
 from ospo.policy.shown import shown_text
 from ospo.policy.text import SearchText
@@ -149,7 +149,7 @@ class Rewriter:
 
     def _text(self, request: Request, job: _Job) -> str:
         guard = self.guard if job.decoding.temperature == 0 else None
-        if guard and not guard.uses(bool(request.history), job.logprob):
+        if guard and not guard.uses(grounds(request), job.logprob):
             return shown_text(self.answer, request.query, unanswered(self.answer, request))
         return self._shown(request, job.completion)
 

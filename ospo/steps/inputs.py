@@ -24,7 +24,13 @@ _SHARED_SOURCES = (
     "retrieval",
     "reward",
 )
-TRAINING_SOURCES = (*_SHARED_SOURCES, "integrations/trl.py", "metrics.py", "training")
+TRAINING_SOURCES = (
+    *_SHARED_SOURCES,
+    "evaluation/hits.py",
+    "integrations/trl.py",
+    "metrics.py",
+    "training",
+)
 # The step's page is one of its results.
 _PAGE_SOURCES = tuple(
     f"reports/{name}.py" for name in ("charts", "evaluation", "headline", "pages", "wording")

@@ -21,6 +21,7 @@ REAL, FRESH = "real", "fresh"
 _TRAINING = (
     "seed",
     "answer",
+    "context",
     "training",
     "policy",
     "preset.model",
@@ -74,6 +75,7 @@ _EVALUATION = (
 _PIPELINE = (
     "seed",
     "answer",
+    "context",
     "training",
     "policy",
     "algorithms",

@@ -18,6 +18,7 @@ from ospo.steps.step import NO_PARENTS, ParentRuns, Step, StepResult, policy_dam
 
 if TYPE_CHECKING:
     from ospo.data.dataset import PreparedData
+    from ospo.retrieval.base import Retriever
     from ospo.reward.search import SearchReward
 
 SHOWN = 200  # completions in a run's table
@@ -53,9 +54,12 @@ def run_sft(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) -> S
         from ospo.training.sft import train_sft
 
         log_prepared(run, dataset, "sft")
-        data = load_prepared(PREPARED / dataset)
+        from ospo.evaluation.hits import with_hits
+
+        built: dict[str, Retriever] = {}
+        data = with_hits(config, load_prepared(PREPARED / dataset), built)
         looks = config.preset.sft.validate_every > 0
-        reward = _search_reward(config, data) if looks else None
+        reward = _search_reward(config, data, built) if looks else None
         train_sft(TrainingRun(config, data, directory, reward=reward, on_log=run.log_metrics))
         for name in ("validation.json", "attempts.json"):
             if (directory / name).is_file():
@@ -117,26 +121,32 @@ def _train(
     run: tracking.Recorder,
 ) -> None:
     from ospo.data.dataset import load_prepared
+    from ospo.evaluation.hits import with_hits
     from ospo.training.run import TrainingRun
     from ospo.training.train import train
 
     def log_table(step: int, rows: list[dict[str, Any]]) -> None:
         run.log_table(f"completions/step-{step:05d}.json", rows)
 
-    data = load_prepared(PREPARED / dataset)
-    reward = _search_reward(config, data)
+    built: dict[str, Retriever] = {}
+    data = with_hits(config, load_prepared(PREPARED / dataset), built)
+    reward = _search_reward(config, data, built)
     train(
         TrainingRun(config, data, directory, sft_model, reward, run.log_metrics, log_table),
         algorithm,
     )
 
 
-def _search_reward(config: Config, data: "PreparedData") -> "SearchReward":
-    """nDCG under the training retriever, as ``reward`` in params.yaml mixes it."""
+def _search_reward(
+    config: Config, data: "PreparedData", built: "dict[str, Retriever] | None" = None
+) -> "SearchReward":
+    """nDCG under the training retriever, as ``reward`` in params.yaml mixes it. ``built``: the
+    retrievers that are built already.
+    """
     from ospo.retrieval import build_retriever
     from ospo.reward.search import SearchReward
 
-    retriever = build_retriever(config.retrievers.training, config, data)
+    retriever = build_retriever(config.retrievers.training, config, data, built)
     settings = config.reward
     return SearchReward(retriever, data, settings.k, settings.cache_texts, settings.whole)
 

@@ -17,6 +17,7 @@ from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.weights import save_policy
+from ospo.training.prompts import with_grounds
 from ospo.training.run import TrainingRun
 
 LOOKS = "validation.json"  # the looks of a run: [{"step": …, "ndcg": …}, …]
@@ -30,7 +31,8 @@ class BestPolicy(TrainerCallback):
     never looks.
 
     A look is the mean nDCG of greedy answers to ``rl.validation_requests`` requests of the
-    validation split (a seeded choice; never training or test requests) under the training
+    validation split (a seeded choice; never training or test requests; with
+    ``training.only_with_history`` of those that are like the training requests) under the training
     retriever, without prices. Of equal looks the earliest stands. A run that resumes takes over the
     looks that were made and repeats none.
     """
@@ -39,6 +41,8 @@ class BestPolicy(TrainerCallback):
         rl = run.config.preset.rl
         self.run, self.tokenizer, self.seen, self.every = run, tokenizer, seen, every
         rows = run.data.rows("validation") if self.every else np.empty(0, dtype=np.int64)
+        if run.config.training.only_with_history:
+            rows = with_grounds(run.data, rows)
         order = np.random.default_rng([run.config.seed, 3]).permutation(len(rows))
         self.rows = np.sort(rows[order[: rl.validation_requests]]).tolist()
         self.file, self.kept = run.out / LOOKS, run.out / "best"
@@ -108,6 +112,8 @@ class BestPolicy(TrainerCallback):
                 self.kept,
                 trained_on=self.seen,
                 answer=self.run.config.answer,
+                guard=self.run.guard,
+                context=self.run.config.context,
             )
         write_json(self.file, self.looks)
         self.run.on_log(step, {METRIC: scores[0]})
@@ -117,10 +123,13 @@ class BestPolicy(TrainerCallback):
         model.eval()
         try:
             with torch.inference_mode():
-                answers = self._answers(Generator(model, self.tokenizer, self.run.rule))
+                answers = self._answers(self._generator(model))
         finally:
             model.train(training)
         return float(np.mean(self.run.scorer(answers, self.rows)))
+
+    def _generator(self, model: Any) -> Generator:
+        return Generator(model, self.tokenizer, self.run.rule, self.run.config.context)
 
     def _answers(self, generator: Generator) -> list[str]:
         rl = self.run.config.preset.rl

@@ -22,6 +22,7 @@ from ospo.config import Answer, Model
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
 from ospo.metrics import read_metrics
+from ospo.policy.guard import Guard
 from ospo.policy.weights import save_policy
 from ospo.training.run import OnLog, OnTable
 
@@ -264,13 +265,21 @@ def start_metrics(out: Path, checkpoint: Path | None) -> None:
 
 
 def finish(
-    trainer: Any, tokenizer: Any, model: Model, out: Path, seen: Iterable[str], answer: Answer
+    trainer: Any,
+    tokenizer: Any,
+    model: Model,
+    out: Path,
+    seen: Iterable[str],
+    answer: Answer,
+    guard: Guard | None = None,
+    context: int = 0,
 ) -> None:
     """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main
     process.
 
     ``seen``: keys of the requests it was trained on (``ospo.policy.seen``). ``answer``: the kind of
-    answers it was trained to give (``ospo.policy.kind``).
+    answers it was trained to give (``ospo.policy.kind``). ``guard``: where they are used.
+    ``context``: how many hits its prompts show.
     """
     if not trainer.is_world_process_zero():
         return
@@ -279,5 +288,14 @@ def finish(
     # The trainer's copy of the adapter it started from.
     if isinstance(network, PeftModel) and "ref" in network.peft_config:
         network.delete_adapter("ref")
-    save_policy(network, tokenizer, model, out / "model", trained_on=seen, answer=answer)
+    save_policy(
+        network,
+        tokenizer,
+        model,
+        out / "model",
+        trained_on=seen,
+        answer=answer,
+        guard=guard,
+        context=context,
+    )
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

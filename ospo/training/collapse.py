@@ -14,7 +14,8 @@ from transformers import TrainerCallback
 
 from ospo.config import Model, Rl
 from ospo.files import atomic_directory, write_json
-from ospo.policy.kind import read_answer_kind
+from ospo.policy.guard import read_guard
+from ospo.policy.kind import read_answer_kind, read_context
 from ospo.policy.weights import save_policy
 from ospo.training.callbacks import LOGGER, read_metrics
 
@@ -95,6 +96,8 @@ class CollapseStop(TrainerCallback):
                     self.out / "good",
                     trained_on=self.seen,
                     answer=read_answer_kind(self.start).kind,
+                    guard=read_guard(self.start),
+                    context=read_context(self.start),
                 )
 
     def settle(self) -> bool:

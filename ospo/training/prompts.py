@@ -8,9 +8,8 @@ import numpy as np
 from ospo.config import Answer
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError
+from ospo.policy.guard import grounds
 from ospo.policy.prompts import fit_messages
-from ospo.policy.rules import latest_name
-from ospo.policy.text import EXPAND
 
 
 def training_rows(data: PreparedData, only_with_history: bool) -> np.ndarray:
@@ -30,16 +29,23 @@ def training_rows(data: PreparedData, only_with_history: bool) -> np.ndarray:
         )
     if not only_with_history:
         return rows
-    requests = ((row, data.requests[row]) for row in rows.tolist())
-    kept = [row for row, asked in requests if EXPAND.added(asked.query, latest_name(asked))]
-    if not kept:
+    kept = with_grounds(data, rows)
+    if not len(kept):
         raise InputError(
             data.directory / "requests.parquet",
             "history",
             "no training request follows a purchase of the type that it asks for",
             "set training.only_with_history to false",
         )
-    return np.array(kept, dtype=rows.dtype)
+    return kept
+
+
+def with_grounds(data: PreparedData, rows: np.ndarray) -> np.ndarray:
+    """Those of ``rows`` whose shopper's earlier purchases of the requested type name something that
+    the request does not say.
+    """
+    own = [grounds(data.requests[row]) == "own" for row in rows.tolist()]
+    return rows[np.array(own, dtype=bool)]
 
 
 def prompt_rows(

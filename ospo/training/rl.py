@@ -132,8 +132,8 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
     if trainer.is_world_process_zero() and _settle(best, collapse):
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     else:
-        answer = run.config.answer
-        finish(trainer, trainer.processing_class, preset.model, out, seen, answer)
+        manner = run.config.answer, run.guard, run.config.context
+        finish(trainer, trainer.processing_class, preset.model, out, seen, *manner)
 
 
 def _settle(best: BestPolicy, collapse: CollapseStop) -> bool:

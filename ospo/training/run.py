@@ -11,7 +11,8 @@ from ospo.config import Config
 from ospo.credit.values import Function
 from ospo.data.dataset import PreparedData
 from ospo.errors import InputError, OspoError
-from ospo.policy.kind import read_answer_kind
+from ospo.policy.guard import Guard
+from ospo.policy.kind import read_answer_kind, read_context
 from ospo.policy.text import SEARCH_TEXTS, SearchText
 from ospo.reward import Reward
 from ospo.reward.answers import reward_of_answers
@@ -49,7 +50,8 @@ class TrainingRun:
     @property
     def policy(self) -> Path:
         """``start``. Raises OspoError where there is none, InputError where it was trained to give
-        another kind of answers: its first words would be of the wrong game.
+        another kind of answers, or to read another number of hits: its first words would be of the
+        wrong game.
         """
         if self.start is None:
             raise OspoError(f"{self.out}: no policy to begin from. Fix: name one as `start`")
@@ -61,12 +63,27 @@ class TrainingRun:
                 f"is {self.config.answer}, but the policy in {self.start} was trained to {kind}",
                 f"set answer: {kind}, or train the SFT policy again",
             )
+        if (shown := read_context(self.start)) != self.config.context:
+            raise InputError(
+                "params.yaml",
+                "context",
+                f"is {self.config.context}, but the policy in {self.start} was trained to read "
+                f"{shown} hits",
+                f"set context: {shown}, or train the SFT policy again",
+            )
         return self.start
 
     @property
     def rule(self) -> SearchText:
         """How answers become search texts (``config.answer``)."""
         return SEARCH_TEXTS[self.config.answer]
+
+    @property
+    def guard(self) -> Guard | None:
+        """Where the trained policy's answers are used: one that is trained with
+        ``training.only_with_history`` answers only requests that are like its training requests.
+        """
+        return Guard(needs="own") if self.config.training.only_with_history else None
 
     @property
     def scorer(self) -> Reward:

@@ -22,12 +22,17 @@ from ospo.policy.prompts import (
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import create_policy, quiet
 from ospo.training.best import BestPolicy
+from ospo.training.names import NameTeacher
 from ospo.training.prompts import training_rows
 from ospo.training.run import OnLog, TrainingRun
 from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
 from ospo.training.warm_start import WarmStart, give_up, given_up
 
+TEACHERS: dict[str, type[Teacher] | type[NameTeacher]] = {
+    "attributes": Teacher,
+    "history": NameTeacher,
+}
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
 _REDRAW = 1_000_003  # between the seeds of a scratch policy's draws
@@ -42,7 +47,7 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
 
 
 def sft_examples(
-    config: Config, data: PreparedData, tokenizer: Any, teacher: Teacher, count: int
+    config: Config, data: PreparedData, tokenizer: Any, teacher: Teacher | NameTeacher, count: int
 ) -> list[dict[str, list[int]]]:
     """``count`` examples in training order: ``input_ids`` (prompt, answer, end) and ``labels`` (the
     prompt ignored).
@@ -189,7 +194,7 @@ def train_sft(run: TrainingRun) -> None:
     training_rows(data, config.training.only_with_history)  # refused before weights are made
     sft = config.preset.sft
     quiet()
-    teacher = Teacher(data, sft.teacher_noise, config.seed, run.rule)
+    teacher = TEACHERS[sft.targets](data, sft.teacher_noise, config.seed, run.rule)
     seen = seen_after(data)
     draws = sft.attempts if config.preset.model.source == "scratch" and sft.validate_every else 1
     lost = given_up(run.out)

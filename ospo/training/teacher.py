@@ -91,7 +91,7 @@ class Teacher:
             named = self._named(item)
             query = " ".join(named[i] for i in rng.permutation(len(named)))
             if query:
-                return replace(request, query=query, history=()), self._write(
+                return replace(request, query=query, history=(), hits=()), self._write(
                     query, self._attributes[item], rng
                 )
         history = [request.history[i] for i in rng.permutation(len(request.history))]
@@ -102,7 +102,7 @@ class Teacher:
             attributes = tuple(
                 dict.fromkeys([field for field in (clean(bought.colour),) if field] + list(words))
             )
-            return replace(request, query=query, history=tuple(history)), self._write(
+            return replace(request, query=query, history=tuple(history), hits=()), self._write(
                 query, attributes, rng
             )
         return replace(request, history=tuple(history)), self.text(row, draw)

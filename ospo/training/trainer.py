@@ -81,4 +81,13 @@ def run_trainer(
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
         return
     config = run.config
-    finish(trainer, tokenizer, config.preset.model, run.out, seen, config.answer)
+    finish(
+        trainer,
+        tokenizer,
+        config.preset.model,
+        run.out,
+        seen,
+        config.answer,
+        run.guard,
+        config.context,
+    )

@@ -189,7 +189,13 @@ def imported(module: Path) -> set[Path]:
 
 # What the steps call. An algorithm's trainer is imported by its name: all of training counts.
 STARTS = {
-    "training": ["training", "retrieval", "reward/search.py", "data/dataset.py"],
+    "training": [
+        "training",
+        "retrieval",
+        "reward/search.py",
+        "data/dataset.py",
+        "evaluation/hits.py",
+    ],
     "evaluation": ["evaluation/evaluate.py", "reports/evaluation.py"],
 }
 

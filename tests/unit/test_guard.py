@@ -16,7 +16,7 @@ from rich.console import Console
 from ospo import registry, tracking
 from ospo.config import Model
 from ospo.data.dataset import PreparedData
-from ospo.data.request import Request
+from ospo.data.request import Purchase, Request
 from ospo.errors import InputError
 from ospo.evaluation.analysis import analyse
 from ospo.evaluation.completions import CachedPolicy
@@ -25,7 +25,7 @@ from ospo.evaluation.guard import choose_guard, chosen_guard, greedy_values
 from ospo.files import read_json, write_manifest
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator
-from ospo.policy.guard import Guard, read_guard, unanswered, write_guard
+from ospo.policy.guard import GROUNDS, Guard, grounds, read_guard, unanswered, write_guard
 from ospo.policy.kind import write_answer_kind
 from ospo.policy.text import EXPAND, REWRITE, search_text
 from ospo.policy.weights import build_scratch, save_policy
@@ -68,7 +68,7 @@ def judged(seed: int = 0) -> dict[str, np.ndarray]:
     raw = random.uniform(0.3, 0.5, 400)
     return {
         "logprob_R": logprob,
-        "history_R": np.zeros(400, dtype=bool),
+        "grounds_R": np.full(400, "own"),
         "policy_R": raw + np.where(logprob > -1, 0.1, -0.1) + random.normal(0, 0.02, 400),
         "raw_R": raw,
         "groups_R": np.arange(400),
@@ -79,7 +79,7 @@ def test_the_threshold_is_where_answers_begin_to_gain() -> None:
     choice = choose_guard(**judged())
     assert choice is not None
     assert choice.guard.min_logprob == pytest.approx(-1, abs=0.15)
-    assert not choice.guard.needs_history
+    assert choice.guard.needs == "none"
     assert choice.gain == pytest.approx(0.05, abs=0.01)
     assert 0 < choice.low < choice.gain
     assert choice.used == pytest.approx(0.5, abs=0.06)
@@ -96,15 +96,25 @@ def test_no_guard_without_a_clear_gain() -> None:
     assert choose_guard(**nobody) is None  # answers that no model wrote
 
 
-def test_the_guard_can_be_the_history_alone() -> None:
-    values = judged()
+def test_the_guard_can_be_what_the_request_comes_with_alone() -> None:
     random = np.random.default_rng(1)
-    history = random.random(400) < 0.5
-    gain = np.where(history, 0.1, -0.1)
-    values |= {"history_R": history, "policy_R": values["raw_R"] + gain}
-    choice = choose_guard(**values)
-    assert choice is not None
-    assert choice.guard == Guard(None, True)
+    for needs, given in (("history", ["none", "history", "own"]), ("own", ["history", "own"])):
+        values = judged()
+        grounds_R = random.choice(given, 400)
+        enough = [GROUNDS.index(one) >= GROUNDS.index(needs) for one in grounds_R.tolist()]
+        gain = np.where(enough, 0.1, -0.1)
+        values |= {"grounds_R": grounds_R, "policy_R": values["raw_R"] + gain}
+        choice = choose_guard(**values)
+        assert choice is not None
+        assert choice.guard == Guard(None, needs)
+
+
+def test_grounds_are_a_name_of_the_requested_type_that_says_something_new() -> None:
+    lena = Purchase(name="Lena", type="Shirt")
+    assert grounds(Request(query="shirt")) == "none"
+    assert grounds(Request(query="jeans", history=(lena,))) == "history"
+    assert grounds(Request(query="shirt", history=(lena,))) == "own"
+    assert grounds(Request(query="lena shirt", history=(lena,))) == "history"
 
 
 def test_the_interval_is_over_shoppers() -> None:
@@ -120,10 +130,19 @@ def test_the_interval_is_over_shoppers() -> None:
 
 def test_a_guard_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_guard(tmp_path) is None
-    for guard in (Guard(-0.25, True), Guard(None, False)):
+    for guard in (Guard(-0.25, "own"), Guard(None)):
         write_guard(tmp_path, guard)
         assert read_guard(tmp_path) == guard
-    for damaged in ('{"min_logprob": "x", "needs_history": true}', "[]", "{", '{"a": 1}'):
+    old = '{"min_logprob": -1.5, "needs_history": true}'  # of models registered before
+    (tmp_path / "guard.json").write_text(old)
+    assert read_guard(tmp_path) == Guard(-1.5, "history")
+    for damaged in (
+        '{"min_logprob": "x", "needs": "own"}',
+        '{"min_logprob": null, "needs": "all"}',
+        "[]",
+        "{",
+        '{"a": 1}',
+    ):
         (tmp_path / "guard.json").write_text(damaged)
         with pytest.raises(InputError, match=r"guard\.json"):
             read_guard(tmp_path)
@@ -157,7 +176,7 @@ def test_served_and_evaluated_answers_keep_to_the_guard(
     free = CachedPolicy(policy, 8, 128, tmp_path / "cache").complete(requests, Decoding(TOKENS))
     middle = float(np.median([c.logprob for c in free]))
     guarded_dir = make_policy(tmp_path / "guarded", data)
-    write_guard(guarded_dir, Guard(middle, True))
+    write_guard(guarded_dir, Guard(middle, "history"))
     write_manifest(guarded_dir)
     guarded = CachedPolicy(guarded_dir, 8, 128, tmp_path / "cache")
     twice = [guarded.complete(requests, Decoding(TOKENS)) for _ in range(2)]  # the second: cached
@@ -201,15 +220,15 @@ def test_the_guard_is_chosen_on_validation_and_worth_what_the_test_says(
     guard = chosen_guard(evaluation, "ospo", shop.config().seed)
     assert guard is not None
     part = greedy_values(evaluation, data, "validation").filter(policy="ospo", retriever="bm25")
-    columns = [part[name].to_numpy() for name in ("logprob", "history", "value", "raw", "group")]
+    columns = [part[name].to_numpy() for name in ("logprob", "grounds", "value", "raw", "group")]
     expected = choose_guard(*columns)
     assert expected is not None
     assert guard == expected.guard
     test = greedy_values(evaluation, data, "test").filter(policy="ospo", retriever="bm25")
     values = [
-        value if guard.uses(history, logprob) else raw
-        for value, raw, logprob, history in test.select(
-            "value", "raw", "logprob", "history"
+        value if guard.uses(given, logprob) else raw
+        for value, raw, logprob, given in test.select(
+            "value", "raw", "logprob", "grounds"
         ).iter_rows()
     ]
     summary = read_json(evaluation / "summary.json")
@@ -253,7 +272,7 @@ def test_a_registered_policy_brings_its_guard(
     config = Shop(tmp_path).config
     with tracking.run(config, "ospo", kind="rl", directory=tmp_path / "step") as run:
         pass
-    guard = Guard(0.0, False)  # no answer is as sure as that
+    guard = Guard(0.0)  # no answer is as sure as that
     candidate = registry.Candidate("ospo", policy, run.id, SUMMARY, "0" * 32, guard=guard)
     version = registry.register(config, "esci", candidate, root=ROOT)
     assert read_guard(registry.policy_directory(config, version)) == guard

@@ -33,6 +33,25 @@ def test_the_prompt_ends_with_the_request_after_the_purchases_oldest_first() -> 
     assert prompt_messages(request(), instruct=False) == [user]
 
 
+def test_purchases_of_the_requested_type_stand_next_to_the_request_and_are_cut_last() -> None:
+    shirt, jeans, hat = (
+        Purchase(str(i), name, kind, "")
+        for i, (name, kind) in enumerate((("Lena", "Shirt"), ("Jo", "Jeans"), ("Hilde", "Hat")), 1)
+    )
+    asked = Request(query="shirt for work", history=(shirt, jeans, shirt, hat))
+    assert prompt_messages(asked, instruct=False)[0]["content"].splitlines() == [
+        "- jo jeans",
+        "- hilde hat",
+        "- lena shirt",
+        "- lena shirt",
+        "shirt for work",
+    ]
+    tokenizer = build_tokenizer([prompt_messages(asked)[1]["content"]] * 3, 400)
+    _, tokens = fit_messages(asked, tokenizer, 200)
+    fewer, _ = fit_messages(asked, tokenizer, tokens - 8)
+    assert fewer[1]["content"] == "- lena shirt\n- lena shirt\nshirt for work"
+
+
 def test_empty_fields_leave_no_gaps() -> None:
     bare = Request(
         "r", "train", "hat", "c", (Purchase("1", "", "", ""), Purchase("2", "Cap", "", "Red")), "t"
