@@ -16,7 +16,7 @@ from flows.common import (
     flow_config,
     parent_runs,
 )
-from flows.presented import EVALUATION, carry_summary, run_name
+from flows.presented import AS_IN_PARAMS, EVALUATION, carry_summary, run_name
 from ospo import steps
 from ospo.config import Config
 from ospo.files import read_json
@@ -31,7 +31,7 @@ def evaluate_policies(config: Config, dataset: Dataset) -> steps.StepResult:
 @flow(name="evaluate", flow_run_name=run_name("evaluate"))
 def evaluate(
     dataset: Dataset,
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     max_requests: Count = None,
     seed: Seed = None,
     overrides: Overrides = None,
@@ -41,7 +41,7 @@ def evaluate(
 
     Args:
         dataset: a data set of params.yaml
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         max_requests: held-out requests that are scored; empty: what params.yaml says
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml

@@ -19,7 +19,7 @@ from flows.common import (
     within,
 )
 from flows.evaluate import evaluate
-from flows.presented import EVALUATION, carry_summary, run_name
+from flows.presented import AS_IN_PARAMS, EVALUATION, carry_summary, run_name
 from flows.train import sft, train_policy
 from ospo import steps
 from ospo.config import Config
@@ -35,7 +35,7 @@ def register(config: Config, dataset: Dataset) -> dict[str, Any]:
 @flow(name="pipeline-dataset", flow_run_name=run_name("pipeline"))
 def pipeline_dataset(
     dataset: Dataset,
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     seed: Seed = None,
     overrides: Overrides = None,
     params: ParamsFile = "params.yaml",
@@ -44,7 +44,7 @@ def pipeline_dataset(
 
     Args:
         dataset: a data set of params.yaml
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file

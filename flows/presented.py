@@ -22,6 +22,7 @@ _ENGINE_LOGGERS = tuple(
     f"prefect.{name}" for name in ("flow_runs", "task_runs", "engine", "flow_engine", "task_engine")
 )
 EVALUATION = "evaluation"
+AS_IN_PARAMS = "params.yaml"  # of a form's list of presets: the one that params.yaml names
 _AGAIN = "exited with unexpected exception"  # the engine's second record of the same exception
 
 
@@ -70,7 +71,7 @@ def run_name(step: str = "") -> Callable[[], str]:
 def _preset(given: Mapping[str, Any]) -> str:
     """The preset that a run's parameters come to."""
     policy: str | None = given.get("policy")
-    if policy:
+    if policy and policy != AS_IN_PARAMS:
         return policy
     return load_config(given.get("params", PARAMS), given.get("overrides") or []).policy
 
@@ -102,5 +103,5 @@ def links(config: Config, runs: Mapping[str, str], report: Path) -> str:
         link = f"{address}/{places[what].link}"
         parts.append(f"[MLflow run of the {what}]({link})")
         if what == EVALUATION:
-            parts.append(f"[Report]({link}/artifacts/report.html)")
+            parts.append(f"[Report]({address}/{places[what].report})")
     return " · ".join([*parts, f"report as a file: `{report}`"])

@@ -18,7 +18,7 @@ from flows.common import (
     flow_config,
     parent_runs,
 )
-from flows.presented import run_name
+from flows.presented import AS_IN_PARAMS, run_name
 from ospo import steps as job
 from ospo.config import Algorithm, Config
 
@@ -44,7 +44,7 @@ def _trained(config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm)
 @flow(name="sft", flow_run_name=run_name("sft"))
 def sft(
     dataset: Dataset,
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     steps: Count = None,
     seed: Seed = None,
     overrides: Overrides = None,
@@ -54,7 +54,7 @@ def sft(
 
     Args:
         dataset: a data set of params.yaml
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         steps: optimizer steps; empty: what the preset says
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
@@ -69,7 +69,7 @@ def sft(
 def train_policy(
     dataset: Dataset,
     algorithm: Algorithm = "ospo",
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     steps: Count = None,
     seed: Seed = None,
     overrides: Overrides = None,
@@ -81,7 +81,7 @@ def train_policy(
     Args:
         dataset: a data set of params.yaml
         algorithm: ospo, with credit for each phrase, or one to compare it with
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         steps: optimizer steps; empty: what the preset says
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml

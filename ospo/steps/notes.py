@@ -135,17 +135,17 @@ def pipeline_note(config: Config, dataset: str, beginning: str) -> str:
     }
     places = tracking.places(config, states)
     compared = [places[name] for name in config.algorithms if name in places]
-    lines = [beginning]
-    words = RUNS / dataset / "evaluation" / "summary.md"
-    if words.is_file():
-        lines.append(words.read_text(encoding="utf-8"))
     links = []
     if len(compared) > 1:
         asked = {"runs": [p.run for p in compared], "experiments": [compared[0].experiment]}
         query = "&".join(f"{key}={quote(json.dumps(ids))}" for key, ids in asked.items())
+        query += f"&{tracking.TRAINING_VIEW}"
         named = " and ".join(label(name) for name in config.algorithms if name in places)
         links.append(f"[Compare {named}](#/compare-runs?{query})")
     if "evaluation" in places:
-        links.append(f"[Report]({places['evaluation'].link}/artifacts/report.html)")
+        links.append(f"[Report]({places['evaluation'].report})")
     links += [f"[{label(name)}]({place.link})" for name, place in places.items()]
-    return "\n\n".join([*lines, " · ".join(links)]) if links else "\n\n".join(lines)
+    words = RUNS / dataset / "evaluation" / "summary.md"
+    summary = [words.read_text(encoding="utf-8")] if words.is_file() else []
+    # Links first: MLflow folds a long description.
+    return "\n\n".join([beginning, *([" · ".join(links)] if links else []), *summary])

@@ -15,9 +15,10 @@ from ospo.tracking.session import (
     setup,
     sync,
 )
-from ospo.tracking.store import TrackingError, record_name, tracking_uri
+from ospo.tracking.store import TRAINING_VIEW, TrackingError, record_name, tracking_uri
 
 __all__ = [
+    "TRAINING_VIEW",
     "Place",
     "Recorder",
     "Run",

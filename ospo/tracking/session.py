@@ -21,6 +21,7 @@ from ospo.tracking.facts import standard_facts, standard_tags
 from ospo.tracking.journal import Journal, JournalBusy, journal_keys
 from ospo.tracking.runs import MAX_NOTE, NOTE_TAG, Run, now_ms
 from ospo.tracking.store import (
+    TRAINING_VIEW,
     TrackingError,
     Unreachable,
     artifact_location,
@@ -269,7 +270,15 @@ class Place:
     @property
     def link(self) -> str:
         """The run's page, relative to MLflow's address."""
-        return f"#/experiments/{self.experiment}/runs/{self.run}"
+        return self._page("")
+
+    @property
+    def report(self) -> str:
+        """The report among the run's files, likewise."""
+        return self._page("/artifacts/report.html")
+
+    def _page(self, rest: str) -> str:
+        return f"#/experiments/{self.experiment}/runs/{self.run}{rest}?{TRAINING_VIEW}"
 
 
 def server_address(config: Config, root: str | Path = ".") -> str:

@@ -34,6 +34,8 @@ for _name in ("mlflow.store.db.utils", "mlflow.models.signature", "alembic"):
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 # What MLflow's pages call "model training": tables of runs and metrics, not of traces.
 KIND = ("mlflow.experimentKind", "custom_model_development")
+# In an address, because MLflow 3.17 goes by what a browser chose before and not by the kind.
+TRAINING_VIEW = "workflowType=machine_learning"
 # Codes that say "not like this", as against "not now": sending the same again cannot succeed.
 _PERMANENT = {
     "INVALID_PARAMETER_VALUE",

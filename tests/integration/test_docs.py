@@ -122,14 +122,17 @@ def test_the_site_can_be_read_on_a_desk_and_on_a_phone(site: Path) -> None:
     try:
         for page in ("credit", "quickstart", "data"):
             tab.open(site / f"{page}.html", 1400)
+            tab.keep(f"site-{page}-1400")
             assert tab.ask(f"{boxes}.{wide}.map(e => e.textContent.slice(0, 60))") == [], page
             tab.open(site / f"{page}.html", 390)
+            tab.keep(f"site-{page}-390")
             shades = tab.ask(
                 f"{boxes}.{wide}.map(e => getComputedStyle(e).backgroundImage.split('gradient').length)"
             )
             assert set(shades) <= {5}, page
             assert shades, page
         tab.open(site / "index.html", 390)
+        tab.keep("site-index-390")
         shown = tab.ask("document.querySelector('img[src$=\"picture.svg\"]').clientWidth")
     finally:
         tab.close()

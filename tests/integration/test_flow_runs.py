@@ -107,8 +107,10 @@ def test_the_engines_second_record_is_dropped_and_a_defects_traceback_stays() ->
 
 def test_a_policy_is_chosen_from_a_list() -> None:
     properties = train_policy.parameters.model_dump()["properties"]
-    [choice, _none] = properties["policy"]["anyOf"]
-    assert choice["enum"] == sorted(load_config(PARAMS).presets)
+    policy = properties["policy"]
+    assert policy["enum"] == ["params.yaml", *sorted(load_config(PARAMS).presets)]
+    assert (policy["type"], policy["default"]) == ("string", "params.yaml")
+    assert flow_config(PARAMS, None, "params.yaml").policy == load_config(PARAMS).policy
     assert properties["dataset"]["enum"] == load_config(PARAMS).datasets
 
 
@@ -116,6 +118,7 @@ def test_a_policy_is_chosen_from_a_list() -> None:
     ("given", "step", "name"),
     [
         ({"dataset": "hm", "algorithm": "grpo"}, "", "hm-grpo-nano"),
+        ({"dataset": "hm", "policy": "params.yaml"}, "sft", "hm-sft-nano"),
         ({"dataset": "hm", "algorithm": "ospo", "policy": "paper"}, "", "hm-ospo-paper"),
         ({"dataset": "hm", "overrides": ["policy=paper"]}, "pipeline", "hm-pipeline-paper"),
         ({"dataset": "hm", "params": "missing.yaml"}, "sft", "hm-sft"),
@@ -181,7 +184,7 @@ def test_links_lead_to_mlflow_and_to_the_report(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(tracking, "places", places)
     line = links(config, {"pipeline": "a", "evaluation": "b"}, Path("runs/hm/report.html"))
     base = "http://mlflow.example:5000/#/experiments/7/runs"
-    assert f"[MLflow run of the pipeline]({base}/a)" in line
-    assert f"[MLflow run of the evaluation]({base}/b)" in line
-    assert f"[Report]({base}/b/artifacts/report.html)" in line
+    assert f"[MLflow run of the pipeline]({base}/a?{tracking.TRAINING_VIEW})" in line
+    assert f"[MLflow run of the evaluation]({base}/b?{tracking.TRAINING_VIEW})" in line
+    assert f"[Report]({base}/b/artifacts/report.html?{tracking.TRAINING_VIEW})" in line
     assert "s3cret" not in line

@@ -304,12 +304,13 @@ def overflow(tab: Page) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_in_a_browser(tab: Page, page: Path, width: int, dark: bool) -> None:
     tab.problems.clear()
     tab.requests.clear()
     tab.open(page, width, dark)
+    tab.keep(f"report-{width}-{'dark' if dark else 'light'}")
     for section in SECTIONS:
         assert (
             tab.ask(f"document.getElementById('{section}').getBoundingClientRect().height") > 20

@@ -305,7 +305,7 @@ def test_the_browser_shows_runs_deployment_and_registry(
             ),
             "comparison": (compare, ["comparing 2 runs", "grpo-esci", "ospo-esci"]),
             "experiment": (
-                f"{shop.place.mlflow}/#/experiments/{place.experiment}",
+                f"{shop.place.mlflow}/#/experiments/{place.experiment}/runs?{tracking.TRAINING_VIEW}",
                 ["evaluation-esci", "ospo-esci", "training runs"],
             ),
             "flow-run": (

@@ -66,11 +66,15 @@ def test_the_comparison_is_one_click_from_the_pipelines_run(
     Path("runs/hm/evaluation/summary.md").write_text("What it found.")
     tracking.setup(config)
     note = pipeline_note(config, "hm", "The whole job.")
-    assert note.startswith("The whole job.\n\nWhat it found.\n\n[Compare GRPO and OSPO](#/compare-")
+    assert note.startswith("The whole job.\n\n[Compare GRPO and OSPO](#/compare-")
+    assert note.endswith("\n\nWhat it found.")
     link = note.partition("](")[2].partition(")")[0]
-    assert unquote(link) == '#/compare-runs?runs=["id-grpo", "id-ospo"]&experiments=["1"]'
-    assert "[Report](#/experiments/1/runs/id-evaluation/artifacts/report.html)" in note
-    assert "[OSPO](#/experiments/1/runs/id-ospo)" in note
+    assert (
+        unquote(link)
+        == '#/compare-runs?runs=["id-grpo", "id-ospo"]&experiments=["1"]&workflowType=machine_learning'
+    )
+    assert "[Report](#/experiments/1/runs/id-evaluation/artifacts/report.html?workflow" in note
+    assert "[OSPO](#/experiments/1/runs/id-ospo?workflowType=machine_learning)" in note
     write_json(Path("runs/hm/grpo/step.json"), {"run_id": "pending:abc"})
     assert "Compare" not in pipeline_note(config, "hm", "The whole job.")
 
