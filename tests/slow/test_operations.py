@@ -30,6 +30,7 @@ from ospo.files import read_json
 from ospo.steps.replace import attempt
 from servers import processes
 from servers.place import LIMIT, POOL, leader
+from servers.server import training_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEPLOYMENTS = {
@@ -305,7 +306,7 @@ def test_the_browser_shows_runs_deployment_and_registry(
             ),
             "comparison": (compare, ["comparing 2 runs", "grpo-esci", "ospo-esci"]),
             "experiment": (
-                f"{shop.place.mlflow}/#/experiments/{place.experiment}/runs?{tracking.TRAINING_VIEW}",
+                training_page(shop.place, "ospo"),
                 ["evaluation-esci", "ospo-esci", "training runs"],
             ),
             "flow-run": (
