@@ -307,7 +307,7 @@ def test_the_browser_shows_runs_deployment_and_registry(
             "comparison": (compare, ["comparing 2 runs", "grpo-esci", "ospo-esci"]),
             "experiment": (
                 training_page(shop.place, "ospo"),
-                ["evaluation-esci", "ospo-esci", "training runs"],
+                ["Sort: Created", "pipeline-esci", "matching runs"],
             ),
             "flow-run": (
                 f"{shop.place.prefect}/runs/flow-run/{flow_run}?tab=Artifacts",
