@@ -90,8 +90,22 @@ class CachedPolicy:
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """One completion per request, in their order. Equal prompts are generated once. Where the
-        policy has a guard, a greedy answer that it does not use is the raw query.
+        policy has a guard, a greedy answer that it does not use is the raw query; requests that
+        lack what it needs are not generated for, and have no log-probability.
         """
+        if self.guard is None or decoding.temperature > 0:
+            return self._complete(requests, decoding)
+        given = [grounds(request) for request in requests]
+        asked = [i for i, grounds_i in enumerate(given) if self.guard.lets_answer(grounds_i)]
+        found = [Completion("", unanswered(self.answer, r), 0, True) for r in requests]
+        written = self._complete([requests[i] for i in asked], decoding)
+        for i, completion in zip(asked, written, strict=True):
+            used = self.guard.uses(given[i], completion.logprob)
+            found[i] = completion if used else replace(completion, answer=found[i].answer)
+        return found
+
+    def _complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
+        """What the policy writes to each request, without its guard."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.model_dir)
             self._thinking = opens_thinking(self._tokenizer)
@@ -106,15 +120,7 @@ class CachedPolicy:
             part = self._generate(todo[start : start + _PART], decoding)
             self._write(part, decoding)
             known.update(part)
-        found = [replace(known[prompt.key], prompt_cut=prompt.cut) for prompt in prompts]
-        if self.guard is None or decoding.temperature > 0:
-            return found
-        return [
-            completion
-            if self.guard.uses(grounds(request), completion.logprob)
-            else replace(completion, answer=unanswered(self.answer, request))
-            for request, completion in zip(requests, found, strict=True)
-        ]
+        return [replace(known[prompt.key], prompt_cut=prompt.cut) for prompt in prompts]
 
     def release(self) -> None:
         """Drop the model; it is loaded again when needed."""

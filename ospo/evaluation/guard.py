@@ -51,14 +51,15 @@ def choose_guard(
 ) -> Choice | None:
     """The guard for a policy by its validation requests; None where none is clearly worth it.
 
-    logprob_R: of the answers; grounds_R: text, what each request comes with
-    (``ospo.policy.guard``); policy_R, raw_R: nDCG@10 of the answer and of the raw query; groups_R:
-    the shopper, who is resampled.
+    logprob_R: of the answers (NaN: not asked for, the raw query stays); grounds_R: text, what each
+    request comes with (``ospo.policy.guard``); policy_R, raw_R: nDCG@10 of the answer and of the
+    raw query; groups_R: the shopper, who is resampled.
     """
-    if not np.isfinite(logprob_R).all():  # no model wrote these answers
+    written_R = np.isfinite(logprob_R)
+    if not written_R.any():  # no model wrote these answers
         return None
     # Four digits: no answer lies on a threshold, where rounding in another batch would move it.
-    deciles = np.floor(np.quantile(logprob_R, _DECILES) * 1e4) / 1e4
+    deciles = np.floor(np.quantile(logprob_R[written_R], _DECILES) * 1e4) / 1e4
     thresholds = [None, *np.unique(deciles).tolist()]
     level_R = np.array([GROUNDS.index(given) for given in grounds_R.tolist()])
     asked = [GROUNDS[0]]

@@ -44,9 +44,13 @@ class Guard:
 
     def uses(self, given: Grounds, logprob: float) -> bool:
         """Whether the answer of that ``logprob`` to a request that comes with ``given`` is used."""
-        if GROUNDS.index(given) < GROUNDS.index(self.needs):
+        if not self.lets_answer(given):
             return False
         return self.min_logprob is None or logprob >= self.min_logprob
+
+    def lets_answer(self, given: Grounds) -> bool:
+        """Whether the policy need be asked at all about a request that comes with ``given``."""
+        return GROUNDS.index(given) >= GROUNDS.index(self.needs)
 
     def also(self, other: "Guard") -> "Guard":
         """The guard that uses an answer where both do."""

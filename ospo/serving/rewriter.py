@@ -114,15 +114,15 @@ class Rewriter:
         """
         requests = parse_requests(inputs)
         decoding = parse_options(params, self.max_new_tokens, self.most_new_tokens)
+        guard = self.guard if decoding.temperature == 0 else None
         jobs: dict[int, _Job] = {}
         for number, request in enumerate(requests):
-            if clean(request.query) or request.history:
+            said = clean(request.query) or request.history
+            if said and (guard is None or guard.lets_answer(grounds(request))):
                 jobs[number] = _Job(self._prompt(request), decoding)
         self._run(list(jobs.values()))
         return [
-            self._text(request, jobs[number])
-            if number in jobs
-            else self.generator.answer.text(printable(request.query), "")
+            self._text(request, jobs[number]) if number in jobs else self._unanswered(request)
             for number, request in enumerate(requests)
         ]
 
@@ -150,8 +150,14 @@ class Rewriter:
     def _text(self, request: Request, job: _Job) -> str:
         guard = self.guard if job.decoding.temperature == 0 else None
         if guard and not guard.uses(grounds(request), job.logprob):
-            return shown_text(self.answer, request.query, unanswered(self.answer, request))
+            return self._unanswered(request)
         return self._shown(request, job.completion)
+
+    def _unanswered(self, request: Request) -> str:
+        """The raw query's search text; nothing for a request that says nothing."""
+        if not clean(request.query) and not request.history:
+            return self.answer.text(printable(request.query), "")
+        return shown_text(self.answer, request.query, unanswered(self.answer, request))
 
     def _shown(self, request: Request, completion: str) -> str:
         """The search text of a completion."""

@@ -202,6 +202,41 @@ def test_served_and_evaluated_answers_keep_to_the_guard(
     assert [c.answer for c in guarded.complete(requests, drawn)] == [c.answer for c in plain]
 
 
+def test_a_policy_is_not_asked_where_its_guard_needs_more(
+    data: PreparedData, tmp_path: Path
+) -> None:
+    lena = Purchase(name="Lena", type="Shirt")
+    bought = [Request(query=f"{word} shirt", history=(lena,)) for word in ("red", "blue")]
+    requests = [*bought, Request(query="jeans", history=(lena,)), *list(data.requests)[:4]]
+    enough = [grounds(request) == "own" for request in requests]
+    assert {True, False} == set(enough)
+    guarded_dir = make_policy(tmp_path / "guarded", data)
+    write_guard(guarded_dir, Guard(None, "own"))
+    write_manifest(guarded_dir)
+    policy = CachedPolicy(guarded_dir, 8, 128, None)
+    completions = policy.complete(requests, Decoding(TOKENS))
+    assert policy.generated == sum(enough) == 2
+    for request, completion, asked in zip(requests, completions, enough, strict=True):
+        assert np.isfinite(completion.logprob) == asked
+        if not asked:
+            assert search_text(completion.answer) == search_text(request.query)
+    rewriter = Rewriter.load(guarded_dir, max_prompt_tokens=128, max_new_tokens=TOKENS)
+    assert rewriter.rewrite(["red dress"]) == ["red dress"]
+    assert rewriter.batches == 0
+    rewriter.rewrite(["red dress"], {"temperature": 1.0, "seed": 1})
+    assert rewriter.batches == 1, "a drawn answer has no guard"
+
+
+def test_requests_that_were_not_asked_do_not_keep_a_guard_from_being_chosen() -> None:
+    values = judged()
+    some = np.arange(400) % 4 == 0
+    values["logprob_R"] = np.where(some, np.nan, values["logprob_R"])
+    values["policy_R"] = np.where(some, values["raw_R"], values["policy_R"])
+    choice = choose_guard(**values)
+    assert choice is not None
+    assert choice.guard.min_logprob == pytest.approx(-1, abs=0.15)
+
+
 # --- in an evaluation and in the registry
 
 
