@@ -310,8 +310,8 @@ def test_the_browser_shows_runs_deployment_and_registry(
                 ["Sort: Created", "pipeline-esci", "matching runs"],
             ),
             "flow-run": (
-                f"{shop.place.prefect}/runs/flow-run/{flow_run}?tab=Artifacts",
-                ["esci-pipeline-nano", "pipeline-esci"],
+                f"{shop.place.prefect}/runs/flow-run/{flow_run}",
+                ["esci-pipeline-nano", "Completed", "Artifacts"],
             ),
         }
         for name, (address, words) in pages.items():
