@@ -8,10 +8,10 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE ?= 1
-export MLFLOW_PORT PREFECT_PORT RUNS
+export MLFLOW_PORT PREFECT_PORT PAGE_PORT RUNS
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo real up down status test test-slow lint format bench repro docs audit vulnerabilities clean
+.PHONY: help install demo real up down status test test-slow lint format bench repro screenshots docs audit vulnerabilities clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -42,7 +42,7 @@ real: install ## Train SmolLM2-135M on real rows by the recipe: HM_RAW=DIR or ES
 	$(if $(HM_RAW),$(BIN)/python -m flows.recipe --format hm --raw '$(HM_RAW)' --seeds $(or $(SEEDS),0) $(if $(NAME),--name '$(NAME)'))
 	$(if $(ESCI_RAW),$(BIN)/python -m flows.recipe --format esci --raw '$(ESCI_RAW)' --seeds $(or $(SEEDS),0) $(if $(NAME),--name '$(NAME)'))
 
-up: install ## Start MLflow, Prefect and a worker here and deploy prefect.yaml; MLFLOW_PORT=, PREFECT_PORT=, RUNS=
+up: install ## Start the page to try a query, MLflow, Prefect and a worker here, deploy prefect.yaml; PAGE_PORT=, MLFLOW_PORT=, PREFECT_PORT=, RUNS=
 	@$(BIN)/python -m servers up
 
 down: install ## Stop what `make up` started
@@ -71,6 +71,9 @@ format: install ## Format the code
 
 bench: install ## Run every benchmark in its quick form
 	for name in credit estimators step evaluation prepare index; do $(BIN)/python -m benchmarks.$$name --quick || exit 1; done
+
+screenshots: install ## Photograph the page over what is here, light, dark and as a phone shows it, in reports/screenshots
+	$(BIN)/python tests/screenshots.py reports/screenshots
 
 docs: install ## Build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -23,7 +23,7 @@ from ospo.errors import OspoError
 from ospo.paths import ARTIFACTS, PARAMS, PREPARED, RUNS, SAMPLE, SERVERS
 
 Level = Literal["ok", "warn", "fail"]
-PORTS = {"MLflow": 5000, "Prefect": 4200}
+PORTS = {"MLflow": 5000, "Prefect": 4200, "page": 5050}
 MIN_FREE_GB, LOW_FREE_GB = 1.0, 5.0
 # Pins whose breakage no other check shows: pip is content with them, and the failure comes late and
 # says little.
@@ -240,7 +240,7 @@ def _noted(root: Path) -> dict[str, dict[str, Any]]:
     """Name → what `make up` noted about the server that it started."""
     return {
         name: json.loads((root / SERVERS / f"{name}.json").read_text(encoding="utf-8"))
-        for name in ("mlflow", "prefect", "worker")
+        for name in ("mlflow", "prefect", "worker", "page")
         if (root / SERVERS / f"{name}.json").is_file()
     }
 
@@ -263,7 +263,7 @@ def _ports(root: Path) -> Iterator[Finding]:
     noted = {name: note["address"] for name, note in _noted(root).items()}
     for name, usual in PORTS.items():
         port = int(noted[name.lower()].rpartition(":")[2]) if name.lower() in noted else usual
-        health = f"http://127.0.0.1:{port}/{'health' if name == 'MLflow' else 'api/health'}"
+        health = f"http://127.0.0.1:{port}/{'api/health' if name == 'Prefect' else 'health'}"
         with socket.socket() as probe:
             probe.settimeout(1)
             taken = probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,4 +1,5 @@
-"""``make up`` and ``make down``: MLflow, Prefect and one worker on this machine, for this folder.
+"""``make up`` and ``make down``: MLflow, Prefect, one worker and the page where a query is tried,
+on this machine, for this folder.
 
 python -m servers up|down|status
 
@@ -46,6 +47,7 @@ def check(place: Place) -> list[str]:
         ("mlflow", place.mlflow_port),
         ("prefect", place.prefect_port),
         ("worker", 0),
+        ("page", place.page_port),
     ):
         running = leader(place, name)
         left = marked(place.state, name)
@@ -80,7 +82,7 @@ def up(place: Place) -> list[str]:
         missing = check(place)
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            for name in ("mlflow", "prefect"):
+            for name in ("mlflow", "prefect", "page"):
                 if name in missing:
                     started[name] = launch(place, name)
             for name in ("mlflow", "prefect"):
@@ -90,12 +92,14 @@ def up(place: Place) -> list[str]:
                 _prefect("close-lost-runs", place)
                 started["worker"] = launch(place, "worker")
                 wait(place, "worker", started["worker"])
+            wait(place, "page", started.get("page"))
         except BaseException:
             for name in reversed(list(started)):
                 stop(place, name)
             raise
     state = "started" if missing else "was running already"
     return [
+        f"try a query: {place.page}",
         f"{state}; `make down` stops it, logs are in {place.state.name}/",
         f"  runs and models     {training_page(place, _experiment(place))}",
         f"  flows and schedules {place.prefect}",
@@ -157,10 +161,10 @@ def down(place: Place) -> list[str]:
     with _only_one(place):
         ended = [
             name
-            for name in ("worker", "prefect", "mlflow")
+            for name in ("page", "worker", "prefect", "mlflow")
             if leader(place, name) or marked(place.state, name)
         ]
-        for name in ("worker", "prefect", "mlflow"):
+        for name in ("page", "worker", "prefect", "mlflow"):
             if stop(place, name):
                 raise ServerError(f"the {name} server does not end. Fix: look for it with `ps`")
     return [f"stopped: {', '.join(ended)}" if ended else "nothing was running"]
@@ -169,7 +173,7 @@ def down(place: Place) -> list[str]:
 def status(place: Place) -> list[str]:
     """One line per server."""
     lines = []
-    for name in ("mlflow", "prefect", "worker"):
+    for name in ("mlflow", "prefect", "worker", "page"):
         running = leader(place, name)
         if running is None:
             left = marked(place.state, name)
@@ -201,7 +205,7 @@ def _only_one(place: Place) -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: a problem the user can mend is one line and exit code 2."""
     parser = argparse.ArgumentParser(
-        description="Start or stop MLflow, Prefect and a worker for this folder."
+        description="Start or stop MLflow, Prefect, a worker and the page for this folder."
     )
     parser.add_argument("action", choices=("up", "down", "status"))
     action = parser.parse_args(arguments).action

@@ -46,6 +46,7 @@ class Place:
     mlflow_port: int = 5000
     prefect_port: int = 4200
     runs: int = 1
+    page_port: int = 5050
 
     @property
     def state(self) -> Path:
@@ -61,6 +62,11 @@ class Place:
     def prefect(self) -> str:
         """Address of the Prefect server; its API is below /api."""
         return f"http://{HOST}:{self.prefect_port}"
+
+    @property
+    def page(self) -> str:
+        """Address of the page where a query is tried (``ospo page``)."""
+        return f"http://{HOST}:{self.page_port}"
 
     def file(self, name: str) -> Path:
         """Note about one server."""
@@ -123,4 +129,10 @@ def place_here(root: Path) -> Place:
         used = int(running.address.rpartition(":")[2]) if running else default
         return number(f"{name.upper()}_PORT", used, 1024, 65535)
 
-    return Place(root, port("mlflow", 5000), port("prefect", 4200), number("RUNS", 1, 1, 64))
+    return Place(
+        root,
+        port("mlflow", 5000),
+        port("prefect", 4200),
+        number("RUNS", 1, 1, 64),
+        port("page", 5050),
+    )

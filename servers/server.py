@@ -79,6 +79,10 @@ def commands(place: Place) -> dict[str, tuple[list[str], dict[str, str]]]:
             [*worker, "--name", "ospo-worker"],
             {**environment, "OSPO_LIMIT": LIMIT, "PREFECT_WORKER_QUERY_SECONDS": "5"},
         ),
+        "page": (
+            [sys.executable, "-m", "ospo.cli", "page", "--port", str(place.page_port)],
+            environment,
+        ),
     }
 
 
@@ -141,6 +145,8 @@ def health(place: Place, name: str) -> bool:
         return answers(f"{place.mlflow}/health")
     if name == "prefect":
         return answers(f"{place.prefect}/api/ready")
+    if name == "page":
+        return answers(f"{place.page}/health")
     since = place.file(name).stat().st_mtime if place.file(name).exists() else 0.0
     return any(beat >= since for beat in _heartbeats(place))
 
@@ -203,7 +209,8 @@ def launch(place: Place, name: str) -> "subprocess.Popen[bytes]":
             stderr=log,
             start_new_session=True,
         )
-    address = {"mlflow": place.mlflow, "prefect": place.prefect}.get(name, f"pool {POOL}")
+    addresses = {"mlflow": place.mlflow, "prefect": place.prefect, "page": place.page}
+    address = addresses.get(name, f"pool {POOL}")
     write_json(
         place.file(name), {"pid": process.pid, "started": identity(process.pid), "address": address}
     )

@@ -117,14 +117,16 @@ class Page:
                 raise RuntimeError("the page did not load")
             time.sleep(0.05)
 
-    def visit(self, address: str, width: int = 1400) -> None:
+    def visit(self, address: str, width: int = 1400, dark: bool = False) -> None:
         """Load a page from a server; what its scripts add later is the caller's to wait for."""
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=1000,
             deviceScaleFactor=1,
-            mobile=False,
+            mobile=width < 600,
         )
         self.call("Page.navigate", url=address)
         deadline = time.monotonic() + 60

@@ -52,7 +52,7 @@ class Shop:
 
     def __init__(self, folder: Path):
         self.root = copy_project(folder)
-        self.place = Place(self.root, free_port(), free_port())
+        self.place = Place(self.root, free_port(), free_port(), page_port=free_port())
         self.api = httpx.Client(base_url=f"{self.place.prefect}/api", timeout=240)
         self.hold = self.root / "hold"  # see paced.py
 
@@ -63,6 +63,7 @@ class Shop:
             "PREFECT_HOME": str(self.root / ".prefect"),
             "MLFLOW_PORT": str(self.place.mlflow_port),
             "PREFECT_PORT": str(self.place.prefect_port),
+            "PAGE_PORT": str(self.place.page_port),
             "OMP_NUM_THREADS": "1",
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3",  # a minute otherwise
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

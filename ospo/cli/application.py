@@ -9,6 +9,7 @@ from ospo.cli.config import app as config_app
 from ospo.cli.data import app as data_app
 from ospo.cli.evaluate import app as evaluate_app
 from ospo.cli.machine import app as machine_app
+from ospo.cli.page import app as page_app
 from ospo.cli.prepare import app as prepare_app
 from ospo.cli.registry import app as registry_app
 from ospo.cli.train import app as train_app
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
-for _group in (prepare_app, train_app, evaluate_app, registry_app, machine_app):
+for _group in (prepare_app, train_app, evaluate_app, registry_app, page_app, machine_app):
     app.add_typer(_group)  # without a name: its commands stand beside the others
 
 

@@ -1,7 +1,7 @@
 """``ospo evaluate``, ``real``, ``report``, ``compare``, ``explain``: what policies are worth."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +15,12 @@ from ospo.cli.options import (
     need_dataset,
     report_step,
 )
+from ospo.config import Config
 from ospo.errors import InputError
 from ospo.paths import EVALUATION_REPORT, PREPARED, REPORTS, RUNS
+
+if TYPE_CHECKING:
+    from ospo.data.dataset import PreparedData
 
 app = typer.Typer()
 
@@ -38,6 +42,11 @@ def evaluate(
         Path | None,
         typer.Option(help="with --policy: folder to write; default: reports/evaluation"),
     ] = None,
+    trec: Annotated[
+        Path | None,
+        typer.Option(help="also write qrels and run files in TREC format into this folder"),
+    ] = None,
+    force: Annotated[bool, typer.Option(help="with --trec: replace the folder")] = False,
     params: ParamsOption = PARAMS,
     overrides: SetOption = [],
 ) -> None:
@@ -52,6 +61,8 @@ def evaluate(
 
     config = load_for(dataset, params, overrides)
     console = Console()
+    if trec is not None and trec.exists() and not force:  # said before minutes of work
+        raise InputError(trec, "", "exists", "name another folder, or add --force")
     if policy:
         from ospo.data.dataset import load_prepared
         from ospo.evaluation.evaluate import evaluate as evaluate_policies
@@ -62,6 +73,7 @@ def evaluate(
         summary = evaluate_policies(config, prepared, parse_policies(policy), folder)
         console.print(demo_table({prepared.name: summary}, config.retrievers.training))
         typer.echo(f"tables in {folder}; ospo report --evaluation {folder} makes the page")
+        _trec(config, prepared, folder, trec, force)
         return
     if data or out:
         raise InputError(
@@ -76,6 +88,21 @@ def evaluate(
         )
     )
     report_step(result)
+    if trec is not None:
+        from ospo.data.dataset import load_prepared
+
+        _trec(config, load_prepared(PREPARED / dataset), result.directory, trec, force)
+
+
+def _trec(
+    config: Config, data: "PreparedData", evaluation: Path, out: Path | None, force: bool
+) -> None:
+    if out is None:
+        return
+    from ospo.evaluation.trec import write_trec
+
+    runs = write_trec(config, data, evaluation, out, force=force)
+    typer.echo(f"qrels and {len(runs)} runs in {out}")
 
 
 @app.command()

@@ -25,6 +25,7 @@ ONLY_CHECKED = {
     "ospo export esci --to adapter": "the shop's policies are no adapters; test_export.py",
     "ospo export esci --to exported/again": "sends it to a hub; test_export.py has a double of one",
     "ospo --help": "test_docs.py runs it",
+    "ospo page": "serves until it is ended; test_page_browser.py",
     "ospo sft --dataset $d": "minutes of a real model's training, in a loop of the shell",
     "ospo train --dataset $d": "likewise",
     "ospo evaluate --dataset $d": "likewise",

@@ -25,6 +25,7 @@ ROWS = (
     {"registry"},
     {"reports", "doctor"},
     {"steps"},
+    {"page"},
     {"cli", "flows"},
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 import yaml
@@ -61,7 +62,7 @@ def client(shop: Shop) -> MlflowClient:
 def marks(shop: Shop) -> list[psutil.Process]:
     return [
         p
-        for name in ("mlflow", "prefect", "worker")
+        for name in ("mlflow", "prefect", "worker", "page")
         for p in processes.marked(shop.place.state, name)
     ]
 
@@ -98,7 +99,10 @@ def test_up_starts_everything_and_a_second_one_changes_nothing(shop: Shop) -> No
         f"{shop.place.prefect}/work-pools/work-pool/{POOL}",
     ):
         assert address in said
-    before = {name: leader(shop.place, name) for name in ("mlflow", "prefect", "worker")}
+    assert said.splitlines()[0] == f"try a query: {shop.place.page}"
+    assert "Try a query" in httpx.get(shop.place.page, timeout=60).text
+    names = ("mlflow", "prefect", "worker", "page")
+    before = {name: leader(shop.place, name) for name in names}
     assert all(before.values())
     again = shop.up()
     assert "was running already" in again

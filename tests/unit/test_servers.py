@@ -32,7 +32,7 @@ SLEEP = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    for name in ("MLFLOW_PORT", "PREFECT_PORT", "RUNS", "OSPO_ALLOWED_HOSTS"):
+    for name in ("MLFLOW_PORT", "PREFECT_PORT", "PAGE_PORT", "RUNS", "OSPO_ALLOWED_HOSTS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "prefect.yaml").write_text("")
     (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
@@ -72,7 +72,7 @@ def test_pages_of_configured_names_come_over_tls(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("key", "value"),
     [("MLFLOW_PORT", "80"), ("MLFLOW_PORT", "1023"), ("PREFECT_PORT", "65536"), ("RUNS", "0"),
-     ("RUNS", "65"), ("MLFLOW_PORT", "http")],
+     ("PAGE_PORT", "80"), ("RUNS", "65"), ("MLFLOW_PORT", "http")],
 )  # fmt: skip
 def test_ports_and_runs_have_limits(
     place: Place, monkeypatch: pytest.MonkeyPatch, key: str, value: str
