@@ -3,13 +3,15 @@
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import Dataset, Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
+from flows.presented import EVALUATION, carry_summary, run_name
 from ospo import registry
 from ospo.config import Config
+from ospo.paths import RUNS
 from ospo.steps import fresh
+from ospo.steps.parameters import FRESH
 
 
 @task(name="champion on fresh data", task_run_name="champion of {dataset}", cache_policy=NO_CACHE)
@@ -18,7 +20,7 @@ def check_dataset(config: Config, dataset: Dataset) -> dict[str, Any]:
     return fresh.run_fresh(config, dataset, parent_runs())
 
 
-@flow(name="champion-check")
+@flow(name="champion-check", flow_run_name=run_name("champion-check"))
 def champion_check(
     datasets: list[Dataset] | None = None,
     overrides: Overrides = None,
@@ -42,10 +44,8 @@ def champion_check(
             continue
         with one_at_a_time(dataset):
             outcome = check_dataset(config, dataset)
-        create_markdown_artifact(
-            key=f"champion-check-{dataset}",
-            markdown=fresh.markdown(outcome, dataset),
-            description=f"The champion of {dataset} on fresh data",
-        )
+        words, runs = fresh.markdown(outcome, dataset), {EVALUATION: outcome["run_id"]}
+        report = RUNS / dataset / FRESH / "report.html"
+        carry_summary("champion-check", dataset, words, runs, config, report)
         results[dataset] = outcome
     return results

@@ -15,6 +15,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.runtime import flow_run
 from pydantic import Field, WithJsonSchema
 
+from flows.presented import AS_IN_PARAMS, install_one_line
 from ospo import steps
 from ospo.config import NAME, Config, load_config
 from ospo.data.stages import listed
@@ -23,6 +24,17 @@ from ospo.paths import PARAMS
 from ospo.steps import ParentRuns
 from servers.dvc import run_dvc
 from servers.processes import follow_worker
+
+
+def _preset_form() -> dict[str, object]:
+    """What a form offers: the presets of params.yaml, likewise, and what params.yaml itself says.
+    A list shows as one only where the field has one type, so "nothing" is a word of the list.
+    """
+    form: dict[str, object] = {"type": "string"}
+    try:
+        return form | {"enum": [AS_IN_PARAMS, *sorted(load_config(PARAMS).presets)]}
+    except OspoError:
+        return form
 
 
 def _dataset_form() -> dict[str, object]:
@@ -39,7 +51,9 @@ def _dataset_form() -> dict[str, object]:
 # What a form shows and the server checks before a run is made; the library checks again, against
 # params.yaml.
 Dataset = Annotated[str, Field(pattern=rf"^{NAME.pattern}$"), WithJsonSchema(_dataset_form())]
-Preset = Annotated[str | None, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Preset = Annotated[
+    str | None, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$"), WithJsonSchema(_preset_form())
+]
 Seed = Annotated[int | None, Field(ge=0)]
 Count = Annotated[int | None, Field(ge=1)]
 Override = Annotated[
@@ -48,6 +62,7 @@ Override = Annotated[
 Overrides = list[Override] | None
 ParamsFile = Annotated[str, Field(min_length=1)]
 
+install_one_line()
 WAIT_SECONDS = 24 * 3600.0
 LEASE_SECONDS = 60.0  # after a kill -9 the next run waits so long for its turn
 _PARENT: ContextVar[str | None] = ContextVar("mlflow_parent", default=None)
@@ -62,7 +77,10 @@ def flow_config(
     (``preset__sft__steps=3``). None is left out.
     """
     follow_worker()
-    changes = [*(overrides or []), *([f"policy={policy}"] if policy else [])]
+    changes = [
+        *(overrides or []),
+        *([f"policy={policy}"] if policy and policy != AS_IN_PARAMS else []),
+    ]
     chosen = load_config(params, changes).policy
     for key, value in values.items():
         if value is not None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import (
@@ -17,6 +16,7 @@ from flows.common import (
     flow_config,
     parent_runs,
 )
+from flows.presented import AS_IN_PARAMS, EVALUATION, carry_summary, run_name
 from ospo import steps
 from ospo.config import Config
 from ospo.files import read_json
@@ -28,10 +28,10 @@ def evaluate_policies(config: Config, dataset: Dataset) -> steps.StepResult:
     return steps.run_evaluation(config, dataset, parent_runs())
 
 
-@flow(name="evaluate", flow_run_name="evaluate-{dataset}")
+@flow(name="evaluate", flow_run_name=run_name("evaluate"))
 def evaluate(
     dataset: Dataset,
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     max_requests: Count = None,
     seed: Seed = None,
     overrides: Overrides = None,
@@ -41,7 +41,7 @@ def evaluate(
 
     Args:
         dataset: a data set of params.yaml
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         max_requests: held-out requests that are scored; empty: what params.yaml says
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
@@ -53,9 +53,7 @@ def evaluate(
     with dataset_ready(dataset):
         result = evaluate_policies(config, dataset)
     summary = read_json(result.directory / "summary.json")
-    create_markdown_artifact(
-        key=f"evaluation-{dataset}",
-        markdown=(result.directory / "summary.md").read_text(encoding="utf-8"),
-        description=f"Held-out nDCG@{config.reward.k} on {dataset}",
-    )
+    words = (result.directory / "summary.md").read_text(encoding="utf-8")
+    report = result.directory / "report.html"
+    carry_summary(EVALUATION, dataset, words, {EVALUATION: result.run_id}, config, report)
     return summary

@@ -19,9 +19,11 @@ from flows.common import (
     within,
 )
 from flows.evaluate import evaluate
+from flows.presented import AS_IN_PARAMS, EVALUATION, carry_summary, run_name
 from flows.train import sft, train_policy
 from ospo import steps
 from ospo.config import Config
+from ospo.paths import RUNS
 
 
 @task(name="register", task_run_name="register {dataset}", cache_policy=NO_CACHE)
@@ -30,10 +32,10 @@ def register(config: Config, dataset: Dataset) -> dict[str, Any]:
     return steps.run_registration(config, dataset)
 
 
-@flow(name="pipeline-dataset", flow_run_name="pipeline-{dataset}")
+@flow(name="pipeline-dataset", flow_run_name=run_name("pipeline"))
 def pipeline_dataset(
     dataset: Dataset,
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     seed: Seed = None,
     overrides: Overrides = None,
     params: ParamsFile = "params.yaml",
@@ -42,7 +44,7 @@ def pipeline_dataset(
 
     Args:
         dataset: a data set of params.yaml
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
@@ -64,10 +66,28 @@ def pipeline_dataset(
             train_policy(dataset, algorithm, **same)
         summary = evaluate(dataset, **same)
         registered = register(config, dataset)
+    evaluation = RUNS / dataset / EVALUATION
+    runs = {"pipeline": parent_run_id, EVALUATION: steps.read_state(evaluation)["run_id"]}
+    words = (evaluation / "summary.md").read_text(encoding="utf-8")
+    carry_summary(
+        "pipeline",
+        dataset,
+        f"{_registered_text(registered)}\n\n{words}",
+        runs,
+        config,
+        evaluation / "report.html",
+    )
     return {"summary": summary, "registered": registered}
 
 
-@flow(name="pipeline")
+def _registered_text(registered: dict[str, Any]) -> str:
+    """What became of the better policy, in one line of markdown."""
+    aliases = " ".join(f"@{alias}" for alias in registered["aliases"]) or "no alias"
+    text = f"**{registered['name']} version {registered['version']}** ({aliases})"
+    return f"{text}: {registered['decision']}" if registered["decision"] else text
+
+
+@flow(name="pipeline", flow_run_name=run_name("pipeline"))
 def pipeline(
     datasets: list[Dataset] | None = None,
     overrides: Overrides = None,

@@ -3,10 +3,10 @@
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.common import Dataset, Overrides, ParamsFile, flow_config, one_at_a_time, parent_runs
+from flows.presented import EVALUATION, carry_summary, run_name
 from ospo import steps
 from ospo.config import Config
 from ospo.files import read_json
@@ -24,7 +24,7 @@ def evaluate_real(config: Config, dataset: Dataset, raw: str) -> steps.StepResul
     return run_transfer(config, dataset, raw, parent_runs())
 
 
-@flow(name="real", flow_run_name="real-{dataset}")
+@flow(name="real", flow_run_name=run_name("real"))
 def real(
     dataset: Dataset, raw: str, overrides: Overrides = None, params: ParamsFile = "params.yaml"
 ) -> dict[str, Any]:
@@ -40,9 +40,7 @@ def real(
     with one_at_a_time(dataset):
         result = evaluate_real(config, dataset, raw)
     publish_report(result.directory, f"{dataset}-{NAME}")
-    create_markdown_artifact(
-        key=f"real-{dataset}",
-        markdown=(result.directory / "summary.md").read_text(encoding="utf-8"),
-        description=f"Held-out nDCG@{config.reward.k} on real rows of {dataset}",
-    )
+    words = (result.directory / "summary.md").read_text(encoding="utf-8")
+    report = result.directory / "report.html"
+    carry_summary("real", dataset, words, {EVALUATION: result.run_id}, config, report)
     return read_json(result.directory / "summary.json")

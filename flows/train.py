@@ -18,6 +18,7 @@ from flows.common import (
     flow_config,
     parent_runs,
 )
+from flows.presented import AS_IN_PARAMS, run_name
 from ospo import steps as job
 from ospo.config import Algorithm, Config
 
@@ -40,10 +41,10 @@ def _trained(config: Config, dataset: Dataset, step: Literal["sft"] | Algorithm)
 
 # Each flow lists its parameters in full: Prefect makes the UI's form from the signature and the
 # docstring.
-@flow(name="sft", flow_run_name="sft-{dataset}")
+@flow(name="sft", flow_run_name=run_name("sft"))
 def sft(
     dataset: Dataset,
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     steps: Count = None,
     seed: Seed = None,
     overrides: Overrides = None,
@@ -53,7 +54,7 @@ def sft(
 
     Args:
         dataset: a data set of params.yaml
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         steps: optimizer steps; empty: what the preset says
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
@@ -64,11 +65,11 @@ def sft(
     )
 
 
-@flow(name="ospo", flow_run_name="{algorithm}-{dataset}")
+@flow(name="ospo", flow_run_name=run_name())
 def train_policy(
     dataset: Dataset,
     algorithm: Algorithm = "ospo",
-    policy: Preset = None,
+    policy: Preset = AS_IN_PARAMS,
     steps: Count = None,
     seed: Seed = None,
     overrides: Overrides = None,
@@ -80,7 +81,7 @@ def train_policy(
     Args:
         dataset: a data set of params.yaml
         algorithm: ospo, with credit for each phrase, or one to compare it with
-        policy: preset of params.yaml; empty: the one that its `policy` names
+        policy: preset; params.yaml: the one that its `policy` names
         steps: optimizer steps; empty: what the preset says
         seed: empty: the one in params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml

@@ -19,12 +19,23 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ospo.config import load_config
 from ospo.endings import ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import read_json, sha256_file, write_json
+from ospo.paths import PARAMS
 from servers.place import HOST, POOL, Place, ServerError, leader, place_here
 from servers.processes import marked
-from servers.server import START_SECONDS, health, holder, last_line, launch, stop, wait
+from servers.server import (
+    START_SECONDS,
+    health,
+    holder,
+    last_line,
+    launch,
+    stop,
+    training_page,
+    wait,
+)
 
 
 def check(place: Place) -> list[str]:
@@ -90,10 +101,15 @@ def up(place: Place) -> list[str]:
     return [
         f"try a query: {place.page}",
         f"{state}; `make down` stops it, logs are in {place.state.name}/",
-        f"  runs and models     {place.mlflow}",
+        f"  runs and models     {training_page(place, _experiment(place))}",
         f"  flows and schedules {place.prefect}",
         f"  worker              {place.prefect}/work-pools/work-pool/{POOL}",
     ]
+
+
+def _experiment(place: Place) -> str:
+    """The experiment that params.yaml names."""
+    return load_config(place.root / PARAMS).tracking.experiment
 
 
 def _prefect(action: str, place: Place, *arguments: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from datetime import datetime
 from pathlib import Path
@@ -121,6 +122,21 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (OSError, ValueError):
         return False
+
+
+def training_page(place: Place, experiment: str) -> str:
+    """The address of MLflow's table of runs in ``experiment``, in the view of model training; the
+    server's own address where there is no such experiment yet.
+    """
+    name = urllib.parse.quote(experiment)
+    asked = f"{place.mlflow}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
+    try:
+        with urllib.request.urlopen(asked, timeout=5) as response:  # noqa: S310 (as above)
+            found = json.load(response)["experiment"]["experiment_id"]
+    except (OSError, ValueError):
+        return place.mlflow
+    # Without it MLflow 3.17 opens the view that the browser chose last, at first that of GenAI.
+    return f"{place.mlflow}/#/experiments/{found}/runs?workflowType=machine_learning"
 
 
 def health(place: Place, name: str) -> bool:

@@ -30,6 +30,10 @@ def chromium() -> str | None:
     )
 
 
+PICTURES = os.environ.get("OSPO_PICTURES", "")
+"""A folder for pictures of the pages that tests open, to be looked at; "": none are taken."""
+
+
 class Page:
     """One tab. ``problems``: console errors, exceptions, refused requests; ``requests``: every URL
     asked for.
@@ -158,6 +162,12 @@ class Page:
             "Page.captureScreenshot", format="png", captureBeyondViewport=True, **part
         )
         file.write_bytes(base64.b64decode(picture["data"]))
+
+    def keep(self, name: str) -> None:
+        """The page as a picture of that name in ``PICTURES``, where that is set."""
+        if PICTURES:
+            Path(PICTURES).mkdir(parents=True, exist_ok=True)
+            self.photograph(Path(PICTURES) / f"{name}.png")
 
     def pdf(self) -> bytes:
         """The page as printed."""

@@ -124,7 +124,7 @@ def rewrite(
 
     config = load_for(dataset, params, overrides)
     used, rewriter = registry.open_rewriter(config, dataset, version)
-    if note := registry.rule_note(used, dataset):
+    if note := registry.answer_note(used, dataset):
         typer.echo(note, err=True)
     if source:
         _rewrite_file(

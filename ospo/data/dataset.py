@@ -197,7 +197,7 @@ def load_prepared(directory: str | Path) -> PreparedData:
     directory = Path(directory)
     if not directory.is_dir():
         raise InputError(
-            directory, "", "folder not found", "prepare the dataset first (ospo prepare)"
+            directory, "", "folder not found", f"run `dvc repro vectors@{directory.name}`"
         )
     catalogue, requests, qrels = (
         read_prepared_table(directory, name) for name in ("catalogue", "requests", "qrels")

@@ -2,6 +2,7 @@
 changes.
 """
 
+from ospo.registry.answer_note import answer_note
 from ospo.registry.candidates import Candidate, register
 from ospo.registry.champions import note, promote, rollback, tag
 from ospo.registry.rules import answer_by_rule, rule_note
@@ -27,6 +28,7 @@ __all__ = [
     "RegistryError",
     "Version",
     "answer_by_rule",
+    "answer_note",
     "champion",
     "champion_rewriter",
     "model_name",

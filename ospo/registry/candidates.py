@@ -15,6 +15,8 @@ from ospo.errors import InputError
 from ospo.files import MANIFEST, sha256_file, write_manifest
 from ospo.policy.guard import Guard, read_guard, write_guard
 from ospo.policy.kind import read_answer_kind
+from ospo.policy.rules import RAW
+from ospo.registry.answer_note import FIGURE, RAW_FIGURE
 from ospo.registry.card import model_card
 from ospo.registry.champions import make_champion
 from ospo.registry.packaging import copy_policy, log_model
@@ -140,7 +142,8 @@ def _create(
         "preset": config.policy,
         "algorithm": candidate.algorithm,
         **{key: str(value) for key, value in settings.items()},
-        **{record_name(f"ndcg_at_10.{name}"): f"{value:.6f}" for name, value in figures.items()},
+        **_figure_tags(FIGURE, figures),
+        **_figure_tags(RAW_FIGURE, candidate.summary.get(RAW, {})),
         **candidate.tags,
     }
     card = model_card(
@@ -172,6 +175,10 @@ def _create(
         description=card,
         model_id=model_uri.rpartition("/")[2],
     )
+
+
+def _figure_tags(prefix: str, figures: Mapping[str, float]) -> dict[str, str]:
+    return {record_name(f"{prefix}{name}"): f"{value:.6f}" for name, value in figures.items()}
 
 
 def _ensure_model(client: MlflowClient, name: str) -> None:

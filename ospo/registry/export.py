@@ -25,6 +25,7 @@ from ospo.registry.store import (
     connect,
     model_name,
     policy_directory,
+    versions_fix,
     versions_of,
 )
 
@@ -61,8 +62,8 @@ def named_version(config: Config, name: str, root: str | Path = ".") -> Version:
             return item
     have = ", ".join(f"@{'/'.join(map(str, (v.version, *v.aliases)))}" for v in found) or "none"
     raise RegistryError(
-        f"{model_name(dataset)}@{which}: no such version (there are: {have}). Fix: name one of "
-        "`ospo models`"
+        f"{model_name(dataset)}@{which}: no such version (there are: {have}). Fix: "
+        f"{versions_fix(dataset, found)}"
     )
 
 

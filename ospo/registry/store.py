@@ -7,7 +7,7 @@ candidate, alias ``champion`` the version that people load and serve.
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,9 +202,16 @@ def find_version(client: MlflowClient, dataset: str, version: int | None) -> Ver
     what = f"version {version}" if version else "challenger"
     have = ", ".join(str(item.version) for item in known) or "none"
     raise RegistryError(
-        f"{model_name(dataset)}: no {what} is registered (versions: {have}). Fix: name one of "
-        "`ospo models`"
+        f"{model_name(dataset)}: no {what} is registered (versions: {have}). Fix: "
+        f"{versions_fix(dataset, known)}"
     )
+
+
+def versions_fix(dataset: str, known: Sequence[Version]) -> str:
+    """What to do where a version is not among those ``known``."""
+    if known:
+        return "name one of `ospo models`"
+    return f"register one: `ospo register --dataset {dataset}`, after `ospo evaluate`"
 
 
 def rewrite(

@@ -154,7 +154,12 @@ def line_chart(
         parts += [_text(left - 5, place_y(tick) + 4, _number(tick), "end")]
     for tick in xs:
         if min(steps) <= tick <= max(steps):
-            parts.append(_text(place_x(tick), bottom + 14, _number(tick), "middle"))
+            words = _number(tick)
+            half = 3.5 * len(words)  # of the text's width; at the edge it would be clipped
+            at, anchor = place_x(tick), "middle"
+            if at + half > WIDTH:
+                at, anchor = WIDTH - 1.0, "end"
+            parts.append(_text(at, bottom + 14, words, anchor))
     parts.append(_text(right, bottom + 28, x_name, "end", "axis"))
     curve = Markup('<polyline points="{}" class="{} s{}" stroke-dasharray="{}"/>')
     for line in lines:

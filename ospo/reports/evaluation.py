@@ -17,9 +17,11 @@ from ospo.evaluation.selection import label, ordered
 from ospo.evaluation.slices import SLICES
 from ospo.files import atomic_file, read_json
 from ospo.metrics import read_metrics
+from ospo.paths import RUNS
 from ospo.reports.charts import Dot, Line, dot_chart, line_chart, smooth
+from ospo.reports.headline import judged, verdict
 from ospo.reports.pages import write_page
-from ospo.reports.wording import ALPHA, find, headline, interval_text, marks, percent, shown, signed
+from ospo.reports.wording import ALPHA, find, kept_text, marks, shown, signed
 
 REPORTS = Path("reports")
 
@@ -28,15 +30,17 @@ def _cards(analysis: Analysis) -> list[dict[str, str]]:
     training, *unseen = analysis.retrievers
     best = analysis.best
     gain = find(analysis, best, "raw", training)
+    n = f"n = {analysis.requests:,}"
     cards = [
         {
             "name": f"nDCG@10, {label(best)}",
             "value": f"{analysis.means[best][training].value:.3f}",
-            "note": f"raw query {analysis.means['raw'][training].value:.3f}",
+            "note": f"raw query {analysis.means['raw'][training].value:.3f}; {n}",
         }
     ]
     if gain:
-        note = f"95 % interval {interval_text(gain.difference)}"
+        total = len(analysis.comparisons)
+        note = judged(gain, total).partition(", ")[2] + f"; {n}"
         cards.append(
             {
                 "name": "Gain over the raw query",
@@ -47,7 +51,7 @@ def _cards(analysis: Analysis) -> list[dict[str, str]]:
         for entry in analysis.robustness[best]:
             if entry.retriever in unseen:
                 kept = (
-                    f"{percent(entry.kept.value)} of the gain"
+                    f"keeps {kept_text(entry.kept.value)} of the gain"
                     if entry.kept
                     else "no gain to keep a share of"
                 )
@@ -55,7 +59,7 @@ def _cards(analysis: Analysis) -> list[dict[str, str]]:
                     {
                         "name": f"Under {entry.retriever}, unseen",
                         "value": signed(entry.gain.value),
-                        "note": kept,
+                        "note": f"{kept}; {n}",
                     }
                 )
     return cards
@@ -139,7 +143,7 @@ def _robustness_chart(analysis: Analysis) -> Markup | None:
         "; ".join(spoken),
         rows,
         [label(policy) for policy in learned],
-        "nDCG@10 minus the raw query's, 95 % intervals",
+        f"nDCG@10 minus the raw query's, 95 % intervals, n = {analysis.requests:,}",
     )
 
 
@@ -150,7 +154,10 @@ def _slice_tables(analysis: Analysis) -> list[dict[str, Any]]:
         if not parts:
             continue
         rows = [
-            (shown(entry.value, 40), [Dot(entry.gain.value, entry.gain.low, entry.gain.high)])
+            (
+                f"{shown(entry.value, 40)} (n = {entry.requests:,})",
+                [Dot(entry.gain.value, entry.gain.low, entry.gain.high)],
+            )
             for entry in parts
         ]
         spoken = "; ".join(f"{text}: {signed(dots[0].value)}" for text, dots in rows)
@@ -244,12 +251,21 @@ def write_report(
     for directory in directories:
         if not (directory / "details.json").is_file():
             raise InputError(
-                directory, "", "holds no evaluation (no details.json)", "run the evaluation first"
+                directory, "", "holds no evaluation (no details.json)", _evaluation_fix(directory)
             )
     analysis = analyse(directories, resamples=resamples, seed=seed)
     values = _values(analysis, directories[0])
     write_page(out, "report.html.j2", **values, facts=dict(facts or {}))
     return analysis
+
+
+def _evaluation_fix(directory: Path) -> str:
+    """The command that writes an evaluation where one is missing."""
+    if directory.parent.parent == RUNS:
+        return f"run `ospo evaluate --dataset {directory.parent.name}`, then this again"
+    return (
+        f"run `ospo evaluate --dataset NAME --policy NAME=PATH --out {directory}`, then this again"
+    )
 
 
 def _values(analysis: Analysis, directory: Path) -> dict[str, Any]:
@@ -260,7 +276,7 @@ def _values(analysis: Analysis, directory: Path) -> dict[str, Any]:
     return {
         "analysis": analysis,
         "details": details,
-        "headline": headline(analysis),
+        "verdict": verdict(analysis),
         "cards": _cards(analysis),
         "marks": {
             p: {r: marks(analysis, p, r) for r in analysis.retrievers} for p in analysis.policies
@@ -271,6 +287,7 @@ def _values(analysis: Analysis, directory: Path) -> dict[str, Any]:
         "slices": _slice_tables(analysis),
         "examples": _examples(directory, analysis.best),
         "measure_tables": _measure_rows(analysis),
+        "sampled": _sampled(lineage["params"]),
         "counts": {policy: details["answers"][policy] for policy in analysis.policies},
         "data_files": lineage["data"],
         "preparation": _flat(lineage["stats"]),
@@ -279,6 +296,15 @@ def _values(analysis: Analysis, directory: Path) -> dict[str, Any]:
         "commands": _commands(details),
         "alpha": ALPHA,
     }
+
+
+def _sampled(params: Mapping[str, Any]) -> str:
+    """How many answers a point of the learning curves is the mean of; "" where it is not known."""
+    rl = params.get("presets", {}).get(params.get("policy"), {}).get("rl", {})
+    if not {"prompts_per_step", "generations"} <= rl.keys():
+        return ""
+    prompts, answers = rl["prompts_per_step"], rl["generations"]
+    return f"n = {prompts} requests × {answers} answers per step"
 
 
 def publish_report(evaluation: Path, name: str) -> Path:

@@ -2,14 +2,16 @@
 script, nothing loaded from anywhere.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from ospo.evaluation.selection import label
 from ospo.files import atomic_file
-from ospo.reports.wording import interval_text, p_text, percent, shown, signed
+from ospo.reports.wording import interval_text, kept_text, p_text, percent, shown, signed
 
 
 def environment() -> Environment:
@@ -30,6 +32,8 @@ def environment() -> Environment:
         "p": p_text,
         "label": label,
         "percent": percent,
+        "kept": kept_text,
+        "coded": coded,
         "credit_class": credit_class,
     }
     return made
@@ -45,6 +49,12 @@ def write_page(file: str | Path, template: str, **values: Any) -> None:
     text = page(template, **values)
     with atomic_file(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def coded(text: str) -> Markup:
+    """Words of ours with commands between backticks: escaped, the commands as code."""
+    escaped = str(escape(text))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped))  # noqa: S704 escaped above
 
 
 def credit_class(value: float) -> str:

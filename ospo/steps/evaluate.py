@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ospo import tracking
 from ospo.config import ALGORITHMS, Config
+from ospo.evaluation.selection import label
 from ospo.files import atomic_file
 from ospo.paths import PREPARED
 from ospo.steps.inputs import data_md5, evaluation_inputs, log_prepared, prepared_md5
+from ospo.steps.notes import about, describe_evaluation, evaluated
 from ospo.steps.parameters import parameters
 from ospo.steps.step import (
     NO_PARENTS,
@@ -20,21 +22,26 @@ from ospo.steps.step import (
     run_step,
 )
 
+if TYPE_CHECKING:
+    from ospo.evaluation.analysis import Analysis
+
 
 def log_evaluation(
     run: tracking.Recorder,
     config: Config,
     directory: Path,
     figures: Mapping[str, Mapping[str, float]],
+    beginning: str,
     title: str = "",
-) -> None:
+) -> "Analysis":
     """Record an evaluation's files and ``figures`` ({policy: {retriever: nDCG@10}}, test split) in
     ``run``.
 
-    Its page, and with a ``title`` its summary, are written beside its tables first.
+    ``beginning``: of the run's description. Its page, and with a ``title`` its summary, are written
+    beside its tables first.
     """
     from ospo.reports.evaluation import write_report
-    from ospo.reports.wording import summary_markdown
+    from ospo.reports.headline import summary_markdown
 
     for policy, row in figures.items():
         names = {name: tracking.record_name(f"{policy}/{name}/ndcg_at_10") for name in row}
@@ -55,6 +62,8 @@ def log_evaluation(
             temporary.write_text(summary_markdown(analysis, title), encoding="utf-8")
     for name in ("evaluation.parquet", "summary.json", "report.html"):
         run.log_artifact(directory / name)
+    describe_evaluation(run, beginning, analysis)
+    return analysis
 
 
 def evaluation_step(config: Config, dataset: str, policies: Mapping[str, str]) -> Step:
@@ -68,6 +77,7 @@ def evaluation_step(config: Config, dataset: str, policies: Mapping[str, str]) -
         inputs=inputs | evaluation_inputs(),
         params=parameters(config, "evaluation", dataset),
         data_md5=prepared_md5(dataset),
+        about=about(f"Evaluation of {', '.join(map(label, policies))}", dataset, config),
     )
 
 
@@ -86,12 +96,14 @@ def run_evaluation(config: Config, dataset: str, parents: ParentRuns = NO_PARENT
         data = load_prepared(PREPARED / dataset)
         commands = _commands(dataset, list(policies))
         figures = evaluate(config, data, models, directory, commands=commands)["test"]
-        log_evaluation(run, config, directory, figures, title=dataset)
+        analysis = log_evaluation(run, config, directory, figures, step.about, title=dataset)
         rows = [{"policy": policy, **row} for policy, row in figures.items()]
         run.log_table("tables/ndcg_at_10.json", rows)
         run.log_dict("config.json", config.model_dump())
+        evaluated(config, dataset, directory, analysis)
 
-    return run_step(config, dataset, evaluation_step(config, dataset, policies), work, parents)
+    step = evaluation_step(config, dataset, policies)
+    return run_step(config, dataset, step, work, parents)
 
 
 def _commands(dataset: str, policies: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from ospo.files import read_json
 from ospo.paths import PREPARED, SAMPLE
 from ospo.steps.evaluate import log_evaluation
 from ospo.steps.inputs import evaluation_inputs, file_md5
+from ospo.steps.notes import about
 from ospo.steps.parameters import FRESH, parameters
 from ospo.steps.step import NO_PARENTS, ParentRuns, Step, run_step
 
@@ -50,12 +51,14 @@ def fresh_step(config: Config, dataset: str, version: registry.Version) -> Step:
     """What the check of the champion is made from. It is never skipped: the data are new each
     time.
     """
+    what = f"Champion (version {version.version}) on fresh data, made like"
     return Step(
         name=FRESH,
         kind=KIND,
         inputs={"champion": version.tags["policy_sha256"], **evaluation_inputs()},
         params=parameters(config, FRESH, dataset) | {"champion": version.version},
         tags={"ospo.model_version": str(version.version)},
+        about=about(what, dataset, config),
         resumable=False,
     )
 
@@ -78,9 +81,10 @@ def run_fresh(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) ->
         digests = {file.name: file_md5(file) for file in files}
         run.log_dataset(f"{dataset}-fresh", data.directory, digests, "test")
         figures = evaluate(config, data, {CHAMPION: model}, directory, cache=None)["test"]
-        log_evaluation(run, config, directory, figures)
+        log_evaluation(run, config, directory, figures, step.about)
 
-    result = run_step(config, dataset, fresh_step(config, dataset, version), work, parents)
+    step = fresh_step(config, dataset, version)
+    result = run_step(config, dataset, step, work, parents)
     figures = read_json(result.directory / "summary.json")["test"]
     worse = [name for name, value in figures[CHAMPION].items() if value < figures[RAW][name]]
     outcome = {

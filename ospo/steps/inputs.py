@@ -32,7 +32,9 @@ TRAINING_SOURCES = (
     "training",
 )
 # The step's page is one of its results.
-_PAGE_SOURCES = tuple(f"reports/{name}.py" for name in ("charts", "evaluation", "pages", "wording"))
+_PAGE_SOURCES = tuple(
+    f"reports/{name}.py" for name in ("charts", "evaluation", "headline", "pages", "wording")
+)
 EVALUATION_SOURCES = (
     *_SHARED_SOURCES,
     *_PAGE_SOURCES,

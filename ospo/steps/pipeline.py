@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 from ospo import tracking
 from ospo.config import Config
+from ospo.evaluation.selection import label
 from ospo.files import sha256_json, write_json
 from ospo.paths import RUNS
 from ospo.steps.inputs import data_md5, prepared_md5, source_hash
+from ospo.steps.notes import about, pipeline_note
 from ospo.steps.parameters import parameters
 from ospo.steps.step import NO_PARENTS, ParentRuns, read_state
 
@@ -24,11 +26,14 @@ def pipeline_run(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS)
     params = parameters(config, "pipeline", dataset)
     inputs = {"data": data_md5(dataset), "source": source_hash(("",))}
     fingerprint = sha256_json({"inputs": inputs, "params": params})
+    names = " and ".join(label(name) for name in config.algorithms)
+    beginning = about(f"The whole job (SFT, {names}, evaluation, registration)", dataset, config)
     details = tracking.RunDetails(
         params=params,
         tags={"ospo.dataset": dataset},
         data_md5=prepared_md5(dataset),
         prefect_flow_run_id=parents.prefect,
+        note=beginning,
     )
     with tracking.run(
         config,
@@ -40,3 +45,4 @@ def pipeline_run(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS)
     ) as run:
         write_json(directory / "step.json", {"fingerprint": fingerprint, "run_id": run.id})
         yield run.id
+        run.describe(pipeline_note(config, dataset, beginning))

@@ -73,6 +73,7 @@ def real_step(
         params=parameters(config, REAL, dataset),
         data_md5={name: sha256_json(files)[:32]},
         tags={"ospo.dataset": name},
+        about=f"**Trained policies of {dataset} on real rows** ({name}), which they never saw.",
     )
 
 
@@ -93,9 +94,10 @@ def run_transfer(
     policies = {name: policy_hash(model) for name, model in models.items()}
 
     def work(directory: Path, run: tracking.Recorder) -> None:
-        _evaluate(config, dataset, raw, models, directory, run)
+        _evaluate(config, dataset, raw, models, directory, run, step.about)
 
-    return run_step(config, dataset, real_step(config, dataset, files, policies), work, parents)
+    step = real_step(config, dataset, files, policies)
+    return run_step(config, dataset, step, work, parents)
 
 
 def _evaluate(
@@ -105,6 +107,7 @@ def _evaluate(
     models: Mapping[str, Path],
     directory: Path,
     run: tracking.Recorder,
+    beginning: str,
 ) -> None:
     from ospo.data.dataset import load_prepared
     from ospo.data.prepare import prepare
@@ -133,4 +136,4 @@ def _evaluate(
     figures = evaluate(
         config, data, models, directory, note=_NOTE.format(dataset=dataset), commands=commands
     )["test"]
-    log_evaluation(run, config, directory, figures, title=data.name)
+    log_evaluation(run, config, directory, figures, beginning, title=data.name)

@@ -71,6 +71,7 @@ class Step:
     - ``name``: its folder below ``runs/<dataset>``; ``kind``: the tag ``ospo.kind``.
     - ``inputs`` (hashes) and ``params`` (:mod:`ospo.steps.parameters`) make its fingerprint.
     - ``data_md5`` (data set → md5) and ``tags`` are noted on the MLflow run.
+    - ``about``: how the description of its MLflow run begins.
     - ``damage``: says what is wrong with the files of a finished result, "" for nothing.
     - ``resumable``: a result or an interrupted attempt of the same fingerprint is taken up;
       otherwise the step is done from the start each time.
@@ -82,6 +83,7 @@ class Step:
     params: Mapping[str, Any]
     data_md5: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    about: str = ""
     damage: Callable[[Path], str] = no_damage
     resumable: bool = True
 
@@ -191,6 +193,7 @@ def _work(
         data_md5=step.data_md5,
         parent_id=parents.mlflow,
         prefect_flow_run_id=parents.prefect,
+        note=step.about,
     )
     with tracking.run(
         config,

@@ -8,9 +8,11 @@ import polars as pl
 from ospo import tracking
 from ospo.config import ALGORITHMS, Algorithm, Config
 from ospo.errors import OspoError
+from ospo.evaluation.selection import label
 from ospo.files import read_json
 from ospo.paths import PREPARED
 from ospo.steps.inputs import log_prepared, prepared_md5, training_inputs
+from ospo.steps.notes import about, log_training
 from ospo.steps.parameters import parameters
 from ospo.steps.step import NO_PARENTS, ParentRuns, Step, StepResult, policy_damage, run_step
 
@@ -38,6 +40,7 @@ def sft_step(config: Config, dataset: str) -> Step:
         inputs=training_inputs(dataset),
         params=parameters(config, "sft", dataset),
         data_md5=prepared_md5(dataset),
+        about=about("SFT, the policy that every algorithm starts from,", dataset, config),
         damage=policy_damage,
     )
 
@@ -62,8 +65,10 @@ def run_sft(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) -> S
             if (directory / name).is_file():
                 run.log_artifact(directory / name)
         _log_policy(run, config, directory)
+        log_training(run, directory, step.about)
 
-    return run_step(config, dataset, sft_step(config, dataset), work, parents)
+    step = sft_step(config, dataset)
+    return run_step(config, dataset, step, work, parents)
 
 
 def algorithm_step(config: Config, dataset: str, algorithm: Algorithm, sft: str) -> Step:
@@ -78,6 +83,7 @@ def algorithm_step(config: Config, dataset: str, algorithm: Algorithm, sft: str)
         inputs=training_inputs(dataset) | {"sft": sft},
         params=params,
         data_md5=prepared_md5(dataset),
+        about=about(f"{label(algorithm)}, trained from the SFT policy,", dataset, config),
         damage=policy_damage,
     )
 
@@ -100,6 +106,7 @@ def run_rl(
         _log_credit(run, directory)
         _log_completions(run, directory)
         _log_policy(run, config, directory)
+        log_training(run, directory, step.about)
 
     step = algorithm_step(config, dataset, algorithm, sft.fingerprint)
     return run_step(config, dataset, step, work, parents)

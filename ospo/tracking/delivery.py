@@ -48,6 +48,17 @@ def _create(
     journal.set_state(run_id=run.info.run_id)
 
 
+def _amend(client: MlflowClient, journal: Journal, event: dict[str, Any]) -> None:
+    """Find the ended run that the journal's records are of."""
+    run_id: str | None = event["run"]
+    if event["run"].startswith(PENDING):
+        experiment = experiment_id(client, event["experiment"], event["artifact_location"])
+        run_id = find_by_key(client, experiment, event["run"].removeprefix(PENDING))
+        if run_id is None:
+            raise Unreachable("the run is not in MLflow yet")
+    journal.set_state(run_id=run_id)
+
+
 def _chunks(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -95,6 +106,9 @@ def _send(
     if op == "create":
         _create(client, journal, event, allow_orphan)
         return
+    if op == "amend":
+        _amend(client, journal, event)
+        return
     run_id = journal.run_id
     if run_id is None:
         raise TrackingError(
@@ -110,6 +124,8 @@ def _send(
         client.update_run(run_id, status="RUNNING")
     elif op == "end":
         client.set_terminated(run_id, event["status"], event["time"])
+    elif op == "amended":
+        pass  # nothing to send: the run has ended before
     else:
         raise ValueError(f"unknown event {op!r} in {journal.file}")
 

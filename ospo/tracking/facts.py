@@ -1,5 +1,5 @@
-"""Facts about code, packages and machine that every run carries as tags. No host or user name, no
-path.
+"""Facts about code, packages and machine that every run carries: the commit as tags, the rest in
+one artifact. No host or user name, no path.
 """
 
 import os
@@ -9,6 +9,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+FACTS = "facts.json"  # the artifact of package versions, machine and md5s of files
 PACKAGES = (
     "ospo",
     "torch",
@@ -86,7 +87,7 @@ def machine() -> dict[str, str]:
 
 
 def standard_tags(root: Path) -> dict[str, str]:
-    """All of the above as MLflow tags."""
+    """The commit as MLflow tags: what a reader filters runs by."""
     commit = git_commit(root)
     return {
         "mlflow.source.name": "ospo",
@@ -94,6 +95,9 @@ def standard_tags(root: Path) -> dict[str, str]:
         "mlflow.source.git.commit": commit,
         "git.commit": commit,
         "git.dirty": git_dirty(root),
-        **{f"package.{name}": value for name, value in package_versions().items()},
-        **{f"machine.{name}": value for name, value in machine().items()},
     }
+
+
+def standard_facts() -> dict[str, dict[str, str]]:
+    """What a run was made with, for its artifact ``FACTS``: package versions and machine."""
+    return {"packages": package_versions(), "machine": machine()}

@@ -130,8 +130,8 @@ class Journal:
 
     @property
     def ended(self) -> bool:
-        """Whether the last event is the run's end."""
-        return bool(self._events) and self._events[-1]["op"] == "end"
+        """Whether the last event is the run's end, or that of what is added to an ended run."""
+        return bool(self._events) and self._events[-1]["op"] in ("end", "amended")
 
     def close(self) -> None:
         """Give the lock back; remove the journal where nothing is left to deliver."""

@@ -33,6 +33,10 @@ class Recorder(ABC):
         """Tags; later values replace earlier ones."""
 
     @abstractmethod
+    def describe(self, text: str) -> None:
+        """``text`` (markdown) as the run's description; it replaces the one before."""
+
+    @abstractmethod
     def log_dict(self, name: str, value: Any) -> None:
         """``value`` as JSON artifact ``name``."""
 
@@ -74,6 +78,9 @@ class SilentRun(Recorder):
         """See the class."""
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """See the class."""
+
+    def describe(self, text: str) -> None:
         """See the class."""
 
     def log_dict(self, name: str, value: Any) -> None:

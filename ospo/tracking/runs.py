@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from ospo.errors import OspoError
 from ospo.files import atomic_file, write_json
 from ospo.tracking.delivery import PENDING, deliver
+from ospo.tracking.facts import FACTS
 from ospo.tracking.journal import Journal
 from ospo.tracking.recorder import Recorder, Rows
 from ospo.tracking.store import TrackingError, Unreachable, is_server, without_password
@@ -28,6 +29,7 @@ FLUSH_SECONDS = 2.0
 SYSTEM_SECONDS = 10.0
 LOCK_SECONDS = 60.0  # another process may hold a local database this long
 MAX_PARAM = 6000  # characters; MLflow's limit
+NOTE_TAG, MAX_NOTE = "mlflow.note.content", 8000  # characters; MLflow's limit on a tag
 
 
 def now_ms() -> int:
@@ -72,6 +74,7 @@ class Run(Recorder):
         self._wake, self._stop = threading.Event(), threading.Event()
         self._away = False
         self._tables: list[dict[str, str]] = []
+        self._facts: dict[str, dict[str, Any]] = {}
         self._started = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"mlflow-{name}", daemon=True)
 
@@ -100,6 +103,16 @@ class Run(Recorder):
     def set_tags(self, tags: Mapping[str, Any]) -> None:
         """Tags; later values replace earlier ones."""
         self._put("batch", tags={key: str(value) for key, value in tags.items()})
+
+    def describe(self, text: str) -> None:
+        """``text`` (markdown) as the run's description; it replaces the one before."""
+        self.set_tags({NOTE_TAG: text[:MAX_NOTE]})
+
+    def log_facts(self, facts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Sections of the artifact ``facts.json``, beside those that it has."""
+        for section, values in facts.items():
+            self._facts[section] = self._facts.get(section, {}) | dict(values)
+        self.log_dict(FACTS, self._facts)
 
     def log_dict(self, name: str, value: Any) -> None:
         """``value`` as JSON artifact ``name``."""
@@ -151,7 +164,7 @@ class Run(Recorder):
         """A prepared data set as input of the run, with the counts of its stats.json.
 
         ``md5``: the one in dvc.lock, or path → md5 where it holds several outputs: the digest is
-        then the md5 over all of them, and each is a tag of its own.
+        then the md5 over all of them, and each stands in the artifact ``facts.json``.
         """
         stats = Path(directory) / "stats.json"
         profile = stats.read_text(encoding="utf-8") if stats.exists() else "{}"
@@ -166,12 +179,8 @@ class Run(Recorder):
             profile=profile[:65_535],
             context=context,
         )
-        self.set_tags(
-            {
-                f"data.{name}.{Path(file).name}.md5".replace("..", "."): value
-                for file, value in files.items()
-            }
-        )
+        md5s = {Path(file).name or "all": value for file, value in files.items()}
+        self.log_facts({"data": {name: md5s}})
 
     def flush(self) -> bool:
         """Send what waits, now. Returns whether everything arrived."""

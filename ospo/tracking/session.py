@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 from mlflow import MlflowClient
@@ -17,16 +17,18 @@ from mlflow.exceptions import MlflowException
 
 from ospo.config import Config
 from ospo.tracking.delivery import KEY_TAG, PENDING, deliver, find_by_key
-from ospo.tracking.facts import standard_tags
+from ospo.tracking.facts import standard_facts, standard_tags
 from ospo.tracking.journal import Journal, JournalBusy, journal_keys
-from ospo.tracking.runs import Run, now_ms
+from ospo.tracking.runs import MAX_NOTE, NOTE_TAG, Run, now_ms
 from ospo.tracking.store import (
+    TRAINING_VIEW,
     TrackingError,
     Unreachable,
     artifact_location,
     client_for,
     describe,
     experiment_id,
+    is_server,
     tracking_uri,
     without_password,
 )
@@ -133,7 +135,8 @@ class RunDetails:
 
     - ``params``: the parameters of this step only, nested or flat; ``tags``: empty values are left
       out.
-    - ``data_md5``: data set → md5 from dvc.lock.
+    - ``note``: the run's description in markdown; a run that is resumed keeps its own.
+    - ``data_md5``: data set → md5 from dvc.lock, in the artifact ``facts.json``.
     - ``parent_id``: what ``Run.id`` of the run above gave.
     - ``prefect_flow_run_id``: "" takes the one that Prefect put into the environment.
     """
@@ -143,6 +146,12 @@ class RunDetails:
     data_md5: Mapping[str, str] = field(default_factory=dict)
     parent_id: str | None = None
     prefect_flow_run_id: str = ""
+    note: str = ""
+
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """What the artifact ``facts.json`` holds from the start."""
+        digests = {dataset: {"all": md5} for dataset, md5 in self.data_md5.items()}
+        return {**standard_facts(), **({"data": digests} if digests else {})}
 
     def all_tags(self, root: Path, kind: str) -> dict[str, str]:
         """These and the standard tags."""
@@ -151,7 +160,6 @@ class RunDetails:
             **standard_tags(root),
             "ospo.kind": kind,
             **({"prefect.flow_run_id": flow_run} if flow_run else {}),
-            **{f"data.{dataset}.md5": md5 for dataset, md5 in self.data_md5.items()},
             **{key: str(value) for key, value in self.tags.items() if value not in (None, "")},
         }
 
@@ -200,8 +208,11 @@ def run(
     except BaseException:
         journal.close()
         raise
+    tracked.log_facts(details.facts())
     if run_id is None:
         tracked.log_params(details.params)
+        if details.note:
+            tracked.describe(details.note)
     else:
         tracked.set_tags(tags)
     with _terminable():
@@ -211,6 +222,87 @@ def run(
             tracked.end(_status(error), patience=5)
             raise
         tracked.end("FINISHED", patience=60)
+
+
+def amend(
+    config: Config,
+    run_id: str,
+    *,
+    directory: str | Path,
+    root: str | Path = ".",
+    metrics: Mapping[str, float] = MappingProxyType({}),
+    note: str = "",
+) -> None:
+    """Add to a run that has ended what is known only now; its status and times stay.
+
+    ``metrics``: of step 0. ``note``: its new description. A server that does not answer stops
+    nothing: what waits in ``directory`` is sent by :func:`sync`. A run that is not in MLflow is one
+    line in the log.
+    """
+    directory, root = Path(directory), Path(root)
+    uri, now = tracking_uri(config, root), now_ms()
+    event = {"op": "amend", "time": now, "run": run_id, "experiment": config.tracking.experiment}
+    event["artifact_location"] = artifact_location(uri, root)
+    values = [[key, float(value), now, 0] for key, value in metrics.items()]
+    tags = {NOTE_TAG: note[:MAX_NOTE]} if note else {}
+    journal = Journal(directory, uuid.uuid4().hex)
+    try:
+        journal.append(event)
+        journal.append({"op": "batch", "time": now, "metrics": values, "tags": tags})
+        journal.append({"op": "amended", "time": now})
+        for line in deliver(client_for(uri), journal):
+            LOGGER.error("MLflow refused a record: %s", line)
+    except Unreachable as error:
+        LOGGER.warning("MLflow does not answer (%s); `ospo sync` sends the records later", error)
+    except TrackingError as error:
+        LOGGER.error("%s", error)
+    finally:
+        journal.close()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where MLflow's pages show a run: ids of its experiment and of itself."""
+
+    experiment: str
+    run: str
+
+    @property
+    def link(self) -> str:
+        """The run's page, relative to MLflow's address."""
+        return self._page("")
+
+    @property
+    def report(self) -> str:
+        """The report among the run's files, likewise."""
+        return self._page("/artifacts/report.html")
+
+    def _page(self, rest: str) -> str:
+        return f"#/experiments/{self.experiment}/runs/{self.run}{rest}?{TRAINING_VIEW}"
+
+
+def server_address(config: Config, root: str | Path = ".") -> str:
+    """Where people open MLflow's pages: the server's address without user and password, "" where
+    runs go to a database.
+    """
+    uri = tracking_uri(config, Path(root))
+    return without_password(uri).rstrip("/") if is_server(uri) else ""
+
+
+def places(config: Config, run_ids: Mapping[str, str], root: str | Path = ".") -> dict[str, Place]:
+    """Where the runs are shown; without those that no server knows yet, and none at all where the
+    store does not answer.
+    """
+    uri = tracking_uri(config, Path(root))
+    known = {name: id_ for name, id_ in run_ids.items() if id_ and not id_.startswith(PENDING)}
+    try:
+        experiment = experiment_id(
+            client_for(uri), config.tracking.experiment, artifact_location(uri, Path(root))
+        )
+    except (MlflowException, OSError, TrackingError) as error:
+        LOGGER.warning("MLflow does not answer (%s); its pages are not linked", describe(error))
+        return {}
+    return {name: Place(experiment, run_id) for name, run_id in known.items()}
 
 
 def sync(

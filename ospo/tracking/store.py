@@ -32,6 +32,10 @@ for _name in ("mlflow.store.db.utils", "mlflow.models.signature", "alembic"):
         logging.WARNING
     )  # lines about tables, in the middle of a progress bar
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
+# What MLflow's pages call "model training": tables of runs and metrics, not of traces.
+KIND = ("mlflow.experimentKind", "custom_model_development")
+# In an address, because MLflow 3.17 goes by what a browser chose before and not by the kind.
+TRAINING_VIEW = "workflowType=machine_learning"
 # Codes that say "not like this", as against "not now": sending the same again cannot succeed.
 _PERMANENT = {
     "INVALID_PARAMETER_VALUE",
@@ -164,11 +168,13 @@ def client_for(uri: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
-    """The id of experiment ``name``, made with its artifact location where it does not exist."""
+    """The id of experiment ``name``, made with its artifact location where it does not exist, and
+    marked as one of model training where nobody chose another kind.
+    """
     found: Any = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=dict([KIND]))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -179,6 +185,9 @@ def experiment_id(client: MlflowClient, name: str, location: str | None) -> str:
             "restore "
             f"--experiment-id {found.experiment_id}`, or choose another name in params.yaml"
         )
+    kind = found.tags.get(KIND[0], "no_inferred_type")
+    if kind == "no_inferred_type" or kind.endswith("_inferred"):  # not one that somebody chose
+        client.set_experiment_tag(found.experiment_id, *KIND)
     return str(found.experiment_id)
 
 

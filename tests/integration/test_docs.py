@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from browser import Page, chromium
 from conftest import ROOT
 from documentation import PAGES, Command, anchors, commands, links, name, python_blocks
 
@@ -91,15 +92,54 @@ def test_every_page_is_in_the_site() -> None:
     )
 
 
-def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation as a site; it builds without a warning."""
+    folder = tmp_path_factory.mktemp("docs") / "site"
     done = subprocess.run(
-        ["mkdocs", "build", "--strict", "--quiet", "-d", tmp_path / "site"],
+        ["mkdocs", "build", "--strict", "--quiet", "-d", folder],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert (site / "index.html").is_file()
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+def test_the_site_can_be_read_on_a_desk_and_on_a_phone(site: Path) -> None:
+    """Code and tables whole at 1,400 px; on a phone a shade where they are cut, and a picture whose
+    letters are not specks.
+    """
+    tab = Page()
+    wide = "filter(e => e.scrollWidth > e.clientWidth + 1)"
+    boxes = "[...document.querySelectorAll('pre > code, .md-typeset__scrollwrap')]"
+    try:
+        for page in ("credit", "quickstart", "data"):
+            tab.open(site / f"{page}.html", 1400)
+            tab.keep(f"site-{page}-1400")
+            assert tab.ask(f"{boxes}.{wide}.map(e => e.textContent.slice(0, 60))") == [], page
+            tab.open(site / f"{page}.html", 390)
+            tab.keep(f"site-{page}-390")
+            shades = tab.ask(
+                f"{boxes}.{wide}.map(e => getComputedStyle(e).backgroundImage.split('gradient').length)"
+            )
+            assert set(shades) <= {5}, page
+            assert shades, page
+        tab.open(site / "index.html", 390)
+        tab.keep("site-index-390")
+        shown = tab.ask("document.querySelector('img[src$=\"picture.svg\"]').clientWidth")
+    finally:
+        tab.close()
+    picture = (ROOT / "docs" / "picture.svg").read_text()
+    drawn, *_ = re.findall(r'viewBox="0 0 (\d+) ', picture)
+    sizes = [float(size) for size in re.findall(r"font-size:([\d.]+)px", picture)]
+    assert min(sizes) * shown / int(drawn) >= 10
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

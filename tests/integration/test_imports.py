@@ -1,6 +1,7 @@
 """Who may import whom, and the pins whose breakage nothing else would show."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -174,6 +175,25 @@ def test_the_command_line_starts_without_heavy_imports():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_answers_within_half_a_second():
+    """Processor time of the whole program, the first of ten tries that does: a busy machine slows
+    some of them down.
+    """
+    command = [sys.executable, "-m", "ospo.cli", "--help"]
+
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        after = os.times()
+        return (
+            after.children_user
+            + after.children_system
+            - (before.children_user + before.children_system)
+        )
+
+    assert any(seconds() < 0.5 for _ in range(10))
 
 
 def test_the_prefect_server_can_be_imported():

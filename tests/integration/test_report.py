@@ -20,14 +20,13 @@ from ospo.evaluation.evaluate import evaluate
 from ospo.evaluation.statistics import Interval
 from ospo.metrics import read_metrics
 from ospo.reports.evaluation import write_report
+from ospo.reports.headline import headline, summary_markdown
 from ospo.reports.pages import credit_class
 from ospo.reports.wording import (
-    headline,
     interval_text,
     percent,
     shown,
     signed,
-    summary_markdown,
 )
 
 HOSTILE = '<script>alert("x")</script><img src=//evil.example/a.png onerror=alert(1)>"\'&{{ 7*7 }}\u202egnp.exe'
@@ -184,8 +183,8 @@ def test_figures_are_those_of_the_table(evaluation: Path, page: Path, tmp_path: 
 def test_words(evaluation: Path, tmp_path: Path) -> None:
     analysis = write_report(evaluation, tmp_path / "r.html", resamples=500)
     said = headline(analysis)
-    assert said[0].startswith("OSPO finds what shoppers seek better")
-    assert "never saw it is clearly better with 1 of 1, keeping" in said[2]
+    assert said[0].startswith("OSPO's rewrites find the right products more often")
+    assert "never saw it is clearly better with 1 of 1, keeping" in said[1]
     table = summary_markdown(analysis, "shop")
     assert "| OSPO |" in table
     assert "▲" in table
@@ -305,12 +304,13 @@ def overflow(tab: Page) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_in_a_browser(tab: Page, page: Path, width: int, dark: bool) -> None:
     tab.problems.clear()
     tab.requests.clear()
     tab.open(page, width, dark)
+    tab.keep(f"report-{width}-{'dark' if dark else 'light'}")
     for section in SECTIONS:
         assert (
             tab.ask(f"document.getElementById('{section}').getBoundingClientRect().height") > 20
@@ -322,6 +322,64 @@ def test_in_a_browser(tab: Page, page: Path, width: int, dark: bool) -> None:
     assert tab.requests == [page.resolve().as_uri()]
     background = tab.ask("getComputedStyle(document.body).backgroundColor")
     assert (sum(int(part) for part in re.findall(r"\d+", background)[:3]) < 200) == dark
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_letter_of_a_chart_is_clipped(tab: Page, page: Path, width: int) -> None:
+    tab.open(page, width)
+    clipped = tab.ask(
+        "[...document.querySelectorAll('svg')].flatMap(s => [...s.querySelectorAll('text')].filter("
+        "t => { const a = t.getBoundingClientRect(), b = s.getBoundingClientRect();"
+        " return a.width && (a.right > b.right + 1 || a.left < b.left - 1 || a.bottom > b.bottom + "
+        "1) })).map(t => t.textContent)"
+    )
+    assert clipped == []
+
+
+def test_the_first_screen_holds_the_four_answers(tab: Page, page: Path) -> None:
+    tab.open(page, 1400)
+    assert tab.ask("[...document.querySelectorAll('.verdict dt')].map(e => e.textContent)") == [
+        "Is it better?",
+        "For whom?",
+        "How sure?",
+        "What next?",
+    ]
+    bottom = tab.ask("document.querySelector('.verdict').getBoundingClientRect().bottom")
+    assert bottom < 844
+
+
+def test_a_table_that_is_cut_says_so(tab: Page, page: Path) -> None:
+    """On a phone: a shade at the edge beyond which there is more, and words where the browser can."""
+    tab.open(page, 390)
+    tab.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
+    cut = tab.ask(
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+        ".map(e => getComputedStyle(e).backgroundImage.split('linear-gradient').length - 1)"
+    )
+    assert cut
+    assert set(cut) == {4}
+    if tab.ask("CSS.supports('container-type: scroll-state')"):
+        words = tab.ask(
+            "[...document.querySelectorAll('.scroll')].map(e => [e.scrollWidth > e.clientWidth + 1,"
+            " getComputedStyle(e.querySelector('caption > span'), '::after').content])"
+        )
+        assert {(wide, "scroll for more" in said) for wide, said in words} <= {
+            (True, True),
+            (False, False),
+        }
+
+
+def test_figures_name_their_n(page: Path) -> None:
+    text = Reader(page.read_text(encoding="utf-8")).text
+    html = page.read_text(encoding="utf-8")
+    captions = re.findall(r"<caption[^>]*><span>(.*?)</span>", html)
+    counted = [c for c in captions if "nDCG@10" in c or "Gain" in c or c.startswith("Measures")]
+    assert len(counted) >= 4
+    assert all("n = " in c or "by" in c or ": nDCG@10" in c for c in counted)
+    cards = re.findall(r'<li><span class="name">.*?</li>', html)
+    assert cards
+    assert all("n = " in card for card in cards)
+    assert text.count("n = ") > 10
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

@@ -14,6 +14,7 @@ from ospo import registry, steps, tracking
 from ospo.errors import OspoError
 from ospo.evaluation.selection import best_rule
 from ospo.files import read_json
+from ospo.metrics import read_metrics
 from ospo.policy.weights import load_policy
 from ospo.steps.fresh import run_fresh
 from ospo.steps.inputs import EVALUATION_SOURCES, TRAINING_SOURCES
@@ -88,6 +89,21 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     grpo_params = client.get_run(results["grpo"].run_id).data.params
     assert not {"credit.redistribution", "credit.estimator_used"} & set(grpo_params)
     assert len(registry.rewrite(settings, "hm", ["a dress"])) == 1
+    for name in ("sft", "grpo", "ospo"):
+        trained = client.get_run(results[name].run_id)
+        note = trained.data.tags["mlflow.note.content"]
+        assert "on **hm** (" in note
+        assert "400 products" in note
+        assert "At the end of training (mean of the last 1 of" in note
+        assert "held-out requests under static, nDCG@10: **" in note
+        assert "95 % interval" in note
+        for retriever, value in summary["test"][name].items():
+            own = trained.data.metrics[f"evaluation/{retriever}/ndcg_at_10"]
+            assert own == pytest.approx(value)
+    log = read_metrics(results["ospo"].directory / "metrics.jsonl")
+    assert ospo_run.data.metrics["final/reward"] == pytest.approx(log[-1]["reward"])
+    of_evaluation = client.get_run(results["evaluation"].run_id).data.tags["mlflow.note.content"]
+    assert of_evaluation.startswith("**Evaluation of SFT, GRPO, OSPO** on **hm**")
 
     found = run_fresh(settings, "hm")
     assert set(found["figures"]) == {"raw", "history", "feedback", "champion"}

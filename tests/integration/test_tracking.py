@@ -73,7 +73,9 @@ def test_a_run_records_everything(config: Config, client: MlflowClient, tmp_path
                 parent_id=parent.id,
                 params={"sft": {"steps": 3, "learning_rate": 1e-3}, "seed": 0},
                 tags={"ospo.dataset": "esci", "empty": ""},
+                data_md5={"hm": "1" * 32},
                 prefect_flow_run_id="flow-1",
+                note="what it is",
             ),
         ) as run,
     ):
@@ -96,9 +98,14 @@ def test_a_run_records_everything(config: Config, client: MlflowClient, tmp_path
     assert tags["prefect.flow_run_id"] == "flow-1"
     assert tags["git.dirty"] in ("true", "false")
     assert len(tags["git.commit"]) == 40
-    assert tags["package.torch"].startswith("2.")
-    assert int(tags["machine.cpus"]) >= 1
-    assert tags["data.esci.pools.parquet.md5"] == "0" * 32
+    assert tags["mlflow.note.content"] == "what it is"
+    own = {key for key in tags if not key.startswith("mlflow.")}
+    assert own <= {"git.commit", "git.dirty", "ospo.kind", "ospo.dataset", "ospo.run_key",
+                   "prefect.flow_run_id"}  # fmt: skip
+    facts = json.loads(Path(client.download_artifacts(run.id, "facts.json")).read_text())
+    assert facts["packages"]["torch"].startswith("2.")
+    assert int(facts["machine"]["cpus"]) >= 1
+    assert facts["data"] == {"esci": {"pools.parquet": "0" * 32}, "hm": {"all": "1" * 32}}
     assert "empty" not in tags
     assert "mlflow.user" not in tags
     history = client.get_metric_history(run.id, "loss")
@@ -118,6 +125,61 @@ def test_a_run_records_everything(config: Config, client: MlflowClient, tmp_path
     assert not (tmp_path / "s" / ".tracking").exists(), (
         "everything was delivered, so nothing must wait"
     )
+
+
+def test_an_experiment_is_one_of_model_training(config: Config, client: MlflowClient) -> None:
+    """Marked so when it is made, and where MLflow guessed otherwise; a person's choice stays."""
+
+    def kind() -> str | None:
+        return client.get_experiment_by_name(name).tags.get("mlflow.experimentKind")
+
+    name = config.tracking.experiment
+    assert kind() == "custom_model_development"
+    experiment = client.get_experiment_by_name(name).experiment_id
+    for before, after in (
+        ("genai_development_inferred", "custom_model_development"),
+        ("no_inferred_type", "custom_model_development"),
+        ("genai_development", "genai_development"),
+    ):
+        client.set_experiment_tag(experiment, "mlflow.experimentKind", before)
+        tracking.setup(config)
+        assert kind() == after
+    client.delete_experiment_tag(experiment, "mlflow.experimentKind")
+    tracking.setup(config)
+    assert kind() == "custom_model_development"
+
+
+def test_what_is_known_later_is_added_to_an_ended_run(
+    config: Config, client: MlflowClient, tmp_path: Path
+) -> None:
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "x") as run:
+        run.describe("at first")
+    before = client.get_run(run.id).info
+    tracking.amend(config, run.id, directory=tmp_path / "y", metrics={"a": 0.5}, note="later")
+    found = client.get_run(run.id)
+    assert (found.data.metrics["a"], found.data.tags["mlflow.note.content"]) == (0.5, "later")
+    assert (found.info.status, found.info.end_time) == ("FINISHED", before.end_time)
+    assert not (tmp_path / "y" / ".tracking").exists()
+
+
+def test_what_is_added_while_the_server_is_away_is_sent_later(
+    config: Config, tmp_path: Path, server: "Server", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even to a run that was never in MLflow before; it does not end KILLED for it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    with tracking.run(config, "x", kind="sft", directory=tmp_path / "x") as run:
+        pass
+    assert run.id.startswith("pending:")
+    tracking.amend(config, run.id, directory=tmp_path / "y", metrics={"a": 0.5}, note="later")
+    assert (tmp_path / "y" / ".tracking").exists()
+    server.start()
+    tracking.sync(config, tmp_path)
+    client = MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name(config.tracking.experiment).experiment_id
+    [found] = client.search_runs([experiment])
+    assert (found.data.metrics["a"], found.data.tags["mlflow.note.content"]) == (0.5, "later")
+    assert found.info.status == "FINISHED"
+    assert not list(tmp_path.rglob(".tracking"))
 
 
 def test_the_machine_is_sampled_while_a_run_lasts(
@@ -470,13 +532,14 @@ def test_nothing_is_lost_while_the_server_is_away(
     assert sorted(m.step for m in client.get_metric_history(early.id, "loss")) == list(
         range(1, 200)
     )
-    assert [f.path for f in client.list_artifacts(early.id)] == ["table.json"]
+    assert {f.path for f in client.list_artifacts(early.id)} == {"facts.json", "table.json"}
     assert "does not answer" in caplog.text
     # The child ended while the server was away: the next command sends it.
     assert tracking.sync(config, tmp_path) == 1
     [sent] = client.search_runs([found.info.experiment_id], "tags.`ospo.kind` = 'sft'")
     assert (sent.info.status, sent.data.tags["mlflow.parentRunId"]) == ("FINISHED", early.id)
-    assert [f.path for f in client.list_artifacts(sent.info.run_id)] == ["config.json"]
+    sent_files = {f.path for f in client.list_artifacts(sent.info.run_id)}
+    assert sent_files == {"facts.json", "config.json"}
     # Resuming by the id of a time without a server finds the same run.
     with tracking.run(
         config, "child", kind="sft", directory=tmp_path / "child", run_id=child.id

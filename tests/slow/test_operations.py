@@ -26,10 +26,12 @@ from browser import Page, chromium
 from mlflow import MlflowClient
 from operations import Shop, free_port, wait_for
 
+from ospo import tracking
 from ospo.files import read_json
 from ospo.steps.replace import attempt
 from servers import processes
 from servers.place import LIMIT, POOL, leader
+from servers.server import training_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 DEPLOYMENTS = {
@@ -131,6 +133,7 @@ def test_up_starts_everything_and_a_second_one_changes_nothing(shop: Shop) -> No
         ("sft/sft", {"dataset": "amazon"}, "'amazon' is not one of ['esci', 'hm']"),
         ("sft/sft", {"dataset": "hm", "steps": 0}, "'steps'"),
         ("ospo/ospo", {"dataset": "hm", "algorithm": "ppo"}, "'algorithm'"),
+        ("ospo/ospo", {"dataset": "hm", "policy": "huge"}, "policy"),
         ("ospo/ospo", {"dataset": "hm", "overrides": ["no assignment"]}, "overrides"),
         ("evaluate/evaluate", {"dataset": "hm", "max_requests": "many"}, "max_requests"),
     ],
@@ -173,9 +176,15 @@ def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: Mlfl
     subflows = {
         r["name"] for r in shop.post("/flow_runs/filter", limit=50) if r["parent_task_run_id"]
     }
-    assert subflows == {"sft-esci", "grpo-esci", "ospo-esci", "evaluate-esci"}
-    [artifact] = shop.post("/artifacts/filter", artifacts={"key": {"any_": ["evaluation-esci"]}})
-    assert "| raw query |" in artifact["data"]
+    steps = ("sft", "grpo", "ospo", "evaluate")
+    assert subflows == {f"esci-{step}-nano" for step in steps}
+    assert run["name"] == "esci-pipeline-nano"
+    for key in ("evaluation-esci", "pipeline-esci"):
+        [artifact] = shop.post("/artifacts/filter", artifacts={"key": {"any_": [key]}})
+        assert "| raw query |" in artifact["data"]
+        assert f"[Report]({shop.place.mlflow}/#/experiments/" in artifact["data"]
+    assert artifact["flow_run_id"] == run_id
+    assert f"[MLflow run of the pipeline]({shop.place.mlflow}/#/experiments/" in artifact["data"]
 
     experiment = client.get_experiment_by_name("ospo")
     runs = client.search_runs([experiment.experiment_id], "tags.`ospo.dataset` = 'esci'")
@@ -188,10 +197,12 @@ def test_a_schedule_fires_and_the_run_leaves_everything(shop: Shop, client: Mlfl
     locked = yaml.safe_load((shop.root / "dvc.lock").read_text())["stages"]["prepare@esci"]["outs"]
     for run in (kinds["sft"], kinds["rl"], kinds["evaluation"]):
         tags = run.data.tags
-        assert (tags["git.commit"], tags["package.prefect"]) == (head, version("prefect"))
-        assert {out["md5"] for out in locked} <= {
-            value for key, value in tags.items() if key.startswith("data.esci.")
-        }
+        facts = json.loads(
+            Path(client.download_artifacts(run.info.run_id, "facts.json")).read_text()
+        )
+        assert tags["git.commit"] == head
+        assert facts["packages"]["prefect"] == version("prefect")
+        assert {out["md5"] for out in locked} <= set(facts["data"]["esci"].values())
         assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["esci"]
     others = [key for key in kinds["sft"].data.params if key.startswith(("rl.", "credit."))]
     assert set(others) == {
@@ -261,16 +272,25 @@ def test_people_promote_and_the_champion_is_checked_on_fresh_data(
     assert read_json(fresh) != old
 
 
-def test_the_browser_shows_the_deployment_and_the_registry(shop: Shop, tmp_path: Path) -> None:
+def test_the_browser_shows_runs_deployment_and_registry(
+    shop: Shop, client: MlflowClient, tmp_path: Path
+) -> None:
     if chromium() is None:
         pytest.skip("no Chromium")
+    experiment = client.get_experiment_by_name("ospo").experiment_id
+    [pipeline] = client.search_runs([experiment], "tags.`ospo.kind` = 'pipeline'")
+    place = tracking.Place(experiment, pipeline.info.run_id)
+    flow_run = pipeline.data.tags["prefect.flow_run_id"]
+    note = pipeline.data.tags["mlflow.note.content"]
+    link = note.partition("[Compare GRPO and OSPO](")[2].partition(")")[0]
+    compare = f"{shop.place.mlflow}/{link}"
     page = Page()
     try:
         found = shop.deployment("pipeline-dataset/nightly-esci")
         pages = {
             "deployment": (
                 f"{shop.place.prefect}/deployments/deployment/{found['id']}",
-                ["nightly-esci", "At 02:00 AM", "pipeline-esci"],
+                ["nightly-esci", "At 02:00 AM", "esci-pipeline-nano"],
             ),
             "form": (
                 f"{shop.place.prefect}/deployments/deployment/{found['id']}/run",
@@ -283,6 +303,19 @@ def test_the_browser_shows_the_deployment_and_the_registry(shop: Shop, tmp_path:
             "version": (
                 f"{shop.place.mlflow}/#/models/ospo-rewriter-esci/versions/1",
                 ["nDCG@10", "policy_sha256"],
+            ),
+            "pipeline": (
+                f"{shop.place.mlflow}/{place.link}",
+                ["The whole job", "Compare GRPO and OSPO", "95 % interval"],
+            ),
+            "comparison": (compare, ["comparing 2 runs", "grpo-esci", "ospo-esci"]),
+            "experiment": (
+                training_page(shop.place, "ospo"),
+                ["Sort: Created", "pipeline-esci", "matching runs"],
+            ),
+            "flow-run": (
+                f"{shop.place.prefect}/runs/flow-run/{flow_run}",
+                ["esci-pipeline-nano", "Completed", "Artifacts"],
             ),
         }
         for name, (address, words) in pages.items():

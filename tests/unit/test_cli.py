@@ -11,7 +11,7 @@ from conftest import ROOT, TINY
 from registry_shop import Shop
 from typer.testing import CliRunner
 
-from ospo import doctor, registry
+from ospo import doctor, registry, tracking
 from ospo.cli import app, main
 from ospo.config import load_config
 from ospo.data.dataset import PreparedData, load_prepared
@@ -161,6 +161,60 @@ def test_the_named_version_becomes_the_champion(
         assert done.exit_code == 0, done.output
         assert says in done.output
     assert registry.champion(shop.config, "esci").version == 2
+
+
+def test_rewriting_says_where_the_raw_query_is_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shop = Shop(tmp_path)
+    version = shop.register("sft", seed=1)
+    store = settings(f"tracking.uri={shop.config.tracking.uri}")
+
+    def said() -> str:
+        words = ["rewrite", "--dataset", "esci", "lamp", *store]
+        done = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert done.stdout.count("\n") == 1  # the search text alone
+        return done.stderr
+
+    assert "raw query is better" not in said()  # on held-out requests it is not
+    for name, value in (("minilm", "0.500000"), ("bm25", "0.100000")):
+        client = tracking.store.MlflowClient(shop.config.tracking.uri)
+        key = f"raw_ndcg_at_10.{name}"
+        assert key in version.tags
+        client.set_model_version_tag(version.name, "1", key, value)
+    line = said()
+    assert "the raw query is better than version 1 on held-out requests of esci" in line
+    assert "nDCG@10 under minilm (0.500 against 0.420). Next: `ospo models`, then" in line
+    assert "`ospo rollback --dataset esci`" in line
+    # What the weekly check on fresh data found counts for more.
+    figures = {"raw": {"minilm": 0.4, "bm25": 0.6}, "champion": {"minilm": 0.5, "bm25": 0.5}}
+    registry.tag(shop.config, "esci", 1, "fresh", {"figures": figures, "at": "2026-11-26"})
+    assert "on fresh data (of 2026-11-26) of esci: nDCG@10 under bm25 (0.600" in said()
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [
+        (["report", "--dataset", "hm"], "evaluate --dataset hm"),
+        (["report", "--evaluation", "x"], "evaluate --dataset NAME --policy NAME=PATH --out x"),
+        (["evaluate", "--dataset", "hm"], "sft --dataset hm"),
+        (["register", "--dataset", "hm"], "evaluate --dataset hm"),
+        (["promote", "--dataset", "hm"], "register --dataset hm"),
+        (["export", "hm", "--to", "x"], "register --dataset hm"),
+        (["rewrite", "--dataset", "hm", "x"], "promote --dataset hm"),
+        (["train", "--dataset", "hm"], "dvc repro vectors@hm"),
+        (["explain", "--dataset", "hm", "--request", "x"], "dvc repro vectors@hm"),
+    ],
+)
+def test_an_error_names_the_next_command(
+    words: list[str], command: str, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    code, _, err = run(*words, *settings())
+    assert code == 2
+    assert f"{command}`" in err.partition("Fix:")[2]
 
 
 def test_what_fetch_says_comes_next_is_a_command(

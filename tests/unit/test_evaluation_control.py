@@ -25,7 +25,7 @@ from ospo.policy.text import EXPAND, SearchText
 from ospo.registry.card import model_card
 from ospo.reports.demo_table import demo_table
 from ospo.reports.evaluation import write_report
-from ospo.reports.wording import headline, summary_markdown
+from ospo.reports.headline import headline, summary_markdown
 
 FACTS = {"data_md5": "d", "git_commit": "c", "git_dirty": "false"}
 
@@ -199,7 +199,7 @@ def test_a_gain_of_the_items_is_all_in_the_control(leaking: Path) -> None:
     assert control.share is not None
     assert control.share.value == pytest.approx(1)
     assert control.gain.low > 0.1
-    sentence = headline(analysis)[-1]
+    sentence = headline(analysis)[3]
     assert "100 % of the gain, which is not of the request" in sentence
 
 
@@ -210,7 +210,10 @@ def test_report_table_and_card_say_what_the_control_has(
         analysis = write_report(folder, tmp_path / "page.html", resamples=200)
         page = (tmp_path / "page.html").read_text()
         assert "Is the gain of the request?" in page
-        assert "Control: given to other requests" in page.partition("<nav")[0]
+        assert (
+            f"Control (n = {analysis.requests}): given to other requests"
+            in page.partition("<nav")[0]
+        )
         mean = f"{analysis.controls[-2].mean:.4f}"
         assert f"| control: OSPO for other requests | {mean} |" in summary_markdown(analysis, "x")
         console = Console(width=120, record=True)

@@ -31,7 +31,7 @@ from ospo.policy.text import EXPAND, REWRITE, search_text
 from ospo.policy.weights import build_scratch, save_policy
 from ospo.reports.demo_table import demo_table
 from ospo.reports.evaluation import write_report
-from ospo.reports.wording import summary_markdown
+from ospo.reports.headline import summary_markdown
 from ospo.serving.rewriter import Rewriter
 
 SHAPE = {"vocab_size": 320, "hidden_size": 32, "layers": 1, "heads": 2}

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,17 @@ import pytest
 from rich.console import Console
 
 from ospo.data.dataset import PreparedData
-from ospo.evaluation.analysis import Analysis, Comparison
-from ospo.evaluation.statistics import Interval
-from ospo.reports.charts import smooth, ticks
+from ospo.evaluation.analysis import Analysis, Comparison, Slice
+from ospo.evaluation.statistics import Interval, Robustness
+from ospo.reports.charts import Line, line_chart, smooth, ticks
 from ospo.reports.compare import Named, comparison_table
 from ospo.reports.data_profile import _histogram, describe
 from ospo.reports.demo_table import demo_table, write_demo_report
 from ospo.reports.evaluation import _curves
 from ospo.reports.explain import _rankings
-from ospo.reports.pages import credit_class
-from ospo.reports.wording import headline, marks, p_text, percent, shown, signed, summary_markdown
+from ospo.reports.headline import headline, judged, summary_markdown, verdict
+from ospo.reports.pages import coded, credit_class
+from ospo.reports.wording import kept_text, marks, p_text, percent, shown, signed
 
 CLEAR, UNCLEAR = 0.01, 0.2  # p-values
 
@@ -102,9 +105,14 @@ def test_marks_say_what_is_clear_after_the_correction() -> None:
 @pytest.mark.parametrize(
     ("difference", "p", "says"),
     [
-        (0.1, CLEAR, "OSPO finds what shoppers seek better than their own words do"),
-        (-0.1, CLEAR, "OSPO makes the search worse than the shoppers' own words"),
-        (0.1, UNCLEAR, "OSPO does not clearly change what the search finds"),
+        (0.1, CLEAR, "OSPO's rewrites find the right products more often than the raw queries"),
+        (-0.1, CLEAR, "OSPO's rewrites find the right products less often than the raw queries"),
+        (
+            0.1,
+            UNCLEAR,
+            "It is not clear that OSPO's rewrites find the right products more often than the raw "
+            "queries",
+        ),
     ],
 )
 def test_the_headline_follows_the_test(difference: float, p: float, says: str) -> None:
@@ -117,10 +125,11 @@ def test_the_headline_follows_the_test(difference: float, p: float, says: str) -
         {"raw": 0.4, "ospo": 0.4 + difference},
     )
     said = headline(found)
-    assert said[0] == says
-    assert f"from 0.400 to {0.4 + difference:.3f} on minilm" in said[1]
-    assert said[2].startswith("Under search engines it never saw it is clearly better with 1 of 2")
-    assert "and clearly worse with 1 of 2" in said[2]
+    assert said[0] == f"{says} (100 requests, one training run)"
+    assert f"from 0.400 to {0.4 + difference:.3f} under minilm" in said[1]
+    assert "Under search engines it never saw it is clearly better with 1 of 2" in said[1]
+    assert "and clearly worse with 1 of 2" in said[1]
+    assert ("Keep the raw query" in said[4]) == (says[:4] != "OSPO" or "less" in says)
 
 
 def test_a_retriever_where_it_is_worse_is_not_counted_as_better() -> None:
@@ -128,7 +137,135 @@ def test_a_retriever_where_it_is_worse_is_not_counted_as_better() -> None:
         {("ospo", "raw", r): (0.1 if r == "minilm" else -0.1, CLEAR) for r in ("minilm", "bm25")},
         {"raw": 0.4, "ospo": 0.5},
     )
-    assert "it is clearly worse with 1 of 1" in headline(found)[2]
+    assert "it is clearly worse with 1 of 1" in headline(found)[1]
+    assert "Serve it with minilm only: it is worse under bm25." in headline(found)[4]
+
+
+def test_the_first_screen_answers_four_questions() -> None:
+    found = verdict(analysis({("ospo", "raw", "minilm"): (0.1, CLEAR)}, {"raw": 0.4, "ospo": 0.5}))
+    questions = [question for question, _ in found.pairs()]
+    assert questions == ["Is it better?", "For whom?", "How sure?", "What next?"]
+    better, whom, sure, after = found.answers
+    assert better.startswith("Yes: nDCG@10 goes from 0.400 to 0.500")
+    assert "n = 100 requests" in better
+    assert "n = 100" in whom
+    assert "The gain is +0.100, 95 % interval 0.090 to 0.110 (n = 100 requests)." in sure
+    assert "one training run: another seed may give another result" in sure
+    assert after.startswith("Train two more seeds")
+
+
+def test_only_groups_of_some_size_are_named() -> None:
+    base = analysis({("ospo", "raw", "minilm"): (0.1, CLEAR)}, {"raw": 0.4, "ospo": 0.5})
+    slices = [
+        Slice("words", "1", 19, {}, interval(0.9)),
+        Slice("words", "2", 20, {}, interval(0.3)),
+        Slice("words", "3", 50, {}, interval(0.2)),
+        Slice("category", "coats", 30, {}, interval(-0.2)),
+    ]
+    whom = verdict(replace(base, slices=slices)).answers[1]
+    assert "Most for “words in the query: 2” (+0.300, n = 20)" in whom
+    assert "worse for “category of what is sought: coats” (−0.200, n = 30)" in whom
+    whom = verdict(replace(base, slices=slices[1:3])).answers[1]
+    assert "no group is clearly worse off" in whom
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "says"),
+    [
+        (0.001, 0.046, 0.21, "+0.023, p = 0.21 corrected for 24 comparisons"),
+        (0.001, 0.046, 0.0004, "+0.023, 95 % interval 0.001 to 0.046"),
+        (-0.01, 0.046, 0.21, "+0.023, 95 % interval −0.010 to 0.046"),
+        (-0.01, 0.046, 0.0004, "+0.023, p < 0.001 corrected for 24 comparisons"),
+    ],
+)
+def test_one_sentence_has_one_correction(low: float, high: float, p: float, says: str) -> None:
+    """An interval without 0 beside "no clear difference" contradicts itself."""
+    found = Comparison("ospo", "grpo", "minilm", Interval(0.023, low, high), 0.01, p)
+    assert judged(found, 24) == says
+
+
+def test_a_share_beyond_the_whole_is_all() -> None:
+    assert [kept_text(v) for v in (2.12, 1.0, 0.455, 0.0, -0.4)] == [
+        "all",
+        "all",
+        "46 %",
+        "none",
+        "none",
+    ]
+    kept = [
+        Robustness("minilm", interval(0.1), None),
+        Robustness("bm25", interval(0.2), interval(2.12)),
+        Robustness("static", interval(0.05), interval(0.5)),
+    ]
+    pairs = {("ospo", "raw", r): (0.1, CLEAR) for r in ("minilm", "bm25", "static")}
+    base = analysis(pairs, {"raw": 0.4, "ospo": 0.5})
+    said = headline(replace(base, robustness={"ospo": kept}))[1]
+    assert "keeping 50 % to all of that gain (the same n)" in said
+
+
+@pytest.mark.parametrize(
+    ("equal", "says", "after"),
+    [
+        ((), "OSPO's rewrites find the right products more often than the raw queries (", "Train"),
+        (
+            ("bm25", "static"),
+            "more often than the raw queries, but under bm25 and static SFT is its equal (",
+            "Train",
+        ),
+        (
+            ("minilm",),
+            "The rewrites find the right products more often than the raw queries, but OSPO is "
+            "not clearly better at it than SFT (",
+            "SFT alone may do",
+        ),
+    ],
+)
+def test_ospo_gets_no_credit_for_what_sft_does(
+    equal: tuple[str, ...], says: str, after: str
+) -> None:
+    pairs = {("ospo", "raw", r): (0.1, CLEAR) for r in ("minilm", "bm25", "static")}
+    pairs |= {
+        ("ospo", "sft", r): (0.05, UNCLEAR if r in equal else CLEAR)
+        for r in ("minilm", "bm25", "static")
+    }
+    said = headline(analysis(pairs, {"raw": 0.4, "sft": 0.45, "ospo": 0.5}))
+    assert says in said[0]
+    assert ("not clearly better than SFT." in said[1]) == bool(equal)
+    assert said[4].startswith(f"What next? {after}")
+
+
+@pytest.mark.parametrize(
+    ("seeds", "says"),
+    [(1, "one training run"), (3, "only 3 training runs"), (5, "5 training runs")],
+)
+def test_few_seeds_stand_in_the_headline(seeds: int, says: str) -> None:
+    base = analysis({("ospo", "raw", "minilm"): (0.1, CLEAR)}, {"raw": 0.4, "ospo": 0.5})
+    means = {"ospo": {"minilm": [0.49, 0.5, 0.51][:seeds]}}
+    found = verdict(replace(base, seeds=seeds, seed_means=means))
+    assert found.heading.endswith(f"(100 requests, {says})")
+    assert ("so few make it rough" in found.answers[2]) == (seeds == 3)
+    if seeds == 3:
+        assert "(0.490, 0.500, 0.510 in 3 runs" in found.answers[2]
+    assert ("Train two more seeds" in found.answers[3]) == (seeds == 1)
+
+
+def test_a_rule_that_does_as_well_is_named() -> None:
+    pairs = {("ospo", "raw", "minilm"): (0.1, CLEAR), ("ospo", "history", "minilm"): (0.0, UNCLEAR)}
+    found = headline(analysis(pairs, {"raw": 0.4, "history": 0.5, "ospo": 0.5}))
+    assert "Serve “rule: history”, which needs no model" in found[4]
+
+
+def test_our_commands_are_code_and_data_stays_text() -> None:
+    assert coded("`ospo <x>` & <b>") == "<code>ospo &lt;x&gt;</code> &amp; &lt;b&gt;"
+
+
+def test_the_last_tick_is_not_clipped() -> None:
+    chart = line_chart("t", "d", [Line("a", [0, 100_000], [0.1, 0.2])], "step", "y")
+    [(at, anchor)] = re.findall(
+        r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)"[^>]*>100000<', chart
+    )
+    assert anchor == "end"
+    assert float(at) <= 360
 
 
 def test_names_cannot_break_the_markdown_table() -> None:

@@ -5,9 +5,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from servers.deployed import POOL_TEMPLATE, close_lost_runs
 from servers.dvc import run_dvc
 from servers.place import HOST, Place, ServerError, allowed_origins, leader, place_here
 from servers.processes import MARK, NAME, identity, is_alive, marked
-from servers.server import backend, health, holder, last_line
+from servers.server import backend, health, holder, last_line, training_page
 
 SLEEP = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
 
@@ -275,3 +277,29 @@ def test_an_interrupted_caller_ends_dvc_with_all_it_started(
     assert caller.wait(timeout=60) == 143
     _, alive = psutil.wait_procs([child], timeout=30)
     assert not alive, "DVC's own child trains on"
+
+
+@pytest.mark.parametrize(
+    ("known", "rest"), [("ospo", "/#/experiments/7/runs?workflowType="), ("x", "")]
+)
+def test_the_address_of_mlflow_opens_the_table_of_runs(
+    tmp_path: Path, known: str, rest: str
+) -> None:
+    """A small server stands in for MLflow; tests/slow/test_operations.py asks the real one."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            there = self.path.endswith(f"experiments/get-by-name?experiment_name={known}")
+            self.send_response(200 if there else 404)
+            self.end_headers()
+            self.wfile.write(b'{"experiment": {"experiment_id": "7"}}' if there else b"{}")
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is printed."""
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = Place(tmp_path, server.server_port)
+        assert training_page(place, "ospo").startswith(f"{place.mlflow}{rest}")
+        assert training_page(place, "ospo").endswith("machine_learning") == bool(rest)
+        server.shutdown()
