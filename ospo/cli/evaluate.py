@@ -1,7 +1,7 @@
 """``ospo evaluate``, ``real``, ``report``, ``compare``, ``explain``: what policies are worth."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,12 +15,8 @@ from ospo.cli.options import (
     need_dataset,
     report_step,
 )
-from ospo.config import Config
 from ospo.errors import InputError
-from ospo.paths import EVALUATION_REPORT, PREPARED, REPORTS, RUNS
-
-if TYPE_CHECKING:
-    from ospo.data.dataset import PreparedData
+from ospo.paths import PREPARED, REPORTS, RUNS
 
 app = typer.Typer()
 
@@ -55,54 +51,33 @@ def evaluate(
     """
     from rich.console import Console
 
-    from ospo import steps
-    from ospo.files import read_json
+    from ospo import api
+    from ospo.evaluation.policies import parse_policies
     from ospo.reports.demo_table import demo_table
 
-    config = load_for(dataset, params, overrides)
-    console = Console()
-    if trec is not None and trec.exists() and not force:  # said before minutes of work
-        raise InputError(trec, "", "exists", "name another folder, or add --force")
-    if policy:
-        from ospo.data.dataset import load_prepared
-        from ospo.evaluation.evaluate import evaluate as evaluate_policies
-        from ospo.evaluation.policies import parse_policies
-
-        folder = out or EVALUATION_REPORT
-        prepared = load_prepared(data or PREPARED / need_dataset(dataset, "--data"))
-        summary = evaluate_policies(config, prepared, parse_policies(policy), folder)
-        console.print(demo_table({prepared.name: summary}, config.retrievers.training))
-        typer.echo(f"tables in {folder}; ospo report --evaluation {folder} makes the page")
-        _trec(config, prepared, folder, trec, force)
-        return
-    if data or out:
-        raise InputError(
-            "ospo evaluate", "--data, --out", "need --policy", "name the policies to evaluate there"
-        )
-    dataset = need_dataset(dataset, "--policy")
-    with steps.dataset_lock(dataset):
-        result = steps.run_evaluation(config, dataset)
-    console.print(
-        demo_table(
-            {dataset: read_json(result.directory / "summary.json")}, config.retrievers.training
-        )
-    )
-    report_step(result)
+    if policy and data is None:
+        need_dataset(dataset, "--data")
+    if not policy:
+        if data or out:
+            fix = "name the policies to evaluate there"
+            raise InputError("ospo evaluate", "--data, --out", "need --policy", fix)
+        need_dataset(dataset, "--policy")
+    policies = parse_policies(policy) or None
+    done = api.evaluate(
+        dataset, policies, data=data, out=out, trec=trec, force=force, params=params,
+        overrides=overrides,
+    )  # fmt: skip
+    training = load_for(dataset, params, overrides).retrievers.training
+    name = data.name if policy and data is not None else str(dataset)
+    Console().print(demo_table({name: done.summary}, training))
     if trec is not None:
-        from ospo.data.dataset import load_prepared
-
-        _trec(config, load_prepared(PREPARED / dataset), result.directory, trec, force)
-
-
-def _trec(
-    config: Config, data: "PreparedData", evaluation: Path, out: Path | None, force: bool
-) -> None:
-    if out is None:
+        typer.echo(f"qrels and runs in {trec}")
+    if done.step is not None:
+        report_step(done.step)
         return
-    from ospo.evaluation.trec import write_trec
-
-    runs = write_trec(config, data, evaluation, out, force=force)
-    typer.echo(f"qrels and {len(runs)} runs in {out}")
+    typer.echo(
+        f"tables in {done.directory}; ospo report --evaluation {done.directory} makes the page"
+    )
 
 
 @app.command()
@@ -207,27 +182,12 @@ def explain(
     """Show what each phrase of a search text contributed, and the ranking with and without it."""
     from rich.console import Console
 
-    from ospo import registry
-    from ospo.data.dataset import load_prepared
-    from ospo.policy.text import SEARCH_TEXTS
-    from ospo.reports import explain as explanation
+    from ospo import api
     from ospo.reports import explain_page
-    from ospo.retrieval import build_retriever
 
-    config = load_for(dataset, params, overrides)
-    data = load_prepared(PREPARED / dataset)
-    asked = data.requests[explanation.find_request(data, request)]
-    rule = SEARCH_TEXTS[config.answer]
-    if text is None:
-        try:
-            history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in asked.history]
-            champion = registry.champion_rewriter(config, dataset)
-            rule = champion.answer
-            [text] = champion.rewrite([{"query": asked.query, "history": history}])
-        except registry.RegistryError as error:
-            typer.echo(f"explaining the query itself ({error})", err=True)
-    built = build_retriever(retriever or config.retrievers.training, config, data)
-    found = explanation.explain(config, data, built, request, text, rule)
+    found = api.explain(
+        dataset, request, text, retriever=retriever, params=params, overrides=overrides
+    )
     Console().print(explain_page.render(found))
     if html:
         explain_page.write_html(found, html)

@@ -37,10 +37,9 @@ def prepare(
     overrides: SetOption = [],
 ) -> None:
     """Turn the raw files of a data set into catalogue, requests, pools and qrels."""
-    from ospo.data.prepare import prepare as prepare_data
+    from ospo import api
 
-    config = load_for(dataset, params, overrides)
-    stats = prepare_data(dataset, raw, out, config)
+    stats = api.prepare(dataset, out, raw=raw, params=params, overrides=overrides)
     kept = ", ".join(
         f"{value:,} {name}" for name, value in stats["kept"].items() if isinstance(value, int)
     )

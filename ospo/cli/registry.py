@@ -182,13 +182,14 @@ def export(
     overrides: SetOption = [],
 ) -> None:
     """Write a registered policy as a folder of plain weights, with model card and recipe."""
+    from ospo import api
     from ospo.registry import hub
-    from ospo.registry.export import export as write
 
     token = hub.hub_token(push) if push else ""
-    done = write(
-        load_config(params, overrides), name, to, adapter=adapter, dtype=dtype or "", force=force
-    )
+    done = api.export(
+        name, to, adapter=adapter, dtype=dtype or "", force=force, params=params,
+        overrides=overrides,
+    )  # fmt: skip
     merged = f", merged (log-probabilities move by {done.drift:.4f})" if done.drift else ""
     typer.echo(f"{done.version.name} version {done.version.version}{merged}: {done.folder}")
     if push:

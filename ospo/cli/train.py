@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, load_for, report_step
+from ospo.cli.options import PARAMS, DatasetOption, ParamsOption, SetOption, report_step
 from ospo.config import Algorithm
 
 app = typer.Typer()
@@ -13,11 +13,9 @@ app = typer.Typer()
 @app.command()
 def sft(dataset: DatasetOption, params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
     """Train the SFT policy that every algorithm starts from."""
-    from ospo import steps
+    from ospo import api
 
-    config = load_for(dataset, params, overrides)
-    with steps.dataset_lock(dataset):
-        report_step(steps.run_sft(config, dataset))
+    report_step(api.train(dataset, None, params=params, overrides=overrides))
 
 
 @app.command()
@@ -32,8 +30,6 @@ def train(
     """Train with one algorithm from the SFT policy. Several GPUs: `accelerate launch … -m ospo.cli
     train …`.
     """
-    from ospo import steps
+    from ospo import api
 
-    config = load_for(dataset, params, overrides)
-    with steps.dataset_lock(dataset):
-        report_step(steps.run_rl(config, dataset, algorithm))
+    report_step(api.train(dataset, algorithm, params=params, overrides=overrides))

@@ -25,7 +25,7 @@ ROWS = (
     {"registry"},
     {"reports", "doctor"},
     {"steps"},
-    {"page"},
+    {"page", "api"},
     {"cli", "flows"},
 )
 ROW = {room: number for number, rooms in enumerate(ROWS) for room in rooms}
@@ -164,6 +164,24 @@ def test_only_tracking_registry_and_serving_import_mlflow(file):
     room = file.relative_to(ROOT / "ospo").parts[0]
     if room not in {"tracking", "serving", "registry", "registry.py", "doctor.py"}:
         assert "mlflow" not in imported_modules(file)
+
+
+def test_the_package_offers_its_functions_and_imports_them_late():
+    code = (
+        "import sys, ospo; heavy = {'torch', 'trl', 'mlflow', 'spacy', 'polars', 'numpy', 'pydantic'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        "assert {'prepare', 'train', 'evaluate', 'rewrite', 'explain', 'export'} <= set(dir(ospo));"
+        "assert all(callable(getattr(ospo, name)) for name in ospo._OFFERED);"
+        "assert not {'torch', 'mlflow'} & set(sys.modules);"
+        "assert not hasattr(ospo, 'nothing')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    import ospo.api
+
+    stub = (ROOT / "ospo/__init__.pyi").read_text()
+    assert set(re.findall(r"import (\w+) as", stub)) == set(ospo.__dict__["_OFFERED"])
+    assert set(ospo.__dict__["_OFFERED"]) <= set(ospo.api.__all__)
 
 
 def test_the_command_line_starts_without_heavy_imports():

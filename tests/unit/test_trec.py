@@ -119,7 +119,7 @@ def test_the_command_writes_them(
     ]  # fmt: skip
     done = CliRunner().invoke(app, common)
     assert done.exit_code == 0, done.output
-    assert "runs in" in done.output
+    assert "qrels and runs in" in done.output
     assert (tmp_path / "trec/qrels").is_file()
     write_json(tmp_path / "out" / "summary.json", {})
     again = CliRunner().invoke(app, common)
