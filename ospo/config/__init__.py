@@ -33,6 +33,7 @@ from ospo.config.loading import (
 )
 from ospo.config.presets import Dpo, Model, Preset, Rft, Rl, Sft, Updates
 from ospo.config.schema import (
+    RANKED_MEASURE,
     Answer,
     Config,
     Credit,
@@ -50,6 +51,7 @@ __all__ = [
     "LABELS",
     "NAME",
     "NO_QUERIES",
+    "RANKED_MEASURE",
     "Algorithm",
     "Answer",
     "BeirData",

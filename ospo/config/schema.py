@@ -4,6 +4,7 @@ The sections about data are in ``config/data.py``, those about policies in ``con
 """
 
 import difflib
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -21,9 +22,19 @@ Dataset = str
 Answer = Literal["rewrite", "expand"]
 
 
+# Measures of ir_measures' notation that a reward may be; anything else names a function.
+RANKED_MEASURE = re.compile(r"(?P<kind>nDCG|RR|R|AP)(?:@(?P<cut>[1-9][0-9]{0,6}))?")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
 class Reward(Section):
     """The search reward."""
 
+    measure: str = Field(
+        "nDCG",
+        description="What a ranking is worth in training: nDCG (at depth k), nDCG@5, RR@10, R@50, "
+        "AP (ir_measures' notation), or your.module:function. Evaluation has its own measures.",
+    )
     k: int = Field(10, ge=1, description="Depth of the reward's nDCG@k, in ranks.")
     whole: float = Field(
         0.0,
@@ -37,6 +48,14 @@ class Reward(Section):
         ge=0,
         description="Largest number of (request, text) pairs whose reward is kept in memory.",
     )
+
+    @field_validator("measure")
+    @classmethod
+    def _known(cls, text: str) -> str:
+        named = RANKED_MEASURE.fullmatch(text)
+        if (named and (named["cut"] or named["kind"] != "R")) or _FUNCTION.fullmatch(text):
+            return text
+        raise ValueError("measure must be nDCG@10, RR@10, R@50, AP, or your.module:function")
 
 
 class Training(Section):

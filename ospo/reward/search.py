@@ -15,6 +15,7 @@ from ospo.data.dataset import PreparedData
 from ospo.policy.text import search_text
 from ospo.retrieval.base import BlackBox, Retriever, checked_scores, one_blas_thread
 from ospo.retrieval.linear import LinearRetriever
+from ospo.reward.measures import Measure, Own
 from ospo.reward.ndcg import dcg, ideal_dcg, ratio
 from ospo.reward.protocol import Counts, Reward
 
@@ -35,6 +36,8 @@ class SearchReward(Reward):
 
     ``whole``, in [0, 1]: a text's value is ``whole`` times nDCG over the whole pool, the rest
     nDCG@k. nDCG@k says nothing of an item that stays outside the first k ranks; the pool's does.
+    ``measure`` stands in nDCG@k's place where it is given; a function of the user's sees texts too,
+    so that neither coalitions nor scores are shown then.
     Rewards, coalitions and ``measure`` all have that value.
     """
 
@@ -45,8 +48,10 @@ class SearchReward(Reward):
         k: int,
         cache_texts: int,
         whole: float = 0.0,
+        measure: Measure | None = None,
     ) -> None:
         self.retriever, self.data, self.k, self.whole = retriever, data, k, whole
+        self._measure = measure
         self._hits = self._misses = 0
         self.seconds = 0.0
         self._size = cache_texts
@@ -55,7 +60,7 @@ class SearchReward(Reward):
         # (cut-off, weight, ideal DCG of each request) of each nDCG in the value
         self._parts = [
             (cut, weight, ideal_dcg(data.gains_RP, cut))
-            for cut, weight in ((k, 1.0 - whole), (pool, whole))
+            for cut, weight in ((k, (1.0 - whole) * (measure is None)), (pool, whole))
             if weight
         ]
         self._lock = threading.Lock()
@@ -65,12 +70,14 @@ class SearchReward(Reward):
     @property
     def coalitions(self) -> CoalitionValues | None:
         """Values of coalitions from their units' words; None where the retriever is not linear."""
-        return self._coalition_values if isinstance(self.retriever, LinearRetriever) else None
+        linear = isinstance(self.retriever, LinearRetriever) and not isinstance(self._measure, Own)
+        return self._coalition_values if linear else None
 
     @property
     def pool(self) -> PoolScores | None:
         """The retriever's scores behind the rewards; None where it is a black box."""
-        return None if isinstance(self.retriever, BlackBox) else self
+        hidden = isinstance(self.retriever, BlackBox) or isinstance(self._measure, Own)
+        return None if hidden else self
 
     @property
     def counts(self) -> Counts:
@@ -161,14 +168,28 @@ class SearchReward(Reward):
     def _compute(self, texts: list[str], rows_B: np.ndarray) -> np.ndarray:
         pools_BP = self.data.pools_RP[rows_B]
         scores_BP = checked_scores(self.retriever, texts, pools_BP)
-        return self._mixed(np.ascontiguousarray(scores_BP.T), rows_B)
+        return self._mixed(np.ascontiguousarray(scores_BP.T), rows_B, texts)
 
-    def _mixed(self, scores_PB: np.ndarray, rows_B: np.ndarray) -> np.ndarray:
+    def _mixed(
+        self, scores_PB: np.ndarray, rows_B: np.ndarray, texts: Sequence[str] = ()
+    ) -> np.ndarray:
         """The value (B,) of pools scored for request rows ``rows_B``, sorted."""
         values_B = np.zeros(len(rows_B))
         for cut, weight, ideal_R in self._parts:
             values_B += weight * ratio(self._dcg(scores_PB, rows_B, cut), ideal_R[rows_B])
+        if self._measure is not None and self.whole < 1:
+            values_B += (1.0 - self.whole) * self._measured(scores_PB, rows_B, texts)
         return values_B
+
+    def _measured(
+        self, scores_PB: np.ndarray, rows_B: np.ndarray, texts: Sequence[str]
+    ) -> np.ndarray:
+        """The measure (B,) in nDCG@k's place."""
+        gains_PB = self.data.gains_RP[rows_B].T
+        if isinstance(self._measure, Own):
+            return self._measure(scores_PB, gains_PB, texts)
+        assert self._measure is not None
+        return self._measure(scores_PB, gains_PB)
 
     def _dcg(self, scores_PB: np.ndarray, rows_B: np.ndarray, cut: int) -> np.ndarray:
         """DCG@cut (B,) of pools scored for request rows ``rows_B``, sorted."""

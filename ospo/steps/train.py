@@ -140,15 +140,17 @@ def _train(
 def _search_reward(
     config: Config, data: "PreparedData", built: "dict[str, Retriever] | None" = None
 ) -> "SearchReward":
-    """nDCG under the training retriever, as ``reward`` in params.yaml mixes it. ``built``: the
-    retrievers that are built already.
+    """What rankings of the training retriever are worth, as ``reward`` in params.yaml says.
+    ``built``: the retrievers that are built already.
     """
     from ospo.retrieval import build_retriever
+    from ospo.reward.measures import parse_measure
     from ospo.reward.search import SearchReward
 
     retriever = build_retriever(config.retrievers.training, config, data, built)
     settings = config.reward
-    return SearchReward(retriever, data, settings.k, settings.cache_texts, settings.whole)
+    k, measure = parse_measure(settings.measure, settings.k)
+    return SearchReward(retriever, data, k, settings.cache_texts, settings.whole, measure)
 
 
 def _log_credit(run: tracking.Recorder, directory: Path) -> None:

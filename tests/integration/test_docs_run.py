@@ -97,7 +97,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answers(folder: Path) -> None:
-    """answers.jsonl: every request's query, as another system's answer."""
+    """answers.jsonl: every request's query, as another system's answer; queries.csv: two."""
     import json
 
     from ospo.data.dataset import load_prepared
@@ -108,6 +108,7 @@ def answers(folder: Path) -> None:
         for request in data.requests
     ]
     (folder / "answers.jsonl").write_text("\n".join(lines))
+    (folder / "queries.csv").write_text("query\nwatch for cycling to work\nred dress\n")
 
 
 @pytest.fixture
