@@ -80,6 +80,8 @@ number, names = int(sys.argv[1]), []
 
 def step(name, function):
     def counted(*args, **kwargs):
+        if sys._getframe(1).f_code.co_filename != replace.__file__:
+            return function(*args, **kwargs)  # of temporary folders elsewhere
         if len(names) == number:
             os._exit(9)
         names.append(name)
@@ -159,7 +161,7 @@ def test_records_that_wait_for_mlflow_move_with_the_result(
         files[read_json(config_file)["text"]] = {
             item.path for item in client.list_artifacts(found.info.run_id)
         }
-    assert files["two"] == {"config.json", "policy"}
+    assert files["two"] == {"config.json", "facts.json", "policy"}
     assert "config.json" in files["one"], "the records of the replaced result moved along"
 
 

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 PACKAGES = (
     "verl==0.9.1", "tensordict", "pyvers", "ray", "codetiming", "hydra-core", "omegaconf",
-    "antlr4-python3-runtime==4.9.3", "orjson", "msgpack", "jsonschema",
+    "antlr4-python3-runtime==4.9.3", "orjson", "msgpack", "jsonschema", "torchdata",
 )  # fmt: skip
 CODE = """
 import numpy as np, torch

@@ -357,6 +357,7 @@ def test_the_command_writes_the_folder(
     shop: Shop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registered(shop)
+    monkeypatch.setattr("ospo.api.load_config", lambda *_: shop.config)
     monkeypatch.setattr("ospo.cli.registry.load_config", lambda *_: shop.config)
     done = CliRunner().invoke(app, ["export", "esci@champion", "--to", str(tmp_path / "out")])
     assert done.exception is None, done.output

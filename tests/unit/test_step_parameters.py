@@ -30,6 +30,7 @@ EVERY = TRAINING | EVALUATIONS
 READERS: dict[str, set[str]] = {
     "seed": EVERY,
     "answer": TRAINING,  # evaluation reads each policy's own kind from its folder
+    "context": TRAINING,  # likewise
     "training.": TRAINING,
     "policy": EVERY,
     "algorithms": EVALUATIONS,
