@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,3 +34,26 @@ def machine() -> dict[str, Any]:
 def finish(result: dict[str, Any]) -> None:
     """Print ``result`` as one JSON line; NaN is refused (ValueError)."""
     print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def start(main: Callable[[], None]) -> None:
+    """Call ``main``; a problem that the user can mend, such as data that are not prepared, is one
+    line on stderr and exit code 2.
+    """
+    from ospo.errors import OspoError
+
+    try:
+        main()
+    except OspoError as error:
+        print(f"ospo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def prepared(dataset: str) -> None:
+    """Raise InputError, which names what to run, where a data set's tables are missing: before
+    worker processes are started, whose errors are in their logs.
+    """
+    from ospo.data.dataset import load_prepared
+    from ospo.paths import PREPARED
+
+    load_prepared(PREPARED / dataset)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 
 CANDIDATES = ("raw", "latest", "second", "third", "two", "four", "colour")
 CHUNK = 512
@@ -214,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

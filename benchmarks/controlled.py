@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 from benchmarks.controlled_arm import run_one
 from benchmarks.controlled_world import FOLDER, WORLD
 from benchmarks.jobs import job_key, load_result, run_jobs, serve
@@ -244,4 +244,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 from benchmarks.coalitions import Coalitions, coalitions, made_up_completions
 from ospo.config import Config, load_config
 from ospo.credit.segments import segment_many
@@ -430,4 +430,4 @@ def _exact(config: Config) -> Config:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

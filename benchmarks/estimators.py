@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks import start
 from benchmarks.games import Game, make_games
 from ospo.credit import get_estimator, owen_values, shapley_values
 from ospo.credit.bayes import Surrogate
@@ -204,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -34,7 +34,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 from ospo.config import Config, load_config
 from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, Requests, load_prepared
@@ -118,10 +118,10 @@ def batched(
     """
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     clocks = {name: Clock() for name in [*names, "texts"]}
-    for start in range(0, len(rows), CHUNK):
+    for first in range(0, len(rows), CHUNK):
         with clocks["texts"]:
             chunk = Chunk.of(
-                rows[start : start + CHUNK], [column[start : start + CHUNK] for column in texts]
+                rows[first : first + CHUNK], [column[first : first + CHUNK] for column in texts]
             )
         for name in names:
             with clocks[name]:
@@ -318,4 +318,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

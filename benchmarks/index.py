@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 from ospo.retrieval.index import HnswIndex, flat_search
 from ospo.retrieval.vectors import CHUNK, load_vectors, write_resumably
 
@@ -180,4 +180,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

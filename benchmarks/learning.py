@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import finish, machine
+from benchmarks import finish, machine, prepared, start
 from benchmarks.jobs import job_key, load_result, run_jobs, serve
 from benchmarks.learning_arm import arm_overrides, run_arm
 from benchmarks.learning_figures import best_on_validation, plot, summary
@@ -147,6 +147,7 @@ def main() -> None:
         )
         return
     started = time.perf_counter()
+    prepared(arguments.dataset)
     figures = run(arguments)
     if arguments.plot:
         plot(figures, arguments.dataset, arguments.plot)
@@ -154,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

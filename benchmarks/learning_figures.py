@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import start
 from benchmarks.learning_arm import UNSEEN
 from ospo.evaluation.statistics import (
     bootstrap_seed_means,
@@ -213,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

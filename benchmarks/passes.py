@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 from benchmarks.step import PHASES, shop
 from ospo.config import load_config
 from ospo.retrieval import build_retriever
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 
 PANDAS_SCALE = {"esci": 0.1, "hm": 0.02}
 QUICK_SCALE = 0.01
@@ -124,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import finish, machine, progress
+from benchmarks import finish, machine, progress, start
 from ospo.evaluation.statistics import seed_interval, seed_test
 
 SLOTS, CUES, SHOWN, BAD, PROMPTS, GROUP = 8, 40, 5, 60, 4, 8
@@ -257,4 +257,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -39,6 +39,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import psutil
 
+from benchmarks import start
 from ospo import registry, tracking
 from ospo.config import Config, load_config
 from ospo.files import write_json
@@ -339,4 +340,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks import finish, machine
+from benchmarks import finish, machine, start
 from ospo.config import Config, load_config
 from ospo.data.catalogue import generate_sample
 from ospo.data.dataset import PreparedData, load_prepared
@@ -212,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
