@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ospo.config import Config, add_dataset, load_config
+from ospo.config import Config, add_dataset, load_config, with_dataset
 from ospo.data.dataset import load_prepared
 from ospo.data.formats import require_files
 from ospo.data.stages import write_stages
@@ -70,6 +70,7 @@ def with_data(recipe: Recipe, kind: str, raw: Path, name: str) -> Config:
         require_files(name, section)
         return config
     values = {"format": kind, "raw": str(raw), **recipe.data}
+    require_files(name, with_dataset(name, values).dataset(name))  # before anything is written
     config = add_dataset(name, values)
     write_stages(config, PARAMS.parent)
     return config

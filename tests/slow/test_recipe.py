@@ -92,3 +92,4 @@ def test_a_name_that_reads_another_folder_is_refused(clone: Path) -> None:
     missing = call(clone, "-m", "flows.recipe", "--format", "hm", "--raw", "nowhere")
     assert missing.returncode == 2
     assert missing.stderr.startswith("ospo: nowhere")
+    assert "real-hm" not in (clone / "params.yaml").read_text(), "nothing is written"
