@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ospo.config.formats import BeirData, ClicksData, DataSet, TrecData, UbiData
+from ospo.config.languages import OF_LOCALE, LanguageCode
 from ospo.config.section import Section
 
 NO_QUERIES = "ospo/data/no_queries.jsonl"
@@ -56,6 +57,11 @@ class EsciData(DataSet):
         ge=0,
         description="Largest number of queries that are kept, chosen by seeded hash; 0 keeps all.",
     )
+
+    @property
+    def spoken(self) -> LanguageCode:
+        """The language of its texts: that of the locale, unless ``language`` says another."""
+        return OF_LOCALE[self.locale] if self.language == "auto" else self.language
 
     @field_validator("gains")
     @classmethod

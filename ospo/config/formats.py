@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
+from ospo.config.languages import LanguageCode
 from ospo.config.section import Section
 
 TEXT_FIELDS = ["title", "text", "brand", "colour"]
@@ -21,11 +22,22 @@ class DataSet(Section):
 
     format: str = Field(description="The format of the raw files.")
     raw: str = Field(description="Folder of the raw files.")
+    language: LanguageCode | Literal["auto"] = Field(
+        "auto",
+        description="Language of its texts, as an ISO 639-1 code, or other (no stemmer, no stop "
+        "words): it chooses stemmer, stop words, phrases, head noun and MiniLM's weights. auto: "
+        "that of ESCI's locale, else English.",
+    )
 
     @classmethod
     def tag(cls) -> str:
         """The value of ``format`` that names this section."""
         return str(get_args(cls.model_fields["format"].annotation)[0])
+
+    @property
+    def spoken(self) -> LanguageCode:
+        """The language of its texts."""
+        return "en" if self.language == "auto" else self.language
 
 
 class JudgedData(DataSet):

@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ospo.config.section import Section
 
-Language = Literal[
-    "none", "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek",
+AnalyserLanguage = Literal[
+    "auto", "none", "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek",
     "hungarian", "italian", "norwegian", "portuguese", "romanian", "russian", "spanish", "swedish",
     "tamil", "turkish",
 ]  # fmt: skip
@@ -59,8 +59,10 @@ class Boosts(Section):
 class Tantivy(Section):
     """The built-in retriever ``tantivy``: BM25 over the fields of items."""
 
-    language: Language = Field(
-        "english", description="Language of its stemmer and stop words; none does without both."
+    language: AnalyserLanguage = Field(
+        "auto",
+        description="Language of its stemmer and stop words; auto: the data set's, none does "
+        "without both.",
     )
     boosts: Boosts = Field(Boosts(), description="Weights of the fields.")
 

@@ -74,6 +74,7 @@ class CreditEngine:
         does not depend on what else is in the batch.
     max_segments: longer answers have neighbours joined until this many are left; 0 means half the
         budget, 12 at most.
+    language: of the answers, an ISO 639-1 code; their phrases depend on it.
     added: also evaluate the text as it grew, segment by segment, for ``Credit.added_N``.
 
     Repeats do not play. The Shapley value is symmetric: of "linen, linen, linen" each would get a
@@ -96,13 +97,14 @@ class CreditEngine:
         seed: int = 0,
         max_segments: int = 0,
         added: bool = False,
+        language: str = "en",
     ):
         if budget < 2:
             raise ValueError(
                 f"budget: {budget} coalitions, at least the empty and the full one are needed"
             )
         self.value = as_value(value)
-        self.segments, self.unions = segments, unions
+        self.segments, self.unions, self.language = segments, unions, language
         self.budget, self.seed = budget, seed
         self.estimator = get_estimator(estimator, window)
         self.max_segments = max_segments or max(1, min(12, budget // 2))
@@ -139,7 +141,9 @@ class CreditEngine:
         segmentations = dict(
             zip(
                 active,
-                segment_many([answers[b] for b in active], self.segments, self.unions),
+                segment_many(
+                    [answers[b] for b in active], self.segments, self.unions, self.language
+                ),
                 strict=True,
             )
         )

@@ -2,13 +2,38 @@
 texts.
 """
 
+import importlib
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 from ospo.credit.words import Word
 
 LONGEST = 5  # words in a phrase
+LONGEST_UNTAGGED = (
+    3  # words in a phrase of a language without a tagger: a noun and what describes it
+)
+# Of other languages: spaCy's module of stop words, where its name is not the language's code.
+_STOP_WORDS_OF = {"no": "nb"}
+LANGUAGES = (
+    "en",
+    "da",
+    "de",
+    "es",
+    "fr",
+    "it",
+    "ja",
+    "ko",
+    "nl",
+    "no",
+    "pt",
+    "ru",
+    "sv",
+    "tr",
+    "zh",
+)
+"""Languages whose connecting words are known; English has a tagger too."""
 
 # Words of closed classes. The tagger is asked only about the others: on texts such as "bottle 32
 # oz" it calls "oz" a preposition, and a word it has never seen in that place must not be glued to
@@ -47,10 +72,53 @@ _PART_OF_SPEECH = {
 _TAG_CLASS = {"N": NOUN, "F": NOUN, "J": ADJECTIVE, "C": ADJECTIVE, "V": VERB, "R": ADVERB}
 
 
-def is_connecting(word: str) -> bool:
+def is_connecting(word: str, connecting: frozenset[str] = CONNECTING) -> bool:
     """Whether a word says nothing alone: of a closed class, or without a letter or digit."""
     form = word.lower().strip("\"'()[]{}*")
-    return form in CONNECTING or not any(map(str.isalnum, form))
+    return form in connecting or not any(map(str.isalnum, form))
+
+
+@lru_cache
+def connecting_words(language: str) -> frozenset[str]:
+    """Words of ``language`` that join a neighbour: CONNECTING in English, else spaCy's stop words;
+    none for a language that is not among ``LANGUAGES``.
+    """
+    if language == "en":
+        return CONNECTING
+    if language not in LANGUAGES:
+        return frozenset()
+    module = f"spacy.lang.{_STOP_WORDS_OF.get(language, language)}.stop_words"
+    return frozenset(word.lower() for word in importlib.import_module(module).STOP_WORDS)
+
+
+def untagged_starts(text: str, words: Sequence[Word], language: str) -> tuple[int, ...]:
+    """Numbers of the words of a clause that begin a phrase, without a tagger: 0 first, or none
+    where all are connecting words.
+
+    Connecting words join the phrase that they introduce, those at the end of the clause and those
+    that touch it the one before; what stands between two of them is cut into phrases of at most
+    ``LONGEST_UNTAGGED`` words, as even as can be. A word that touches its neighbour without a
+    space, as in Japanese, is a phrase of its own.
+    """
+    known = connecting_words(language)
+    joins = [is_connecting(text[word.start : word.end], known) for word in words]
+    touching = [False, *(a.end == b.start for a, b in pairwise(words)), False]
+    runs: list[tuple[int, int]] = []
+    i = 0
+    while i < len(words):
+        if joins[i]:
+            i += 1
+            continue
+        end = i + 1
+        alone = touching[i] or touching[i + 1]
+        while not alone and end < len(words) and not joins[end] and not touching[end + 1]:
+            end += 1
+        pieces = _balanced(i, end, LONGEST_UNTAGGED)
+        while end < len(words) and joins[end] and touching[end]:  # a Japanese particle
+            end += 1
+        runs += [*pieces[:-1], (pieces[-1][0], end)]
+        i = end
+    return (0, *(last for _, last in runs[:-1])) if runs else ()
 
 
 def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
@@ -100,9 +168,9 @@ def _classes(text: str, words: Sequence[Word], doc: Any) -> list[str]:
     return classes
 
 
-def _balanced(start: int, end: int) -> list[tuple[int, int]]:
-    """Cut [start, end) into the fewest parts of at most LONGEST words, as even as can be."""
-    parts = -(-(end - start) // LONGEST)
+def _balanced(start: int, end: int, longest: int = LONGEST) -> list[tuple[int, int]]:
+    """Cut [start, end) into the fewest parts of at most ``longest`` words, as even as can be."""
+    parts = -(-(end - start) // longest)
     cuts = [start + (end - start) * p // parts for p in range(parts + 1)]
     return list(pairwise(cuts))
 

@@ -3,8 +3,8 @@ gaps.
 
 Four kinds. ``phrases``: noun chunks, adjective–noun pairs and verb-led preference phrases of 2–5
 words by spaCy's tags and noun chunks, the longest winning where two overlap; connecting words join
-a neighbour. ``delimiters``: what stands between , ; : . ! ? and line ends. ``sentences``.
-``tokens``: words.
+a neighbour. Of languages other than English: up to three words between connecting words.
+``delimiters``: what stands between , ; : . ! ? and line ends. ``sentences``. ``tokens``: words.
 """
 
 import re
@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from ospo.credit.phrases import clause_starts, is_connecting
+from ospo.credit.phrases import clause_starts, connecting_words, is_connecting, untagged_starts
 from ospo.credit.words import Word, split_words
 
 Kind = Literal["phrases", "delimiters", "sentences", "tokens"]
@@ -79,21 +79,29 @@ def load_tagger() -> Any:
 
 
 _lock = threading.Lock()  # spaCy's pipeline and the memos serve one caller at a time
-_cache: OrderedDict[tuple[str, str, str], Segmentation] = OrderedDict()
-_clause_cache: OrderedDict[str, tuple[int, ...]] = (
+_cache: OrderedDict[tuple[str, str, str, str], Segmentation] = OrderedDict()
+_clause_cache: OrderedDict[tuple[str, str], tuple[int, ...]] = (
     OrderedDict()
-)  # clause → numbers of the words that begin a phrase
+)  # language, clause → numbers of the words that begin a phrase
 
 
-def segment(text: str, kind: Kind = "phrases", unions: Unions = "none") -> Segmentation:
+def segment(
+    text: str, kind: Kind = "phrases", unions: Unions = "none", language: str = "en"
+) -> Segmentation:
     """Segment one text; see :func:`segment_many`."""
-    return segment_many([text], kind, unions)[0]
+    return segment_many([text], kind, unions, language)[0]
 
 
 def segment_many(
-    texts: Sequence[str], kind: Kind = "phrases", unions: Unions = "none"
+    texts: Sequence[str],
+    kind: Kind = "phrases",
+    unions: Unions = "none",
+    language: str = "en",
 ) -> list[Segmentation]:
     """Segment texts, tagging those not seen before in one batch. The empty text has no segments.
+
+    language: an ISO 639-1 code; only ``phrases`` depend on it. Of a code that is not among
+    ``phrases.LANGUAGES`` no connecting words are known.
 
     Raises ValueError for an unknown ``kind`` or ``unions``.
     """
@@ -104,30 +112,34 @@ def segment_many(
             f"unions: unknown kind {unions!r}, use one of {', '.join(get_args(Unions))}"
         )
     with _lock:
-        return _segment_many(texts, kind, unions)
+        return _segment_many(texts, kind, unions, language)
 
 
-def _segment_many(texts: Sequence[str], kind: Kind, unions: Unions) -> list[Segmentation]:
+def _segment_many(
+    texts: Sequence[str], kind: Kind, unions: Unions, language: str
+) -> list[Segmentation]:
     found: dict[str, Segmentation] = {}
     new: list[str] = []
     for text in dict.fromkeys(texts):
-        key = (text, kind, unions)
+        key = (text, kind, unions, language)
         if key in _cache:
             _cache.move_to_end(key)
             found[text] = _cache[key]
         else:
             new.append(text)
     words = [split_words(text) for text in new]
-    starts = _starts(new, words, kind)
+    starts = _starts(new, words, kind, language)
     for text, words_of_text, starts_of_text in zip(new, words, starts, strict=True):
         result = _assemble(text, words_of_text, starts_of_text, unions)
-        found[text] = _cache[text, kind, unions] = result
+        found[text] = _cache[text, kind, unions, language] = result
     while len(_cache) > CACHE_TEXTS:
         _cache.popitem(last=False)
     return [found[text] for text in texts]
 
 
-def _starts(texts: list[str], words: list[list[Word]], kind: Kind) -> list[list[int]]:
+def _starts(
+    texts: list[str], words: list[list[Word]], kind: Kind, language: str
+) -> list[list[int]]:
     """For each text the numbers of the words that begin a segment; the first is 0 where there are
     words.
     """
@@ -137,10 +149,10 @@ def _starts(texts: list[str], words: list[list[Word]], kind: Kind) -> list[list[
         return [[i for i in range(len(w)) if i == 0 or w[i - 1].ends_clause] for w in words]
     if kind == "sentences":
         return [[i for i in range(len(w)) if i == 0 or w[i - 1].ends_sentence] for w in words]
-    return _phrase_starts(texts, words)
+    return _phrase_starts(texts, words, language)
 
 
-def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]:
+def _phrase_starts(texts: list[str], words: list[list[Word]], language: str) -> list[list[int]]:
     """Phrases never cross the end of a clause, so clauses are what is tagged and remembered.
 
     A policy says "slim fit" in many answers, which are all different.
@@ -148,12 +160,15 @@ def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]
     clauses = [_clauses(text, w) for text, w in zip(texts, words, strict=True)]
     found: dict[str, tuple[int, ...]] = {}
     new: dict[str, list[Word]] = {}
+    connecting = connecting_words(language)
     for clause, clause_words in (pair for of_text in clauses for pair in of_text):
-        if clause in _clause_cache:
-            _clause_cache.move_to_end(clause)
-            found[clause] = _clause_cache[clause]
-        elif len(clause_words) == 1:
-            found[clause] = () if is_connecting(clause) else (0,)  # one word needs no model
+        if (language, clause) in _clause_cache:
+            _clause_cache.move_to_end((language, clause))
+            found[clause] = _clause_cache[language, clause]
+        elif len(clause_words) == 1:  # one word needs no model
+            found[clause] = () if is_connecting(clause, connecting) else (0,)
+        elif language != "en":
+            found[clause] = untagged_starts(clause, clause_words, language)
         else:
             new[clause] = clause_words
     if new:
@@ -164,7 +179,9 @@ def _phrase_starts(texts: list[str], words: list[list[Word]]) -> list[list[int]]
         with tagger.memory_zone():  # else its vocabulary keeps every new word for ever
             docs = tagger.pipe(texts, batch_size=1024)
             for (clause, clause_words), doc in zip(new.items(), docs, strict=True):
-                found[clause] = _clause_cache[clause] = clause_starts(clause, clause_words, doc)
+                found[clause] = _clause_cache[language, clause] = clause_starts(
+                    clause, clause_words, doc
+                )
         while len(_clause_cache) > CACHE_TEXTS:
             _clause_cache.popitem(last=False)
     results = []

@@ -65,7 +65,7 @@ def _with_validation(judged: pl.DataFrame, source: Source[BeirData], stats: Stat
     test ones where there are no others).
     """
     shares, side = source.config.data.split, "train" if "train" in judged["split"] else "test"
-    keys = query_keys(judged["query"].fill_null(""))
+    keys = query_keys(judged["query"].fill_null(""), source.options.spoken)
     drawn = assign_split(keys, shares.validation, 0.0, source.config.seed) == "validation"
     stats.used["validation"] = f"drawn from {side}"
     return judged.with_columns(

@@ -78,7 +78,7 @@ def graded(events: pl.DataFrame, options: LogData, stats: Stats) -> pl.DataFrame
         strength=pl.col("strength").max(),
     )
     stats.read["showings"] = len(showings)
-    showings = showings.with_columns(query_id=query_keys(showings["query"]))
+    showings = showings.with_columns(query_id=query_keys(showings["query"], options.spoken))
     shown = pl.len().over("query_id")
     enough = showings.with_columns(shown=shown).filter(pl.col("shown") >= options.min_impressions)
     few = showings["query_id"].n_unique() - enough["query_id"].n_unique()

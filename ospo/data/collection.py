@@ -51,7 +51,7 @@ def prepare_collection(
     judged = judged.with_columns(best=pl.col("grade").max().over("query_id", *sides))
     judged = keep_queries(judged, stats, "query_without_relevant", pl.col("best") > 0)
     if sides:
-        judged = _one_side(judged, stats)
+        judged = _one_side(judged, options.spoken, stats)
     judged = at_most(judged, options.max_requests, config.seed, stats)
     if judged.is_empty():
         fix = "judge products of the catalogue with grades of 1 and more"
@@ -66,7 +66,7 @@ def prepare_collection(
     catalogue = catalogue.with_columns(group=group).drop(GIVEN_GROUP)
     labels = sorted(judged["label"].unique(), key=lambda label: -int(label))
     judged = best_first(judged, config.data.pool.size, stats)
-    requests = requests_of(judged, config, stats, locale="")
+    requests = requests_of(judged, config, stats, options.spoken)
     fix = "supply more different queries, or change data.split or seed"
     if sides:
         fix = f"judge some for each split, or set {source.key('splits')}=drawn"
@@ -101,14 +101,14 @@ def _clean(
     return once
 
 
-def _one_side(judged: pl.DataFrame, stats: Stats) -> pl.DataFrame:
+def _one_side(judged: pl.DataFrame, language: str, stats: Stats) -> pl.DataFrame:
     """Judgements whose query, by its normal form, lies in one split: the later one of train,
     validation, test keeps it, so that nothing held out is trained on.
     """
     place = pl.col("split").replace_strict(
         {name: number for number, name in enumerate(SPLITS)}, return_dtype=pl.Int8
     )
-    judged = judged.with_columns(key=query_keys(judged["query"]), place=place)
+    judged = judged.with_columns(key=query_keys(judged["query"], language), place=place)
     last = pl.col("place") == pl.col("place").max().over("key")
     lost = judged.filter(~last).select("query_id", "split").n_unique()
     stats.drop("query_in_two_splits", lost)

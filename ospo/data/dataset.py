@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 import polars as pl
 
+from ospo.config.languages import LANGUAGES, OF_LOCALE
 from ospo.data.request import Purchase, Request
 from ospo.data.schemas import PREPARED, SPLITS, check_prepared
 from ospo.errors import InputError
@@ -70,6 +71,23 @@ class Requests(Sequence[Request]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def prepared_language(directory: Path, unknown: str = "en") -> str:
+    """Code of the language of a prepared data set's texts, as stats.json records it; ``unknown``
+    where it does not. Raises InputError where stats.json is damaged or names no such language.
+    """
+    file = directory / "stats.json"
+    if not file.is_file():
+        return unknown
+    try:
+        used = read_json(file).get("used", {})
+        language = used.get("language") or OF_LOCALE.get(used.get("locale", ""), unknown)
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(file, "used", f"is not readable ({error})", _AGAIN) from None
+    if language not in LANGUAGES:
+        raise InputError(file, "used.language", f"unknown language {language!r:.40}", _AGAIN)
+    return str(language)
+
+
 def _request(row: dict, hits: tuple[str, ...]) -> Request:
     history = tuple(Purchase(**purchase) for purchase in row["history"])
     return Request(**{**row, "history": history}, hits=hits)
@@ -102,17 +120,9 @@ class PreparedData:
         return self.catalogue["text"].to_list()
 
     @cached_property
-    def locale(self) -> str:
-        """Locale of ESCI's queries, as stats.json records it; "" where it is not known. Raises
-        InputError where stats.json is damaged.
-        """
-        file = self.directory / "stats.json"
-        if not file.is_file():
-            return ""
-        try:
-            return str(read_json(file).get("used", {}).get("locale", ""))
-        except (OSError, ValueError, AttributeError) as error:
-            raise InputError(file, "used", f"is not readable ({error})", _AGAIN) from None
+    def language(self) -> str:
+        """Language of the texts; see ``prepared_language``."""
+        return prepared_language(self.directory)
 
     @cached_property
     def _rows_by_split(self) -> dict[str, np.ndarray]:

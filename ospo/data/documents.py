@@ -11,11 +11,12 @@ from typing import Any
 import polars as pl
 
 from ospo.config.formats import TEXT_FIELDS, JudgedData
+from ospo.data.head_noun import head_noun, one_form
 from ospo.data.json_lines import identifier, read_lines, read_objects
 from ospo.data.schemas import CATALOGUE_SCHEMA
 from ospo.data.source import Source
 from ospo.data.stats import Stats
-from ospo.data.text import head_noun, join_parts, known, strip_html
+from ospo.data.text import join_parts, known, strip_html
 from ospo.errors import InputError
 
 ID_FIELDS = ("_id", "id", "docid", "doc_id", "docno", "item_id", "product_id")
@@ -46,18 +47,22 @@ def read_catalogue(file: Path, source: Source[JudgedData], stats: Stats) -> pl.D
             frame = frame.with_columns(pl.lit("").alias(name))
     given = bool((frame["category"] != "").any())
     stats.used["categories"] = "given" if given else "guessed from titles"
+    language = source.options.spoken
+    head = head_noun(pl.col("title"), language, pl.col("brand"))
     extra = [name for name in frame.columns if name not in (*CATALOGUE_SCHEMA, "text")]
     frame = frame.select(
         "item_id",
         "title",
         text=join_parts([pl.col(name) for name in source.options.text_fields]),
-        category=pl.col("category") if given else head_noun(pl.col("title")),
+        category=pl.col("category") if given else head,
         brand="brand",
         colour="colour",
         description=pl.when(pl.col("text") != "").then("text").otherwise("description"),
         **{GIVEN_GROUP: pl.col("group")},
         **{name: pl.col(name) for name in extra},
     ).sort("item_id")
+    if not given:
+        frame = frame.with_columns(one_form(frame["category"], language))
     frame = stats.keep(frame, "product_without_text", pl.col("text") != "")
     if frame.is_empty():
         fields = ", ".join(source.options.text_fields)

@@ -7,6 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from ospo.config import EsciData
+from ospo.data.head_noun import head_noun, one_form
 from ospo.data.judged import assemble, at_most, best_first, groups_of, keep_queries, requests_of
 from ospo.data.raw_files import collect, raw_folder
 from ospo.data.raw_parquet import scan_parquet
@@ -21,7 +22,7 @@ from ospo.data.schemas import (
 from ospo.data.source import Source
 from ospo.data.split import require_splits
 from ospo.data.stats import Stats
-from ospo.data.text import clean_space, head_noun, join_parts, known, strip_html
+from ospo.data.text import clean_space, join_parts, known, strip_html
 from ospo.data.writer import Prepared
 from ospo.errors import InputError
 
@@ -46,7 +47,7 @@ def prepare_esci(source: Source[EsciData], stats: Stats) -> Prepared:
         )
     catalogue = catalogue.with_columns(group=groups_of(catalogue, judged))
     judged = best_first(judged, config.data.pool.size, stats)
-    requests = requests_of(judged, config, stats, options.locale)
+    requests = requests_of(judged, config, stats, options.spoken)
     fix = "supply more different queries, or change data.split or seed"
     require_splits(raw / ESCI_EXAMPLES, "query", requests["split"], fix, source.evaluation_only)
     return assemble(judged, others, catalogue, requests, LABELS, config)
@@ -138,7 +139,7 @@ def _read_catalogue(file: Path, source: Source[EsciData], stats: Stats) -> pl.Da
     in later.
     """
     products = scan_parquet(file, ESCI_PRODUCTS_NEEDED, ESCI_PRODUCTS_SCHEMA, stats)
-    locale = source.options.locale
+    locale, language = source.options.locale, source.options.spoken
     _check_products(file, products, locale, source.key("locale"), stats)
 
     def part(column: str) -> pl.Expr:
@@ -160,13 +161,14 @@ def _read_catalogue(file: Path, source: Source[EsciData], stats: Stats) -> pl.Da
             "item_id",
             "title",
             text=join_parts(texts),
-            category=head_noun(pl.col("title")),
+            category=head_noun(pl.col("title"), language, pl.col("brand")),
             brand="brand",
             colour="colour",
             description="description",
         )
     )
     frame = collect(file, "parquet", catalogue).sort("item_id")
+    frame = frame.with_columns(one_form(frame["category"], language))
     frame = stats.keep(frame, "product_without_text", pl.col("text") != "")
     if frame.is_empty():
         raise InputError(file, "product_title", "no product has any text", "use the official file")

@@ -40,15 +40,17 @@ def prepared_places(data: PreparedData) -> Places:
     """Places of prepared tables in memory. Raises InputError where stats.json is damaged."""
     row, place = np.nonzero(data.gains_RP > 0)
     pairs = row.astype(np.int64) * len(data.catalogue) + data.pools_RP[row, place]
-    return _places(data.catalogue, [data.requests.frame], [data.pools_RP], pairs, data.locale)
+    return _places(data.catalogue, [data.requests.frame], [data.pools_RP], pairs, data.language)
 
 
-def unwritten_places(prepared: Prepared, locale: str) -> Places:
+def unwritten_places(prepared: Prepared, language: str) -> Places:
     """Places of a preparation, whose chunks are used up; never more than the chosen requests'
-    pools in memory. locale: of ESCI's queries, "" for another dataset.
+    pools in memory. language: of the queries.
     """
     pairs = relevant_pairs(prepared)
-    return _places(prepared.catalogue, prepared.request_chunks, prepared.pool_chunks, pairs, locale)
+    return _places(
+        prepared.catalogue, prepared.request_chunks, prepared.pool_chunks, pairs, language
+    )
 
 
 def relevant_pairs(prepared: Prepared) -> np.ndarray:
@@ -71,13 +73,13 @@ def _places(
     requests: Iterable[pl.DataFrame],
     pools: Iterable[np.ndarray],
     relevant: np.ndarray,
-    locale: str,
+    language: str,
 ) -> Places:
     """relevant: request row · number of items + catalogue row."""
     items = catalogue.select("item_id").with_row_index("item")
     owners, bought, begin = [], [], 0
     for chunk in requests:
-        owners.append(_owners(chunk, locale))
+        owners.append(_owners(chunk, language))
         row, item = _history(chunk, items)
         bought.append((row + begin) * len(items) + item)
         begin += len(chunk)
@@ -106,13 +108,13 @@ def _places(
     )
 
 
-def _owners(chunk: pl.DataFrame, locale: str) -> pl.DataFrame:
+def _owners(chunk: pl.DataFrame, language: str) -> pl.DataFrame:
     """request_id, split and key: the shopper, or the query's normal form where there is none."""
     shopper = pl.col("customer_id")
     owned = chunk.with_columns(pl.concat_str(pl.lit("s "), shopper).alias("key"))
     alone = (chunk["customer_id"] == "").to_numpy()
     if alone.any():
-        key = "q " + query_keys(chunk["query"], locale)
+        key = "q " + query_keys(chunk["query"], language)
         owned = owned.with_columns(
             key=pl.when(shopper == "").then(pl.lit(key)).otherwise(pl.col("key"))
         )

@@ -84,15 +84,14 @@ def best_first(judged: pl.DataFrame, size: int, stats: Stats) -> pl.DataFrame:
     return stats.keep(judged, "relevant_beyond_pool", ~((pl.col("gain") > 0) & (place >= size)))
 
 
-def requests_of(judged: pl.DataFrame, config: Config, stats: Stats, locale: str) -> pl.DataFrame:
+def requests_of(judged: pl.DataFrame, config: Config, stats: Stats, language: str) -> pl.DataFrame:
     """One row per request, with its split and the catalogue row of its target as ``item``: queries
     whose normal forms are equal lie on one side. Splits that ``judged`` has as ``split`` stay.
     """
     requests = judged.group_by("request_id", maintain_order=True).first()
     shares = config.data.split
-    keys = query_keys(requests["query"], locale)
+    keys = query_keys(requests["query"], language)
     stats.used |= {
-        "locale": locale,
         "queries_joined": requests["query"].n_unique() - keys.n_unique(),
     }
     drawn = assign_split(keys, shares.validation, shares.test, config.seed)

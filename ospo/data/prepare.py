@@ -28,7 +28,7 @@ def prepare(
     """
     options = config.dataset(dataset)
     raw = Path(options.raw if raw_dir is None else raw_dir)
-    stats = Stats()
+    stats = Stats(used={"language": options.spoken})
     source = Source(dataset, raw, options, config, evaluation_only)
     prepared = format_of(options).read(source, stats)
     try:

@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import polars as pl
 
-_LANGUAGES = {"us": "english", "es": "spanish"}
-"""Snowball stemmer of a locale's queries; Japanese has none."""
+from ospo.config.languages import LANGUAGES
+
 _APOSTROPHES = dict.fromkeys(map(ord, "'’‘‛ʼ`´′＇"))
 
 
@@ -32,17 +32,17 @@ _FOLDED = _Folded()
 
 
 @lru_cache
-def _stemmer(locale: str):
-    if locale not in _LANGUAGES:
+def _stemmer(language: str):
+    if not (name := LANGUAGES[language].snowball):
         return None
     import Stemmer
 
-    return Stemmer.Stemmer(_LANGUAGES[locale])
+    return Stemmer.Stemmer(name)
 
 
-def query_key(query: str, locale: str = "") -> str:
+def query_key(query: str, language: str = "other") -> str:
     """The normal form of ``query``: Unicode's NFKC and case folding, apostrophes removed, every
-    word stemmed (where ``locale`` is "us" or "es"), punctuation, symbols and spaces left out.
+    word stemmed (where the language has a stemmer), punctuation, symbols and spaces left out.
 
     Full-width letters, ligatures, decomposed accents, ß and ss, µ and μ, the two small sigmas,
     "t-shirt", "t shirt." and "T SHIRTS", "men’s" and "mens" fall together. A query without a letter
@@ -52,13 +52,13 @@ def query_key(query: str, locale: str = "") -> str:
     for _ in range(2):  # case folding may leave what NFKC changes, and the other way round
         text = unicodedata.normalize("NFKC", text).casefold()
     words = unicodedata.normalize("NFKC", text).translate(_FOLDED).split()
-    if stemmer := _stemmer(locale):
+    if stemmer := _stemmer(language):
         words = stemmer.stemWords(words)
     return "".join(words) or "".join(query.split())
 
 
-def query_keys(queries: pl.Series, locale: str = "") -> pl.Series:
+def query_keys(queries: pl.Series, language: str = "other") -> pl.Series:
     """(n,) keys of (n,) queries, each distinct query normalised once."""
     distinct = queries.unique()
-    keys = [query_key(query, locale) for query in distinct]
+    keys = [query_key(query, language) for query in distinct]
     return queries.replace_strict(distinct, pl.Series(keys, dtype=pl.String)).alias("key")

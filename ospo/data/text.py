@@ -20,8 +20,6 @@ _HIDDEN = r"(?is)<!--.*?(?:-->|$)|<script\b.*?(?:</script\s*>|$)|<style\b.*?(?:<
 # attributes may hold ">".
 _TAG = r"""(?s)<[/!]?[a-zA-Z](?:[^<>"']|"[^"]*"|'[^']*')*>"""
 _BROKEN_TAG = r"(?s)<[/!]?[a-zA-Z][^<>]*(?:>|$)"
-_TITLE_LIMIT = 160
-_AFTER_HEAD = r"(?s)(?:[,|(\[{:;/–—0-9]| - | (?:for|with|by|in|from|of|and|that|para|con|de|y) ).*$"
 # White space other than the plain space, and characters that show nothing.
 _ODD_SPACE = r"[\s\p{Cc}\p{Cf}\p{Co}\p{Cn}&&[^ ]]"
 
@@ -49,13 +47,13 @@ def _entities() -> tuple[list[str], list[str]]:
     return forms, [unescape(form) for form in forms]
 
 
-def _elementwise(function: Callable[[pl.Series], pl.Series]) -> Callable[[pl.Expr], pl.Expr]:
+def elementwise(function: Callable[[pl.Series], pl.Series]) -> Callable[[pl.Expr], pl.Expr]:
     """A function of text columns as a function of expressions, which the streaming engine may call
     on parts.
 
     Written over columns, each step is computed once: in one expression, a part that stands in both
-    the condition and the branches of a ``when`` is computed for each (four times the work for
-    ``head_noun``).
+    the condition and the branches of a ``when`` is computed for each (four times the work for head
+    nouns).
     """
 
     @wraps(function)
@@ -65,7 +63,7 @@ def _elementwise(function: Callable[[pl.Series], pl.Series]) -> Callable[[pl.Exp
     return of_expression
 
 
-def _where(
+def where(
     text: pl.Series, chosen: pl.Series, function: Callable[[pl.Series], pl.Series]
 ) -> pl.Series:
     """``function`` of the chosen rows, the others as they are: most texts need no clean-up, and
@@ -87,10 +85,10 @@ def _clean_space(text: pl.Series) -> pl.Series:
     text = text.str.replace_all(
         "\n", " ", literal=True
     )  # by far the commonest, and quicker than by the pattern
-    text = _where(
+    text = where(
         text, text.str.contains(_ODD_SPACE), lambda part: part.str.replace_all(_ODD_SPACE, " ")
     )
-    text = _where(
+    text = where(
         text, text.str.contains("  ", literal=True), lambda part: part.str.replace_all(" {2,}", " ")
     )
     return text.str.strip_chars(" ")
@@ -104,7 +102,7 @@ def _strip_tags(text: pl.Series) -> pl.Series:
             .str.replace_all(_BROKEN_TAG, " ")
         )
 
-    return _where(text, text.str.contains("<", literal=True), strip)
+    return where(text, text.str.contains("<", literal=True), strip)
 
 
 def _decode(text: pl.Series) -> pl.Series:
@@ -112,7 +110,7 @@ def _decode(text: pl.Series) -> pl.Series:
         part = part.str.replace_many(*_entities(), leftmost=True)
         return part.str.replace_all(r"&#[xX]?[0-9a-fA-F]+;", " ")
 
-    return _where(text, text.str.contains("&", literal=True), decode)
+    return where(text, text.str.contains("&", literal=True), decode)
 
 
 def _strip_html(text: pl.Series) -> pl.Series:
@@ -121,30 +119,16 @@ def _strip_html(text: pl.Series) -> pl.Series:
 
 def _known(text: pl.Series) -> pl.Series:
     text = text.fill_null("").str.strip_chars()
-    return _where(
+    return where(
         text,
         text.is_in(["None", "nan", "NaN", "null"]),
         lambda part: part.clear(len(part)).fill_null(""),
     )
 
 
-def _head_noun(title: pl.Series) -> pl.Series:
-    title = title.str.slice(0, _TITLE_LIMIT).str.to_lowercase()
-    lead = title.str.replace(_AFTER_HEAD, "")
-    lead = lead.zip_with(lead.str.contains(r"\p{L}"), title)
-    word = (
-        lead.str.replace(r"[^\p{L}]+$", "")
-        .str.extract(r"([\p{L}'’-]+)$", 1)
-        .fill_null("")
-        .str.strip_chars("'’-")
-    )
-    plural = word.str.ends_with("s") & ~word.str.ends_with("ss") & (word.str.len_bytes() > 3)
-    return _where(word, plural, lambda part: part.str.strip_suffix("s"))
-
-
 def clean_space(text: pl.Expr) -> pl.Expr:
     """Runs of white space and control characters become one space; ends are trimmed."""
-    return _elementwise(_clean_space)(text)
+    return elementwise(_clean_space)(text)
 
 
 def strip_html(text: pl.Expr) -> pl.Expr:
@@ -153,30 +137,20 @@ def strip_html(text: pl.Expr) -> pl.Expr:
     Tags are removed again after the entities are decoded: shops store doubly escaped markup
     (``&lt;br&gt;``).
     """
-    return _elementwise(_strip_html)(text)
+    return elementwise(_strip_html)(text)
 
 
 def known(text: pl.Expr) -> pl.Expr:
     """Null, "None" and "nan" become "" (exports of the official files write missing text in these
     ways).
     """
-    return _elementwise(_known)(text)
+    return elementwise(_known)(text)
 
 
 def join_parts(parts: list[pl.Expr], separator: str = ". ") -> pl.Expr:
     """Join the non-empty parts, cut at TEXT_LIMIT characters."""
     filled = [pl.when(part != "").then(part) for part in parts]
     return pl.concat_str(filled, separator=separator, ignore_nulls=True).str.slice(0, TEXT_LIMIT)
-
-
-def head_noun(title: pl.Expr) -> pl.Expr:
-    """Head noun of a product title, roughly: the last word before the first comma, bracket, digit,
-    "for", "with" …
-
-    "Acme Linen Shirt for Men, Blue" → "shirt". Plurals lose their "s". "" where the title holds no
-    word.
-    """
-    return _elementwise(_head_noun)(title)
 
 
 def text_codes(texts: pl.Series) -> tuple[np.ndarray, pl.Series]:

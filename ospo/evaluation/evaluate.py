@@ -35,8 +35,9 @@ from ospo.evaluation.scoring import Chunk, score_chunk
 from ospo.evaluation.selection import Summary
 from ospo.evaluation.slices import slice_table
 from ospo.files import atomic_file, write_json
-from ospo.policy.rules import RAW, RULES
+from ospo.policy.rules import RAW, RULES, STOP_WORDS
 from ospo.retrieval import build_retriever, families
+from ospo.retrieval.analysers import stop_words
 from ospo.retrieval.base import Retriever
 
 __all__ = ["Source", "evaluate"]
@@ -314,6 +315,7 @@ def _rules(
     """The rules that apply to the evaluated requests, and why the others are left out."""
     lengths = data.requests.frame["history"].list.len().to_numpy()
     bought = any(lengths[chosen].any() for chosen in rows.values())
+    stop = STOP_WORDS if data.language == "en" else stop_words(data.language)
     rules, left_out = {}, {}
     for name, rule in RULES.items():
         if rule.reads_history and not bought:
@@ -321,7 +323,7 @@ def _rules(
         elif rule.reads_hits and not config.evaluation.catalogue:
             left_out[name] = "the whole catalogue is not searched (evaluation.catalogue is false)"
         else:
-            rules[name] = RulePolicy(rule, hits)
+            rules[name] = RulePolicy(rule, hits, stop=stop)
     return rules, left_out
 
 

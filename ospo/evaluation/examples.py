@@ -130,7 +130,8 @@ def _examples(
             continue
         answers, rows = [picked[n]["answer"] for n in places], [picked[n]["row"] for n in places]
         queries = [data.requests[row].query for row in rows]
-        engine = credit_engine(config, reward_of_answers(search, rule, data.requests))
+        value = reward_of_answers(search, rule, data.requests)
+        engine = credit_engine(config, value, language=data.language)
         credits = engine.credit(answers, rows)
         if rule.keeps_request:
             edits = [additions(rule, *one) for one in zip(queries, credits, strict=True)]

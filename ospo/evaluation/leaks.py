@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ospo.data.dataset import PreparedData
+from ospo.data.dataset import PreparedData, prepared_language
 from ospo.data.query_key import query_key
 from ospo.errors import OspoError
 from ospo.policy.seen import FILE, read_seen, request_key
@@ -26,6 +26,8 @@ def check_split(data: PreparedData) -> dict[str, int]:
     what must not be shared. Returns how many keys of each kind were compared. Raises LeakError with
     counts and one example.
     """
+    # A split that others made is not refused for a plural: their queries are compared unstemmed.
+    language = prepared_language(data.directory, unknown="other")
     seen: dict[str, dict[str, str]] = {"request id": {}, "customer": {}, "query": {}}
     clashes: dict[str, list[str]] = {kind: [] for kind in seen}
     for request in data.requests:
@@ -33,7 +35,7 @@ def check_split(data: PreparedData) -> dict[str, int]:
         if request.customer_id:
             keys["customer"] = request.customer_id
         else:
-            keys["query"] = query_key(request.query, data.locale)
+            keys["query"] = query_key(request.query, language)
         for kind, key in keys.items():
             twice = kind == "request id" and key in seen[kind]
             if twice or seen[kind].setdefault(key, request.split) != request.split:

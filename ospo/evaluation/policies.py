@@ -13,7 +13,7 @@ from ospo.errors import InputError
 from ospo.evaluation.completions import CachedPolicy, Completion, Titles, no_titles
 from ospo.files import sha256_file
 from ospo.policy.decoding import Decoding
-from ospo.policy.rules import FILE, RULES, Rule, read_rule
+from ospo.policy.rules import FILE, RULES, STOP_WORDS, Rule, read_rule
 from ospo.policy.text import REWRITE, SearchText
 
 
@@ -38,18 +38,23 @@ class RulePolicy:
     """A rule (``ospo.policy.rules``): what any policy has to beat.
 
     ``titles``: of each request's first hits, asked for only where the rule reads them. ``hash``: of
-    the file that names the rule, "" where none does.
+    the file that names the rule, "" where none does. ``stop``: words that a rule never adds.
     """
 
     answer: SearchText = REWRITE
 
-    def __init__(self, rule: Rule, titles: Titles, hash: str = ""):
-        self.rule, self.titles, self.hash = rule, titles, hash
+    def __init__(
+        self, rule: Rule, titles: Titles, hash: str = "", stop: frozenset[str] = STOP_WORDS
+    ):
+        self.rule, self.titles, self.hash, self.stop = rule, titles, hash, stop
 
     def complete(self, requests: Sequence[Request], decoding: Decoding) -> list[Completion]:
         """The rule's texts."""
         found = self.titles(requests) if self.rule.reads_hits else [()] * len(requests)
-        texts = map(self.rule.text, requests, found)
+        texts = [
+            self.rule.text(request, titles, self.stop)
+            for request, titles in zip(requests, found, strict=True)
+        ]
         return [Completion(text, text, 0, True) for text in texts]
 
     def release(self) -> None:

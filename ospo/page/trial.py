@@ -178,6 +178,7 @@ class _Work:
     ) -> None:
         self.config, self.loaded, self.asked = shop.config, loaded, asked
         self.request, self.row = request, row
+        self.language = loaded.data.language
         self.scope = asked.scope if row is not None else "catalogue"
         self.retriever = loaded.retriever(asked.retriever)
         self.reward: SearchReward = loaded.reward(asked.retriever)
@@ -237,7 +238,12 @@ class _Work:
             answer = rule.added(self.request.query, text)
             base, rule = (rule.base(self.request.query), rule) if answer else ("", REWRITE)
             answer = answer or text
-        whole = segment(answer, self.config.credit.segments, self.config.credit.unions)
+        whole = segment(
+            answer,
+            self.config.credit.segments,
+            self.config.credit.unions,
+            self.language,
+        )
         seg, _ = join_repeats(whole, MAX_SEGMENTS)
         off = edit.switched_off(wanted or text) if edit else frozenset()
         on_N = np.array([place not in off for place in range(len(seg))], dtype=bool)
@@ -287,7 +293,13 @@ class _Work:
             return none, "", 0.0
         value = self.loaded.reward_of(self.asked.retriever, rule)
         if on_N.all():
-            engine = credit_engine(self.config, value, estimator="auto", budget=BUDGET)
+            engine = credit_engine(
+                self.config,
+                value,
+                estimator="auto",
+                budget=BUDGET,
+                language=self.language,
+            )
             (credit,) = engine.credit([seg.text], [self.row])
             return [float(phi) for phi in credit.phi_N], credit.estimator, credit.empty_value
         players = np.flatnonzero(on_N)

@@ -34,7 +34,8 @@ class Rule:
     """A policy without weights.
 
     - ``name``: as in tables' data; ``label``: as people read it; ``words``: what it does.
-    - ``addition``: (request, titles of the first hits) → what follows the request, "" for nothing.
+    - ``addition``: (request, titles of the first hits, stop words of the language) → what follows
+      the request, "" for nothing.
     - ``reads_history``: it says nothing about requests without earlier purchases.
     - ``reads_hits``: it needs a search of the whole catalogue, so it cannot answer by itself.
     """
@@ -42,7 +43,7 @@ class Rule:
     name: str
     label: str
     words: str
-    addition: Callable[[Request, Sequence[str]], str]
+    addition: Callable[[Request, Sequence[str], frozenset[str]], str]
     reads_history: bool = False
     reads_hits: bool = False
 
@@ -51,19 +52,24 @@ class Rule:
         """Whether the rule answers from the request alone, as a served model must."""
         return not self.reads_hits
 
-    def text(self, request: Request, titles: Sequence[str] = ()) -> str:
+    def text(
+        self, request: Request, titles: Sequence[str] = (), stop: frozenset[str] = STOP_WORDS
+    ) -> str:
         """The request's query followed by what the rule adds; the query as it is where that is
-        nothing. ``titles``: of the first hits, best first.
+        nothing. ``titles``: of the first hits, best first. ``stop``: words that describe nothing,
+        of the language of the titles.
         """
-        added = self.addition(request, titles)
+        added = self.addition(request, titles, stop)
         return f"{request.query} {added}" if added else request.query
 
 
-def _nothing(request: Request, titles: Sequence[str]) -> str:
+def _nothing(request: Request, titles: Sequence[str], stop: frozenset[str]) -> str:
     return ""
 
 
-def latest_name(request: Request, titles: Sequence[str] = ()) -> str:
+def latest_name(
+    request: Request, titles: Sequence[str] = (), stop: frozenset[str] = STOP_WORDS
+) -> str:
     """The name of the latest earlier purchase of the requested type (``history`` is oldest
     first), "" where there is none.
     """
@@ -71,13 +77,13 @@ def latest_name(request: Request, titles: Sequence[str] = ()) -> str:
     return next((name for name in reversed(names) if name), "")
 
 
-def _frequent_word(request: Request, titles: Sequence[str]) -> str:
+def _frequent_word(request: Request, titles: Sequence[str], stop: frozenset[str]) -> str:
     """The most frequent word of the first titles that is no stop word and not in the request; of
     equally frequent ones the one that comes first.
     """
     asked = set(_WORD.findall(clean(request.query)))
     counts = Counter(word for title in titles[:HITS] for word in _WORD.findall(clean(title)))
-    known = [w for w in counts if len(w) > 1 and w not in asked and w not in STOP_WORDS]
+    known = [w for w in counts if len(w) > 1 and w not in asked and w not in stop]
     return max(known, key=lambda word: counts[word], default="")  # the first of equal ones
 
 

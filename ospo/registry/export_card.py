@@ -65,7 +65,7 @@ def _header(version: Version, data: DataSet, base: str, adapter: bool) -> dict[s
     dataset = version.tags["dataset"]
     header: dict[str, Any] = {
         "license": _licence(data, base),
-        "language": ["en"],
+        "language": [data.spoken] if data.spoken != "other" else [],
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["query-rewriting", "search", "ospo", version.tags["algorithm"]],

@@ -113,7 +113,7 @@ def _check_raw(source: Source[Any]) -> Check:
         _check_file(folder / name, official, needed, check)
     if check.problems:
         return check
-    stats = Stats()
+    stats = Stats(used={"language": source.options.spoken})
     try:
         prepared = format_of(source.options).read(source, stats)
     except InputError as error:
@@ -124,9 +124,7 @@ def _check_raw(source: Source[Any]) -> Check:
             "items"
         )
         passing = PassingPools(prepared)
-        places = unwritten_places(
-            replace(prepared, pool_chunks=passing), str(stats.used.get("locale", ""))
-        )
+        places = unwritten_places(replace(prepared, pool_chunks=passing), source.options.spoken)
         categories = passing.categories()
         check.lines += categories.lines
         check.warnings += categories.warnings

@@ -137,7 +137,7 @@ def explain(
     search = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
     reward = reward_of_answers(search, rule, data.requests)
     budget = max(BUDGET, config.credit.budget)
-    engine = credit_engine(config, reward, estimator="auto", budget=budget)
+    engine = credit_engine(config, reward, estimator="auto", budget=budget, language=data.language)
     (credit,) = engine.credit([text], [row])
     seg = credit.segmentation
     if rule.keeps_request:

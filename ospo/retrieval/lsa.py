@@ -11,13 +11,9 @@ import numpy as np
 
 from ospo.retrieval.base import RetrieverError
 from ospo.retrieval.linear import on_grid
-from ospo.retrieval.words import WORD, WORD_BITS, WordVectorRetriever
+from ospo.retrieval.words import WORD_BITS, WordVectorRetriever
 
 SCALE = 16.0  # idf × a unit direction: entries around 0.5, well above the grid's 2**-12
-
-
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
 
 
 class LSARetriever(WordVectorRetriever):
@@ -25,9 +21,11 @@ class LSARetriever(WordVectorRetriever):
     catalogue (seeded).
     """
 
-    def __init__(self, name: str = "lsa", seed: int = 0, dimensions: int = 128) -> None:
+    def __init__(
+        self, name: str = "lsa", seed: int = 0, dimensions: int = 128, language: str = "en"
+    ) -> None:
         self._wanted, self._seed = dimensions, seed
-        super().__init__(name)
+        super().__init__(name, language)
 
     def index(
         self, item_ids: Sequence[str], item_texts: Sequence[str], cache: Path | None = None
@@ -36,7 +34,7 @@ class LSARetriever(WordVectorRetriever):
         from sklearn.decomposition import TruncatedSVD
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        tfidf = TfidfVectorizer(analyzer=_words, sublinear_tf=True, max_features=50_000)
+        tfidf = TfidfVectorizer(analyzer=self._split, sublinear_tf=True, max_features=50_000)
         try:
             weights_IW = tfidf.fit_transform(item_texts)
         except ValueError:

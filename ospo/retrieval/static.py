@@ -23,11 +23,11 @@ class StaticRetriever(WordVectorRetriever):
 
     dimensions = 256
 
-    def __init__(self, name: str = "static") -> None:
+    def __init__(self, name: str = "static", language: str = "en") -> None:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        super().__init__(name)
+        super().__init__(name, language)
         spec = find_spec("wordllama")
         if spec is None or not spec.submodule_search_locations:
             raise InputError("wordllama", "", f"retriever {name}: package not found", _FIX)

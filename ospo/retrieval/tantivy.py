@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ospo.config.languages import LANGUAGES
 from ospo.config.retrievers import Tantivy
+from ospo.retrieval.analysers import bigram_words
 from ospo.retrieval.base import ReadsFields, RetrieverError, check_rows, filled_up, pool_runs
 
 ANALYSER = "ospo"
@@ -48,27 +50,33 @@ class TantivyRetriever(ReadsFields):
     """Ranks the catalogue, or a pool by a filtered query.
 
     Scores are the same in each call, whatever a text's batch. Items that hold none of a text's
-    words score 0.
+    words score 0. Where ``settings.language`` is auto, stemmer and stop words are those of
+    ``language``; texts without spaces between words are read as pairs of characters.
     """
 
     linear = False
 
-    def __init__(self, name: str, settings: Tantivy) -> None:
+    def __init__(self, name: str, settings: Tantivy, language: str = "en") -> None:
         import tantivy
 
         self.name, self.settings = name, settings
+        spoken = LANGUAGES[language]
+        automatic = settings.language == "auto"
+        self._language = (spoken.snowball or "none") if automatic else settings.language
+        self._bigrams = automatic and spoken.bigrams
         self.items = 0
         self._tantivy: Any = tantivy
         self._analyser = self._make_analyser()
 
     def _make_analyser(self) -> Any:
         made = self._tantivy
+        tokens = made.Tokenizer.whitespace() if self._bigrams else made.Tokenizer.simple()
         analyser = (
-            made.TextAnalyzerBuilder(made.Tokenizer.simple())
+            made.TextAnalyzerBuilder(tokens)
             .filter(made.Filter.remove_long(LONGEST_WORD))
             .filter(made.Filter.lowercase())
         )
-        language = self.settings.language
+        language = self._language
         if language in STOP_WORDS:
             analyser = analyser.filter(made.Filter.stopword(language))
         if language != "none":
@@ -100,7 +108,7 @@ class TantivyRetriever(ReadsFields):
         for row in range(items):
             document = made.Document()
             for name in self._boosts:
-                document.add_text(name, fields[name][row])
+                document.add_text(name, self._read(fields[name][row]))
             document.add_unsigned("row", row)
             writer.add_document(document)
         writer.commit()
@@ -108,14 +116,22 @@ class TantivyRetriever(ReadsFields):
         index.reload()
         self._searcher = index.searcher()
         self.items = items
-        if not any(self._analyser.analyze(text) for name in self._boosts for text in fields[name]):
+        if not any(self._terms(text) for name in self._boosts for text in fields[name]):
             raise RetrieverError(
                 self.name, "no item text holds a word to index", "look at the catalogue's texts"
             )
 
+    def _read(self, text: str) -> str:
+        """``text`` as the analyser takes it: pairs of characters with spaces between them."""
+        return " ".join(bigram_words(text)) if self._bigrams else text
+
+    def _terms(self, text: str) -> list[str]:
+        terms: list[str] = self._analyser.analyze(self._read(text))
+        return terms
+
     def _query(self, text: str) -> Any | None:
         """The query of a text's distinct words; None where it has none."""
-        made, words = self._tantivy, dict.fromkeys(self._analyser.analyze(text))
+        made, words = self._tantivy, dict.fromkeys(self._terms(text))
         if not words:
             return None
         parts = [

@@ -5,16 +5,15 @@ An item's score is that sum · the item's unit vector. It ranks as their cosine 
 is the same for all items) and stays a sum over words.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ospo.retrieval.analysers import words_of
 from ospo.retrieval.base import top_rows
 from ospo.retrieval.linear import LinearRetriever, on_grid
 
-WORD = re.compile(r"[^\W_]+")
 # Words on a 2**-12 grid and items on a 2**-20 grid: products are multiples of 2**-32, and their
 # sums exact in float64.
 WORD_BITS, ITEM_BITS = 12, 20
@@ -25,14 +24,15 @@ SMALL = 8_000_000  # vector entries (64 MB in float64)
 
 class WordVectorRetriever(LinearRetriever):
     """Base of static embeddings and LSA, which give ``word_vectors``. A word is a run of letters
-    and digits.
+    and digits (``analysers.words_of``).
     """
 
     dimensions = 0
     _items64_ID: np.ndarray | None = None
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, language: str = "en") -> None:
         self.name = name
+        self._split = words_of(language)
         self._forget()
 
     def word_vectors(self, words: Sequence[str]) -> np.ndarray:
@@ -49,7 +49,7 @@ class WordVectorRetriever(LinearRetriever):
         """Ids of each text's words in a vocabulary that grows; see ``LinearRetriever``."""
         if len(self._words) > MEMO_WORDS:
             self._forget()
-        words_B = [WORD.findall(text.lower()) for text in texts]
+        words_B = [self._split(text) for text in texts]
         new = list(
             dict.fromkeys(word for words in words_B for word in words if word not in self._words)
         )

@@ -12,12 +12,14 @@ def credit_engine(
     estimator: str | None = None,
     budget: int | None = None,
     added: bool = False,
+    language: str = "en",
 ) -> CreditEngine:
     """The credit engine of ``config.credit``, over the very function that gives the terminal
     reward.
 
     ``estimator`` and ``budget`` overrule the configured ones, for callers that may spend more on a
     text than training. ``added``: also what each segment added to those before it.
+    ``language``: of the answers.
     """
     settings = config.credit
     return CreditEngine(
@@ -29,4 +31,5 @@ def credit_engine(
         budget=budget or settings.budget,
         seed=config.seed,
         added=added,
+        language=language,
     )

@@ -46,12 +46,16 @@ def priced(reward: Reward, config: Config, data: PreparedData) -> Reward:
     return PricedReward(reward, rl.repeat_cost, rl.word_cost, known)
 
 
-def training_engine(config: Config, algorithm: str, reward: Reward) -> CreditEngine | None:
-    """The credit engine that ``algorithm`` trains with; None where it values no segments."""
+def training_engine(
+    config: Config, algorithm: str, reward: Reward, language: str
+) -> CreditEngine | None:
+    """The credit engine that ``algorithm`` trains with, for answers in ``language``; None where it
+    values no segments.
+    """
     if not ALGORITHMS[algorithm].credit:
         return None
     added = redistribution(config, algorithm).mode == "to-go"
-    return credit_engine(with_segments(config, algorithm), reward, added=added)
+    return credit_engine(with_segments(config, algorithm), reward, added=added, language=language)
 
 
 def build_trainer(run: TrainingRun, algorithm: str) -> OSPOTrainer:
@@ -70,7 +74,7 @@ def build_trainer(run: TrainingRun, algorithm: str) -> OSPOTrainer:
         data, generations * rl.prompts_per_step, config.seed, config.training.only_with_history
     )
     reward = priced(run.scorer, config, data)
-    engine = training_engine(config, algorithm, reward)
+    engine = training_engine(config, algorithm, reward, data.language)
     ids = [request.request_id for request in data.requests]
     table = CompletionTable(out / "completions.parquet", ids)
     trainer: OSPOTrainer = load_trainer(algorithm)(

@@ -239,4 +239,9 @@ def test_segments_of_old_texts_are_forgotten(monkeypatch):
         segment(f"blue linen dress {i}, soft cotton lining {i}")
     assert len(segments._cache) == 5
     assert len(segments._clause_cache) == 5
-    assert ("blue linen dress 11, soft cotton lining 11", "phrases", "none") in segments._cache
+    assert (
+        "blue linen dress 11, soft cotton lining 11",
+        "phrases",
+        "none",
+        "en",
+    ) in segments._cache

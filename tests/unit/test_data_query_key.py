@@ -10,7 +10,7 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from ospo.data.dataset import Requests, load_prepared
+from ospo.data.dataset import Requests, load_prepared, prepared_language
 from ospo.data.prepare import prepare
 from ospo.data.query_key import query_key, query_keys
 from ospo.errors import InputError
@@ -51,18 +51,18 @@ DIFFERENT = [
 
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_one_query_in_two_spellings(one, other):
-    assert query_key(one, "us") == query_key(other, "us") != ""
+    assert query_key(one, "en") == query_key(other, "en") != ""
 
 
 @pytest.mark.parametrize(("one", "other"), DIFFERENT)
 def test_two_queries(one, other):
-    assert query_key(one, "us") != query_key(other, "us")
+    assert query_key(one, "en") != query_key(other, "en")
 
 
-def test_stemming_follows_the_locale():
+def test_stemming_follows_the_language():
     assert query_key("pantalones rojos", "es") == query_key("pantalón rojo", "es")
-    assert query_key("running shoes", "") != query_key("running shoe", "")
-    assert query_key("ドレス 赤", "jp") == query_key("ドレス赤", "jp")
+    assert query_key("running shoes") != query_key("running shoe")
+    assert query_key("ドレス 赤", "ja") == query_key("ドレス赤", "ja")
 
 
 def test_a_key_is_its_own_key():
@@ -74,9 +74,9 @@ def test_a_key_is_its_own_key():
 
 def test_keys_of_a_column():
     queries = pl.Series(["b shirts", "a", "B shirt", "a"])
-    keys = query_keys(queries, "us").to_list()
+    keys = query_keys(queries, "en").to_list()
     assert keys == ["bshirt", "a", "bshirt", "a"]
-    assert query_keys(queries.clear(), "us").to_list() == []
+    assert query_keys(queries.clear(), "en").to_list() == []
 
 
 def _with_queries(esci_raw, folder, queries):
@@ -100,12 +100,12 @@ def test_spellings_lie_on_one_side(esci_raw, tmp_path, tiny_config):
         config = tiny_config.model_copy(update={"seed": seed})
         stats = prepare("esci", tmp_path / "raw", tmp_path / "out", config)
         data = load_prepared(tmp_path / "out")
-        keys = [query_key(request.query, "us") for request in data.requests]
+        keys = [query_key(request.query, "en") for request in data.requests]
         sides = dict(zip(keys, (request.split for request in data.requests), strict=True))
         assert len(set(sides.values())) == 3
         for key, request in zip(keys, data.requests, strict=True):
             assert request.split == sides[key], request.query
-        assert data.locale == stats["used"]["locale"] == "us"
+        assert data.language == stats["used"]["language"] == "en"
         texts = {request.query for request in data.requests}
         assert stats["used"]["queries_joined"] == len(texts) - len(set(keys)) > 10
         check_split(data)
@@ -139,12 +139,12 @@ def test_evaluation_refuses_what_preparation_would_join(one, other, esci_tiny):
 
 
 def test_data_from_elsewhere_are_compared_without_stemming(esci_tiny, tmp_path):
-    """Where stats.json names no locale: a split made by others is not refused for a plural."""
+    """Where stats.json names no language: a split made by others is not refused for a plural."""
     folder = tmp_path / "other"
     shutil.copytree(esci_tiny.directory, folder)
     (folder / "stats.json").unlink()
     data = load_prepared(folder)
-    assert data.locale == ""
+    assert prepared_language(folder, unknown="other") == "other"
     requests = list(data.requests)
     train, test = (int(data.rows(split)[0]) for split in ("train", "test"))
     requests[train] = replace(requests[train], query="running shoe")
@@ -155,4 +155,4 @@ def test_data_from_elsewhere_are_compared_without_stemming(esci_tiny, tmp_path):
         check_split(replace(data, requests=Requests.of(requests)))
     (folder / "stats.json").write_text(json.dumps([1]))
     with pytest.raises(InputError, match=r"stats.json: used: is not readable"):
-        _ = load_prepared(folder).locale
+        _ = load_prepared(folder).language

@@ -5,7 +5,8 @@ import time
 import polars as pl
 import pytest
 
-from ospo.data.text import TEXT_LIMIT, head_noun, join_parts, known, strip_html
+from ospo.data.head_noun import head_noun
+from ospo.data.text import TEXT_LIMIT, join_parts, known, strip_html
 
 
 def _apply(function, *values: str | None) -> list[str]:

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from ospo.config import Config, load_config
-from ospo.config.retrievers import Boosts, Language, Tantivy
+from ospo.config.retrievers import AnalyserLanguage, Boosts, Tantivy
 from ospo.data.dataset import PreparedData
 from ospo.data.schemas import CATALOGUE_SCHEMA
 from ospo.errors import ConfigError
@@ -28,7 +28,9 @@ def catalogue(*items: tuple[str, str, str]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=CATALOGUE_SCHEMA, orient="row")
 
 
-def made(frame: pl.DataFrame, language: Language = "english", **boosts: float) -> TantivyRetriever:
+def made(
+    frame: pl.DataFrame, language: AnalyserLanguage = "english", **boosts: float
+) -> TantivyRetriever:
     retriever = TantivyRetriever("tantivy", Tantivy(language=language, boosts=Boosts(**boosts)))
     retriever.index_fields(frame)
     return retriever
@@ -81,7 +83,7 @@ def test_the_description_is_the_text_beside_the_title() -> None:
     ],
 )
 def test_the_analyser_is_the_language_s(
-    language: Language, stored: str, asked: str, found: bool
+    language: AnalyserLanguage, stored: str, asked: str, found: bool
 ) -> None:
     retriever = made(catalogue((stored, "", ""), ("other", "", "")), language)
     assert (scores(retriever, asked)[0] > 0) is found

@@ -144,7 +144,7 @@ def test_training_says_which_estimator_it_uses(
         assert trainer.engine is not None
         assert trainer.engine.estimator_used == expected
         assert trainer.engine.value.price is not None
-    assert training_engine(small_config(), "grpo", as_reward(LetterReward())) is None
+    assert training_engine(small_config(), "grpo", as_reward(LetterReward()), "en") is None
 
 
 def test_training_and_explanations_use_the_same_estimator(
@@ -152,7 +152,7 @@ def test_training_and_explanations_use_the_same_estimator(
 ) -> None:
     reward = search_reward("minilm", esci_tiny, tiny_config)
     config = small_config()
-    trained = training_engine(config, "ospo", priced(reward, config, esci_tiny))
+    trained = training_engine(config, "ospo", priced(reward, config, esci_tiny), "en")
     assert trained is not None
     assert credit_engine(config, reward).estimator_used == trained.estimator_used == "surrogate"
 

@@ -87,7 +87,7 @@ def test_the_decision_to_stop_is_the_closing_tag(
 def test_to_go_alone_asks_what_each_segment_added() -> None:
     for mode, added in (("to-go", True), ("additive", False)):
         config = small_config(f"credit.redistribution={mode}")
-        engine = training_engine(config, "ospo", as_reward(LetterReward()))
+        engine = training_engine(config, "ospo", as_reward(LetterReward()), "en")
         assert engine is not None
         assert engine.added is added
 
