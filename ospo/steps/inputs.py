@@ -15,6 +15,7 @@ _PACKAGE = Path(__file__).parents[1]
 # Whatever training or evaluation imports, except for what reads parameters and files
 # (tests/integration/test_steps.py looks).
 _SHARED_SOURCES = (
+    "config/languages.py",
     "config/algorithms.py",
     "credit",
     "data/dataset.py",

@@ -281,7 +281,7 @@ def test_a_click_further_down_is_worth_more(tmp_path: Path) -> None:
 def test_what_a_shopper_did_last_counts_once_and_little_evidence_is_left_out(
     tmp_path: Path,
 ) -> None:
-    options = shop_config("clicks", tmp_path).dataset("shop")
+    options = shop_config("clicks", tmp_path, ", language: other").dataset("shop")
     rows = [
         *[("a", "Oak Chair", f"i{n}", 1, 0) for n in range(6)],
         ("a", "Oak Chair", "i3", 1, 1), ("a", "Oak Chair", "i3", 1, 3),
@@ -290,6 +290,9 @@ def test_what_a_shopper_did_last_counts_once_and_little_evidence_is_left_out(
         *[("e", "seldom", f"i{n}", 1, 0) for n in range(4)],
         ("f", "  ", "i0", 1, 0),
     ]  # fmt: skip
+    english = Stats()
+    graded(_log(rows), shop_config("clicks", tmp_path).dataset("shop"), english)
+    assert english.dropped["query_too_little_evidence"] == 1  # where word endings are ignored
     stats = Stats()
     found = graded(_log(rows), options, stats)
     assert stats.read["showings"] == 13
