@@ -8,7 +8,9 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -48,6 +50,38 @@ def real_rows(config: Config, datasets: list[str], real: Path) -> dict[str, Path
     return found
 
 
+def done_before(config: Config, datasets: list[str]) -> dict[str, dict[str, Any]] | None:
+    """What the pipeline flow would return, where every data set's job is done and its data are up
+    to date; else None. Neither Prefect nor a model is loaded for that.
+    """
+    if not all((RUNS / name / "evaluation/step.json").is_file() for name in datasets):
+        return None
+    from servers.dvc import up_to_date
+
+    with ThreadPoolExecutor(1) as beside:  # DVC takes as long as the imports below
+        data = beside.submit(up_to_date, [f"vectors@{name}" for name in datasets])
+        from ospo import steps
+
+        if not data.result():
+            return None
+        found = {name: steps.finished_job(config, name) for name in datasets}
+    return {name: job for name, job in found.items() if job} if all(found.values()) else None
+
+
+def run_flows(datasets: list[str], rows: dict[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The pipeline flow's results, and those of evaluating the policies on real ``rows``."""
+    from prefect.exceptions import TerminationSignal
+
+    from flows.pipeline import pipeline
+    from flows.real import real
+
+    try:
+        results = pipeline(datasets)
+        return results, {f"{name}-real": real(name, str(raw)) for name, raw in rows.items()}
+    except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
+        raise SystemExit(TERMINATED) from error
+
+
 def run(chosen: list[str], folder: Path | None) -> None:
     """Run the pipeline flow for the chosen data sets (none: all), and the policies on the real rows
     of ``folder``; print and write what it measured.
@@ -55,19 +89,16 @@ def run(chosen: list[str], folder: Path | None) -> None:
     config = load_config()  # wrong parameters are refused before a server starts
     datasets = [name for name in chosen if config.dataset(name)] or config.datasets
     rows = real_rows(config, datasets, folder) if folder else {}
-    from prefect.exceptions import TerminationSignal
-
-    from flows.pipeline import pipeline
-    from flows.real import real
     from ospo.reports.demo_table import demo_table, write_demo_report
     from ospo.reports.evaluation import publish_report
 
     started = time.monotonic()
-    try:
-        results = pipeline(datasets)
-        transferred = {f"{dataset}-real": real(dataset, str(raw)) for dataset, raw in rows.items()}
-    except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
-        raise SystemExit(TERMINATED) from error
+    transferred: dict[str, Any] = {}
+    results = None if rows else done_before(config, datasets)
+    if results is None:
+        results, transferred = run_flows(datasets, rows)
+    else:
+        print("Everything is up to date; nothing was run again.", file=sys.stderr)
     summaries = {dataset: result["summary"] for dataset, result in results.items()}
     registered = {dataset: result["registered"] for dataset, result in results.items()}
     seconds = time.monotonic() - started

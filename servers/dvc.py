@@ -7,6 +7,12 @@ import sys
 from pathlib import Path
 
 
+def up_to_date(stages: list[str]) -> bool:
+    """Whether DVC would run none of these stages, nor any before them."""
+    command = [sys.executable, "-m", "dvc", "status", "-q", "--with-deps", *stages]
+    return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+
+
 def run_dvc(*arguments: str) -> tuple[int, str]:
     """Run DVC; its exit code and the line of its output that says most.
 

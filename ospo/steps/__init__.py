@@ -17,6 +17,7 @@ run and whether it finished:
 
 from ospo.config import ALGORITHMS
 from ospo.paths import PREPARED, RUNS
+from ospo.steps.done import finished_job
 from ospo.steps.evaluate import evaluation_step, log_evaluation, run_evaluation
 from ospo.steps.inputs import data_md5, file_md5
 from ospo.steps.lock import dataset_lock
@@ -45,6 +46,7 @@ __all__ = [
     "dataset_lock",
     "evaluation_step",
     "file_md5",
+    "finished_job",
     "log_evaluation",
     "pipeline_run",
     "policy_directory",

@@ -1,8 +1,9 @@
 """The registration of the better policy, and its comparison with the champion."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ospo import tracking
 from ospo.config import ALGORITHMS, Config
@@ -11,6 +12,9 @@ from ospo.paths import PREPARED, RUNS
 from ospo.steps.inputs import data_md5
 from ospo.steps.replace import begin_anew, replace
 from ospo.steps.step import finished, policy_directory
+
+if TYPE_CHECKING:
+    from ospo.registry import Version
 
 
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
@@ -24,12 +28,10 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     """
     from ospo import registry
     from ospo.evaluation.guard import chosen_guard
-    from ospo.evaluation.selection import best_policy
 
     finished(dataset, "evaluation")
     summary = read_json(RUNS / dataset / "evaluation" / "summary.json")
-    trained = [name for name in config.policies if name in ALGORITHMS]
-    policy = best_policy(summary, config.retrievers.training, trained)
+    policy = _better(config, summary)
     state = finished(dataset, policy)
     model_dir = policy_directory(dataset, policy)
     candidate = registry.Candidate(
@@ -43,8 +45,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         guard=chosen_guard(RUNS / dataset / "evaluation", policy, config.seed),
     )
     version = registry.register(config, dataset, candidate, champion_if_first=False)
-    noted = version.tags.get("decision")
-    decision = str(json.loads(noted)["reason"]) if noted else ""
+    decision = _decision(version)
     if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
         guarded = candidate.guard is not None
         served = registry.policy_directory(config, version) if guarded else model_dir
@@ -52,6 +53,41 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         version = next(
             v for v in registry.models(config, (dataset,)) if v.version == version.version
         )
+    return _entry(version, policy, decision)
+
+
+def registered_policy(
+    config: Config, dataset: str, summary: dict[str, Any], fingerprints: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What ``run_registration`` would return without registering or comparing anything; None where
+    it would do one of them. fingerprints: policy → of the step that trained it.
+    """
+    from ospo import registry
+
+    policy = _better(config, summary)
+    for version in registry.models(config, (dataset,)):
+        if version.tags.get("fingerprint") == fingerprints[policy]:
+            decision = _decision(version)
+            waits = registry.CHALLENGER in version.aliases and not decision
+            return None if waits or not version.aliases else _entry(version, policy, decision)
+    return None
+
+
+def _better(config: Config, summary: dict[str, Any]) -> str:
+    """The trained policy that is best on validation requests."""
+    from ospo.evaluation.selection import best_policy
+
+    trained = [name for name in config.policies if name in ALGORITHMS]
+    return best_policy(summary, config.retrievers.training, trained)
+
+
+def _decision(version: "Version") -> str:
+    """Why the version has its alias; "" where that was not decided yet."""
+    noted = version.tags.get("decision")
+    return str(json.loads(noted)["reason"]) if noted else ""
+
+
+def _entry(version: "Version", policy: str, decision: str) -> dict[str, Any]:
     return {
         "name": version.name,
         "version": version.version,

@@ -133,8 +133,8 @@ def run_step(
     if distributed.is_main():
         settle(directory)
     distributed.wait_for_all()
-    done = _usable(directory, step)
-    ready = {} if done else _usable(attempt(directory), step)
+    done = usable(directory, step)
+    ready = {} if done else usable(attempt(directory), step)
     begun = read_state(attempt(directory), step.fingerprint) if step.resumable else {}
     distributed.wait_for_all()
     if ready and distributed.is_main():  # killed after the last line of work, before the renames
@@ -154,7 +154,7 @@ def run_step(
     return _result(directory, dataset, step, state, skipped=False)
 
 
-def _usable(directory: Path, step: Step) -> dict[str, Any]:
+def usable(directory: Path, step: Step) -> dict[str, Any]:
     """The state of a finished and whole result of ``step`` in ``directory``; {} where there is
     none.
     """

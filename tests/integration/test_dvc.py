@@ -18,6 +18,7 @@ from conftest import ROOT, TINY
 from dvc.repo import Repo
 
 from ospo.config import edit_params
+from servers.dvc import up_to_date
 
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -82,6 +83,22 @@ def test_everything_is_built_again_to_the_same_bytes(project):
     assert stages_run(dvc(project, "repro")) == set()
     assert stages_run(dvc(project, "repro", "--force", "--no-run-cache")) == EVERY
     assert outs(project) == first
+
+
+def test_what_is_up_to_date_counts_the_stages_before_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    params = project / "params.yaml"
+    before = params.read_text()
+    assert up_to_date(["vectors@esci", "vectors@hm"])
+    try:
+        edit_params(["sample.esci.queries=41"], params)
+        assert not up_to_date(["vectors@esci"])
+        assert up_to_date(["vectors@hm"])
+    finally:
+        params.write_text(before)
+    assert not up_to_date(["vectors@nothing"])
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ospo.evaluation.selection import best_rule
 from ospo.files import read_json
 from ospo.metrics import read_metrics
 from ospo.policy.weights import load_policy
+from ospo.registry.store import connect
 from ospo.steps.fresh import run_fresh
 from ospo.steps.inputs import EVALUATION_SOURCES, TRAINING_SOURCES
 
@@ -35,6 +36,7 @@ def whole_job(settings):
 )  # three evaluations and a registration: a minute, on a busy machine several
 def test_the_whole_job_runs_registers_and_skips(workspace):
     settings = micro_config()
+    assert steps.finished_job(settings, "hm") is None
     results, registered = whole_job(settings)
     assert not any(result.skipped for result in results.values())
     summary = read_json("runs/hm/evaluation/summary.json")
@@ -122,6 +124,22 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     assert all(result.skipped for result in again.values())
     assert (same["version"], same["aliases"]) == (registered["version"], ["champion"])
     assert {r.run_id for r in again.values()} == {r.run_id for r in results.values()}
+
+    assert steps.finished_job(settings, "hm") == {"summary": summary, "registered": same}
+    for change in ("credit.budget=8", "evaluation.max_requests=3", "algorithms=[grpo]"):
+        assert steps.finished_job(micro_config(change), "hm") is None, change
+    weights = next(results["grpo"].model.glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    assert steps.finished_job(settings, "hm") is None
+    weights.write_bytes(whole)
+    version = registry.models(settings)[-1]
+    with connect(settings, ".") as store:
+        store.set_model_version_tag(version.name, str(version.version), "fingerprint", "another")
+        assert steps.finished_job(settings, "hm") is None
+        known = version.tags["fingerprint"]
+        store.set_model_version_tag(version.name, str(version.version), "fingerprint", known)
+    assert steps.finished_job(settings, "hm") is not None
 
     # Credit is an input of OSPO's step alone: GRPO and SFT stay as they are.
     changed, _ = whole_job(micro_config("credit.budget=8"))
