@@ -7,7 +7,7 @@ Compares, in one run on one machine and with the same requests, decoding and ans
   would do it;
 * ``rewriter``: ``Rewriter.rewrite`` with one request a call, and with 32;
 * ``server``: a real ``mlflow models serve`` of the registered champion, with 1, 4 and 16 clients at
-  once.
+  once, each time with other requests; then with 16 clients that ask those again.
 
 Without a registered champion (or with --scratch) a freshly drawn ``nano`` policy is registered in a
 temporary folder; its answers run to the token limit, so its figures are the slow end. Latency and
@@ -273,7 +273,10 @@ def run(config: Config, dataset: str, requests: int, threads: int) -> dict[str, 
     version, directory = registry.whole_champion(config, dataset)
     tokens = int(version.tags["max_new_tokens"])
     rewriter = Rewriter.load(
-        directory, max_prompt_tokens=int(version.tags["max_prompt_tokens"]), max_new_tokens=tokens
+        directory,
+        max_prompt_tokens=int(version.tags["max_prompt_tokens"]),
+        max_new_tokens=tokens,
+        remembered=0,
     )
     loop = transformers_loop(directory, tokens)
     queries = make_queries(requests)
@@ -291,8 +294,12 @@ def run(config: Config, dataset: str, requests: int, threads: int) -> dict[str, 
         measure_server(port, queries[:20], 2)
         for clients in (1, 4, 16):
             name = f"server, {clients} client{'s' * (clients > 1)}"
-            results[name] = measure_server(port, queries, clients)
+            asked = make_queries(requests, seed=clients)
+            results[name] = measure_server(port, asked, clients)
             report(name, results[name])
+        name = "server, 16 clients, asked before"
+        results[name] = measure_server(port, asked, clients)
+        report(name, results[name])
     return results
 
 

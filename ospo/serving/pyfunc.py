@@ -20,7 +20,7 @@ from mlflow.pyfunc import PythonModel
 
 from ospo.errors import InputError
 from ospo.serving.answering import Answering, load_rewriter
-from ospo.serving.hosts import refuse_other_hosts
+from ospo.serving.hosts import set_up_server
 from ospo.serving.requests import PARAMETERS, RequestError, check_parameters
 from ospo.serving.rewriter import Busy
 
@@ -92,7 +92,7 @@ class OspoRewriter(PythonModel):
                 "register the policy again",
             )
         refuse_unknown_parameters()
-        refuse_other_hosts()
+        set_up_server()
 
     def predict(  # type: ignore[override]  # MLflow allows leaving context out, its stub does not say so
         self, model_input: list[str], params: dict[str, Any] | None = None

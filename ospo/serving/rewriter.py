@@ -6,7 +6,7 @@ training and evaluation (``ospo.policy``), so that what is served is what was me
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,9 @@ from ospo.serving.requests import MAX_NEW_TOKENS, parse_options, parse_requests
 
 # Inputs of all callers together; more are turned away at once instead of timing out late.
 MAX_WAITING = 4096
+REMEMBERED = 20_000
+"""Greedy answers that are kept, of the prompts met last: shoppers ask the same again and again. A
+prompt of 128 tokens and its answer take about 2 KB."""
 # In the queue; by then MLflow's server has given the caller up (its own limit is 60 s too).
 MAX_SECONDS = 60.0
 
@@ -53,7 +56,7 @@ class Rewriter:
 
     Calls from several threads are joined into batches: who holds the model takes along what others
     have queued meanwhile. An idle rewriter answers at once, a busy one in batches, and there is no
-    waiting time to tune.
+    waiting time to tune. Greedy answers to the ``remembered`` prompts met last are kept.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Rewriter:
         max_new_tokens: int = 32,
         batch_size: int = 32,
         guard: Guard | None = None,
+        remembered: int = REMEMBERED,
     ):
         generator.check_length(max_prompt_tokens, max_new_tokens)
         self.generator, self.guard = generator, guard
@@ -77,6 +81,10 @@ class Rewriter:
         self.most_new_tokens = min(MAX_NEW_TOKENS, room)
         # How often the model was started; with the number of inputs it tells what joining saved.
         self.batches = 0
+        self._known: OrderedDict[tuple[tuple[int, ...], Decoding], tuple[str, float]] = (
+            OrderedDict()
+        )
+        self._remembered = remembered
         self._thinking = opens_thinking(generator.tokenizer)
         self._queue: deque[_Job] = deque()
         self._queue_lock, self._model_lock = threading.Lock(), threading.Lock()
@@ -168,7 +176,8 @@ class Rewriter:
         """Answer ``jobs``: longest first, so that little is padded; a batch at a time, so that
         other callers get in.
         """
-        jobs = sorted(jobs, key=lambda job: -len(job.prompt.ids))
+        jobs = [job for job in jobs if not self._recall(job)]
+        jobs.sort(key=lambda job: -len(job.prompt.ids))
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
             with self._queue_lock:
@@ -185,6 +194,30 @@ class Rewriter:
                             self._step()
             if failed := next((job.error for job in part if job.error is not None), None):
                 raise failed
+
+    def _recall(self, job: _Job) -> bool:
+        """Whether the job's answer is known; then it is the job's."""
+        if job.decoding.temperature:
+            return False
+        with self._queue_lock:
+            known = self._known.get(key := (tuple(job.prompt.ids), job.decoding))
+            if known is None:
+                return False
+            self._known.move_to_end(key)
+        job.completion, job.logprob = known
+        job.done.set()
+        return True
+
+    def _remember(self, batch: list[_Job]) -> None:
+        with self._queue_lock:
+            for job in batch:
+                if not job.decoding.temperature:
+                    self._known[tuple(job.prompt.ids), job.decoding] = (
+                        job.completion,
+                        job.logprob,
+                    )
+            while len(self._known) > self._remembered:
+                self._known.popitem(last=False)
 
     def _step(self) -> None:
         """Answer the next batch of the queue. The caller holds the model."""
@@ -223,3 +256,4 @@ class Rewriter:
         written = self.generator.with_logprobs(prompts, batch[0].decoding)
         for job, ids, logprob in zip(batch, *written, strict=True):
             job.completion, job.logprob = self.generator.decode(ids), logprob
+        self._remember(batch)

@@ -249,7 +249,7 @@ def test_manifest_finds(tmp_path: Path, how: str) -> None:
 @pytest.fixture(scope="module")
 def rewriter(shop: Shop) -> Rewriter:
     _, directory = registry.whole_champion(shop.config, "esci")
-    return Rewriter.load(directory, max_prompt_tokens=128, max_new_tokens=12)
+    return Rewriter.load(directory, max_prompt_tokens=128, max_new_tokens=12, remembered=0)
 
 
 def test_the_answer_is_the_one_transformers_generates(rewriter: Rewriter) -> None:

@@ -1,12 +1,15 @@
 """What serving does at its limits: long histories, full queues, late answers, altered files."""
 
+import asyncio
 import os
+import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import fastapi
+import httpx
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
@@ -16,7 +19,7 @@ from ospo.errors import InputError
 from ospo.files import write_manifest
 from ospo.policy.decoding import Decoding
 from ospo.serving import rewriter as module
-from ospo.serving.hosts import refuse_other_hosts
+from ospo.serving.hosts import set_up_server
 from ospo.serving.requests import (
     KEPT_PURCHASES,
     MAX_NEW_TOKENS,
@@ -35,7 +38,7 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rewriter(policy: Path) -> Rewriter:
-    return Rewriter.load(policy, max_prompt_tokens=128, max_new_tokens=8)
+    return Rewriter.load(policy, max_prompt_tokens=128, max_new_tokens=8, remembered=0)
 
 
 def job(rewriter: Rewriter, query: str, decoding: Decoding) -> _Job:
@@ -134,11 +137,63 @@ def test_an_altered_policy_is_not_served(policy: Path, tmp_path: Path) -> None:
 def test_only_the_scoring_server_gets_the_check_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = fastapi.FastAPI
     assert scoring_server._SERVER_MODEL_PATH not in os.environ
-    refuse_other_hosts()
+    set_up_server()
     assert fastapi.FastAPI is plain
     monkeypatch.setattr(fastapi, "FastAPI", plain)  # put back, whatever happens
     monkeypatch.setenv(scoring_server._SERVER_MODEL_PATH, "model")
-    refuse_other_hosts()
+    set_up_server()
     guarded = fastapi.FastAPI()
     assert fastapi.FastAPI is plain, "for one application only"
     assert [kind.cls.__name__ for kind in guarded.user_middleware] == ["TrustedHostMiddleware"]  # type: ignore[attr-defined]
+
+
+def test_the_scoring_server_works_on_two_batches_of_requests_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fastapi, "FastAPI", fastapi.FastAPI)
+    monkeypatch.setenv(scoring_server._SERVER_MODEL_PATH, "model")
+    set_up_server()
+    application = fastapi.FastAPI()
+    waiting = threading.Barrier(2 * 32)
+
+    @application.get("/")
+    async def answer() -> str:
+        await asyncio.to_thread(waiting.wait, 20)
+        return "answered"
+
+    async def ask_all() -> list[int]:
+        transport = httpx.ASGITransport(application)
+        async with (
+            application.router.lifespan_context(application),
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+        ):
+            found = await asyncio.gather(*[client.get("/") for _ in range(2 * 32)])
+        return [response.status_code for response in found]
+
+    assert asyncio.run(ask_all()) == [200] * 64
+
+
+def test_a_greedy_answer_is_written_once(policy: Path) -> None:
+    rewriter = Rewriter.load(policy, max_prompt_tokens=128, max_new_tokens=8, remembered=3)
+    plain = Rewriter.load(policy, max_prompt_tokens=128, max_new_tokens=8, remembered=0)
+    first = rewriter.rewrite(["shoes", "hat"])
+    assert first == plain.rewrite(["shoes", "hat"])
+    written = rewriter.batches
+    assert rewriter.rewrite(["hat", "shoes"]) == first[::-1]
+    assert rewriter.batches == written
+    # Another history, length, or a draw, is another answer.
+    history = '{"query": "hat", "history": [{"name": "cap"}]}'
+    for query, params in (
+        (history, {}),
+        ("hat", {"max_new_tokens": 2}),
+        ("hat", {"temperature": 1.0}),
+    ):
+        for _ in range(2):
+            assert rewriter.rewrite([query], params) == plain.rewrite([query], params)
+    assert rewriter.batches == written + 4, "draws are never remembered"
+    # At most three are kept, those asked for last.
+    rewriter.rewrite(["hat", "scarf", "belt", "glove"])
+    assert len(rewriter._known) == 3
+    before = rewriter.batches
+    rewriter.rewrite(["shoes"])
+    assert rewriter.batches == before + 1
