@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ class _Job:
 class Rewriter:
     """Rewrites requests with one policy.
 
-    Calls from several threads are joined into batches: who holds the model takes along what others
-    have queued meanwhile. An idle rewriter answers at once, a busy one in batches, and there is no
+    Calls from several threads are joined into batches: each takes along what has been queued since
+    the last. An idle rewriter answers at once, a busy one in batches, and there is no
     waiting time to tune. Greedy answers to the ``remembered`` prompts met last are kept.
     """
 
@@ -87,7 +88,10 @@ class Rewriter:
         self._remembered = remembered
         self._thinking = opens_thinking(generator.tokenizer)
         self._queue: deque[_Job] = deque()
-        self._queue_lock, self._model_lock = threading.Lock(), threading.Lock()
+        self._state = threading.Lock()  # guards the queue and what is remembered
+        # One thread for the model, whoever calls: OpenMP keeps a team of threads for each one that
+        # computes, and teams that spin beside each other cost as much again.
+        self._model = ThreadPoolExecutor(1, thread_name_prefix="rewriter")
 
     @classmethod
     def load(cls, directory: str | Path, *, verify: bool = True, **settings: int) -> "Rewriter":
@@ -139,8 +143,7 @@ class Rewriter:
         compared by.
         """
         prompts = [self._prompt(request) for request in parse_requests(inputs)]
-        with self._model_lock:
-            return [self.generator.logits(prompt) for prompt in prompts]
+        return [self.generator.logits(prompt) for prompt in prompts]
 
     def _prompt(self, request: Request) -> Prompt:
         """The request's prompt. A first word that does not fit is cut too: a service must
@@ -180,18 +183,17 @@ class Rewriter:
         jobs.sort(key=lambda job: -len(job.prompt.ids))
         for start in range(0, len(jobs), self.batch_size):
             part = jobs[start : start + self.batch_size]
-            with self._queue_lock:
+            with self._state:
                 if len(self._queue) + len(part) > MAX_WAITING:
                     raise Busy(
                         f"{len(self._queue)} inputs wait already. Fix: try again later, or serve "
                         "more copies"
                     )
                 self._queue.extend(part)
+            # One step answers all of the part that waits longest, so as many steps as parts do.
+            self._model.submit(self._step)
             for job in part:
-                while not job.done.is_set():
-                    with self._model_lock:
-                        if not job.done.is_set():
-                            self._step()
+                job.done.wait()
             if failed := next((job.error for job in part if job.error is not None), None):
                 raise failed
 
@@ -199,7 +201,7 @@ class Rewriter:
         """Whether the job's answer is known; then it is the job's."""
         if job.decoding.temperature:
             return False
-        with self._queue_lock:
+        with self._state:
             known = self._known.get(key := (tuple(job.prompt.ids), job.decoding))
             if known is None:
                 return False
@@ -209,7 +211,7 @@ class Rewriter:
         return True
 
     def _remember(self, batch: list[_Job]) -> None:
-        with self._queue_lock:
+        with self._state:
             for job in batch:
                 if not job.decoding.temperature:
                     self._known[tuple(job.prompt.ids), job.decoding] = (
@@ -220,8 +222,10 @@ class Rewriter:
                 self._known.popitem(last=False)
 
     def _step(self) -> None:
-        """Answer the next batch of the queue. The caller holds the model."""
-        with self._queue_lock:
+        """Answer the next batch of the queue, in the model's thread."""
+        with self._state:
+            if not self._queue:
+                return
             decoding = self._queue[0].decoding
             batch: list[_Job] = []
             rest: deque[_Job] = deque()
