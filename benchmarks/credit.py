@@ -25,6 +25,7 @@ cores.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ from ospo.retrieval import load_retriever
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
 from ospo.retrieval.index import HnswIndex
+from ospo.retrieval.packed import _Linear
 from ospo.reward.answers import reward_of_answers
 from ospo.reward.ndcg import ndcg
 from ospo.reward.search import SearchReward
@@ -185,7 +187,8 @@ def replay_training(
     search = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
     reward = reward_of_answers(search, kind, data.requests)
     seconds, count, asked = [], [], []
-    used = 0.0
+    used, valued, new = 0.0, 0, 0
+    seen: set[str] = set()
     for (_,), step in table.group_by("step", maintain_order=True):
         rows = [data.row_of(request) for request in step["request_id"]]
         answers = step["answer"].to_list()
@@ -200,6 +203,7 @@ def replay_training(
         ]  # groups of equal rewards are skipped
         segmentations = segment_many([answers[b] for b in live], config.credit.segments)
         game = coalitions(config, segmentations, [rows[b] for b in live], config.credit.budget)
+        valued += len(live)
         started, before = time.perf_counter(), time.process_time()
         reward(game.texts, game.rows)
         seconds.append(time.perf_counter() - started)
@@ -209,6 +213,12 @@ def replay_training(
             (kind.text(data.requests[row].query, text), row)
             for text, row in zip(game.texts, game.rows, strict=True)
         ]
+        # What the terminal rewards have encoded is no cost of credit.
+        pairs = zip(answers, rows, strict=True)
+        seen |= {search_text(kind.text(data.requests[row].query, text)) for text, row in pairs}
+        texts = {search_text(text) for text, _ in asked[-len(game.texts) :]} if live else set()
+        new += len(texts - seen)
+        seen |= texts
     total, counts = max(1, sum(count)), reward.counts
     figures = {
         "steps": len(count),
@@ -221,6 +231,9 @@ def replay_training(
         "ms_last_tenth": _ms(
             seconds[-max(1, len(count) // 10) :], count[-max(1, len(count) // 10) :]
         ),
+        "coalitions_per_completion": total / max(1, valued),
+        "texts_encoded_per_completion": new / max(1, valued),
+        "ms_per_completion": 1e3 * sum(seconds) / max(1, valued),
         "ms": 1e3 * sum(seconds) / total,
         "cpu_ms": 1e3 * used / total,
     }
@@ -326,6 +339,46 @@ class Dense:
         return sequential_dense(data, config.reward.k, game, some, self.vectors_ID, self.index)
 
 
+def per_completion(
+    model: MiniLMRetriever, game: Coalitions, completions: int, engine: Cost
+) -> dict[str, float]:
+    """What credit of a completion costs from an empty cache: texts and tokens encoded,
+    milliseconds, and the share that this is of the speed of one large product of matrices in the
+    same number format.
+    """
+    texts = list({search_text(text) for text in game.texts})
+    tokens = int(sum(model.token_counts(texts)))
+    seconds = engine.wall * len(game.texts) / 1000
+    return {
+        "texts_encoded_per_completion": len(texts) / completions,
+        "tokens_encoded_per_completion": tokens / completions,
+        "ms_per_completion": 1000 * seconds / completions,
+        "share_of_peak": tokens * flop_per_token(model) / seconds / peak_flops(model.dtype),
+    }
+
+
+def flop_per_token(model: MiniLMRetriever) -> float:
+    """Floating-point operations of the encoder's products per token, attention's left out (2 % of
+    them at 12 tokens).
+    """
+    encoder = model._model
+    products = [part for layer in encoder.layers for part in layer if isinstance(part, _Linear)]
+    return 2.0 * sum(product.weight.numel() for product in products)
+
+
+def peak_flops(dtype: str) -> float:
+    """Operations per second of a product of 2,048 × 2,048 matrices here: the best of five."""
+    import torch
+
+    a = torch.randn(2048, 2048).to(getattr(torch, dtype))
+    best = math.inf
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * 2048**3 / best
+
+
 def cold_engine(
     config: Config, data: PreparedData, model: MiniLMRetriever, game: Coalitions
 ) -> Cost:
@@ -395,6 +448,7 @@ def main() -> None:
         "coalitions": len(game.texts),
         "distinct_texts": len({search_text(text) for text in game.texts}),
         "tokens_mean": float(np.mean(dense.model.token_counts(game.texts))),
+        **per_completion(dense.model, game, len(segmentations), engine),
         "ms_sequential_index": slow["a"].wall,
         "ms_sequential_pool": slow["b"].wall,
         "ms_sequential_encode_only": slow["encode"].wall,

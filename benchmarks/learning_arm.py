@@ -140,7 +140,7 @@ def _run_algorithm(
         on_log=lambda step, metrics: (
             logged.append({"step": step} | metrics) if "seconds/step" in metrics else None
         ),
-        callbacks=[snapshots(sft / "model", config.preset.model, every, rl.steps, run, looks)],
+        callbacks=[snapshots(sft / "model", config, every, run, looks)],
     )
     train(learning, algorithm)
     looks(rl.steps, run / "model")  # the run's result: its best policy by validation requests
@@ -155,10 +155,10 @@ def _run_algorithm(
 
 
 def snapshots(
-    sft: Path, model: Any, every: int, end: int, run: Path, look: Callable[[int, Path], None]
+    sft: Path, config: Any, every: int, run: Path, look: Callable[[int, Path], None]
 ) -> Any:
-    """A callback that hands the policy to ``look(step, directory)`` every ``every`` steps before
-    step ``end``.
+    """A callback that hands the policy, with what its answers are, to ``look(step, directory)``
+    every ``every`` steps before the last.
     """
     from transformers import AutoTokenizer, TrainerCallback
 
@@ -168,12 +168,15 @@ def snapshots(
 
     class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % every == 0 and state.global_step < end:
+            if state.global_step % every == 0 and state.global_step < config.preset.rl.steps:
                 network = kwargs["model"]
                 was = network.training
                 network.eval()
-                save_policy(network, tokenizer, model, run / "shot")
-                look(state.global_step, run / "shot")
+                model, shot = config.preset.model, run / "shot"
+                save_policy(
+                    network, tokenizer, model, shot, answer=config.answer, context=config.context
+                )
+                look(state.global_step, shot)
                 network.train(was)
 
     return Snapshots()
