@@ -117,7 +117,7 @@ def test_a_shop_of_another_language_has_sensible_categories_pools_and_stems(
         ranked = data.catalogue["category"].to_numpy()[retriever.search([plural], 5)[0][0]]
         assert set(ranked) == {next(iter(kinds))}, name
     for name in ("bm25", "tantivy"):  # a stop word finds nothing, the other number of a noun does
-        retriever = build_retriever(name, config, data)
+        retriever = build_retriever(name, config, data, {})
         everything = np.arange(len(data.item_ids))[None]
         assert not retriever.score([SHOPS[language]["stop"]], everything).any()
         one, several = next(iter(kinds.values()))
