@@ -22,7 +22,7 @@ class DataSet(Section):
 
     format: str = Field(description="The format of the raw files.")
     raw: str = Field(description="Folder of the raw files.")
-    language: LanguageCode | Literal["auto"] = Field(
+    language: Literal["auto", LanguageCode] = Field(
         "auto",
         description="Language of its texts, as an ISO 639-1 code, or other (no stemmer, no stop "
         "words): it chooses stemmer, stop words, phrases, head noun and MiniLM's weights. auto: "

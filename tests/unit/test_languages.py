@@ -20,7 +20,7 @@ from ospo.data.head_noun import head_noun, one_form
 from ospo.data.prepare import prepare
 from ospo.data.query_key import query_key
 from ospo.data.request import Request
-from ospo.errors import InputError
+from ospo.errors import ConfigError, InputError
 from ospo.policy.rules import RULES
 from ospo.reports.data_check import check_folder
 from ospo.retrieval import build_retriever, load_retriever
@@ -253,6 +253,11 @@ def test_tantivy_named_for_a_language_keeps_it(tmp_path: Path) -> None:
     plain = build_retriever("tantivy", config.model_copy(update={"retrievers": spanish}), data)
     everything = np.arange(len(data.item_ids))[None]
     assert (plain.score(["Lampe"], everything) != plain.score(["Lampen"], everything)).any()
+
+
+def test_an_unknown_language_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.shop\.language: Input should be .*'klingon'"):
+        shop_config(tmp_path, "klingon")
 
 
 def test_stats_of_an_unknown_language_are_refused(tmp_path: Path) -> None:
