@@ -370,7 +370,41 @@ def over_seeds(file: str, a: str = "ospo", b: str = "grpo") -> tuple[float, floa
     return float(difference_S.mean()), float(seed_test(difference_S[:, None])[0])
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/experiments.md"])
+def short(value: float, digits: int = 3, sign: str = "+") -> str:
+    """A figure as the pages write it: +.070, −.008, .0004."""
+    return f"{value:{sign}.{digits}f}".replace("0.", ".", 1).replace("-", "−")
+
+
+@pytest.mark.parametrize("dataset", ["esci", "hm"])
+def test_four_seeds_of_the_shops_are_quoted_as_measured(dataset: str) -> None:
+    file = ROOT / "docs/experiments" / f"learning-{dataset}-expand.json"
+    found = json.loads(file.read_text())
+    page = (ROOT / "docs/experiments/2026-11-27-shops-four-seeds.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    for policy, rows in found["ndcg_by_seed"].items():
+        for retriever, values in rows.items():
+            mean = short(float(np.mean(values)), sign="")
+            spread = (
+                "" if policy == "raw" else f" ± {short(float(np.std(values, ddof=1)), sign='')}"
+            )
+            assert f"{mean}{spread}" in page, (policy, retriever)
+            if retriever in ("minilm", "bm25", "static"):
+                assert f"{mean}{spread.replace(' ', '')}" in readme, (policy, retriever)
+    for other in ("sft", "grpo"):
+        for row in found[f"ours_minus_{other}"].values():
+            assert short(row["mean"]) in page
+            assert f"[{short(row['low'], sign='')}, {short(row['high'], sign='')}]" in page
+    level = found["ours_minus_grpo"].values()
+    assert min(row["p"] for row in level) > 0.05, "significant now: README calls them level"
+    gain = found["ours_minus_sft"]["minilm"]
+    if dataset == "esci":
+        assert f"({short(gain['mean'])} nDCG@10" in readme
+        assert f"p = {short(gain['p'], 4, '')}" in readme
+    else:
+        assert gain["p"] > 0.05, "significant now: say so"
+
+
+@pytest.mark.parametrize("page", ["docs/experiments.md"])
 def test_the_lead_is_what_the_library_says(page: str) -> None:
     text = (ROOT / page).read_text()
     mean, p = over_seeds("learning-hm-100.json")
