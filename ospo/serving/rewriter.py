@@ -199,8 +199,6 @@ class Rewriter:
 
     def _recall(self, job: _Job) -> bool:
         """Whether the job's answer is known; then it is the job's."""
-        if job.decoding.temperature:
-            return False
         with self._state:
             known = self._known.get(key := (tuple(job.prompt.ids), job.decoding))
             if known is None:
