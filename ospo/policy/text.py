@@ -16,8 +16,12 @@ from typing import ClassVar
 from ospo.config import Answer
 
 # Where a search text breaks into segments: , ; . ! ? and line ends, their full-width forms, bars
-# and bullets. A comma or point inside a number or a word ("1,000", "5.5", "u.s") is none.
-_BREAK = re.compile(r"[;!?\n\r|•·…，、。；！？]|[.,](?!\w)|(?<!\w)[.,]")
+# and bullets. A comma inside a number ("1,000") and a point inside a number or a word ("5.5", "u.s")
+# is none.
+_BREAK = re.compile(r"[;!?\n\r|•·…，、。；！？]|,(?!\d)|(?<!\d),|\.(?!\w)|(?<!\w)\.")
+# A word said again without a space: "silk/silk", "silk.silk.silk". Two with a hyphen are a word
+# ("yo-yo", "pom-pom").
+_AGAIN = re.compile(r"\b([^\W\d_]{2,})(?:(?:[./&+:*=~]+\1\b)+|(?:-\1\b){2,})", re.IGNORECASE)
 _RUN = re.compile(r"([^\w\s+])(?:\s*\1)+")  # "!!" or "- - -"; "c++" stays
 _EDGE = " ,.:~*=<>/\\-"
 _RUN_OF_LETTERS = re.compile(r"[^\W_]+")
@@ -32,12 +36,12 @@ def search_text(answer: str) -> str:
 
     White space and runs of punctuation collapse; a word that follows itself counts once; segments
     without a letter or digit, and those that came before (whatever their case), are dropped:
-    "fit,,,, Fit ,fit fit" becomes "fit". Idempotent: ``search_text(search_text(x)) ==
+    "fit,,,, Fit ,fit fit", "fit,fit" and "fit/fit" become "fit". Idempotent: ``search_text(search_text(x)) ==
     search_text(x)``. The set of words is that of the answer, so what a linear retriever sees of "a
     b" is what it sees of "a" and of "b".
     """
     kept: dict[str, str] = {}
-    for part in _BREAK.split(answer.replace("_", " ")):
+    for part in _BREAK.split(_AGAIN.sub(r"\1", answer.replace("_", " "))):
         words: list[str] = []
         for word in _RUN.sub(r"\1", part).split():
             if not words or words[-1].lower() != word.lower():

@@ -290,3 +290,26 @@ def test_a_warm_start_that_adds_sees_histories_from_its_first_step(
         first = sft_examples(config, hm_tiny, tokenizer, teacher, 400)[:128]
         lengths[rule.kind] = np.mean([example["labels"].count(-100) for example in first])
     assert lengths["expand"] > 2 * lengths["rewrite"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("silk,silk,silk,silk", "silk"),
+        ("silk,Silk , SILK", "silk"),
+        ("silk,paisley,silk", "silk, paisley"),
+        ("silk/silk/silk silk", "silk"),
+        ("silk.silk.silk", "silk"),
+        ("silk-silk-silk-silk", "silk"),
+        ("silk+silk&silk", "silk"),
+        ("yo-yo, pom-pom", "yo-yo, pom-pom"),
+        ("1,000 pieces,000", "1,000 pieces, 000"),
+        ("5.5 5.5.5 u.s", "5.5 5.5.5 u.s"),
+        ("99.99 11/11", "99.99 11/11"),
+        ("and/or w/o", "and/or w/o"),
+    ],
+)
+def test_a_word_said_again_counts_once_with_and_without_spaces(answer: str, text: str) -> None:
+    assert search_text(answer) == text
+    assert search_text(text) == text
+    assert EXPAND.text("scarf", answer) == search_text(f"scarf, {text}")
