@@ -16,8 +16,8 @@ from typing import ClassVar
 from ospo.config import Answer
 
 # Where a search text breaks into segments: , ; . ! ? and line ends, their full-width forms, bars
-# and bullets. A comma inside a number ("1,000") and a point inside a number or a word ("5.5", "u.s")
-# is none.
+# and bullets. A comma inside a number ("1,000") and a point inside a number or a word ("5.5",
+# "u.s") is none.
 _BREAK = re.compile(r"[;!?\n\r|•·…，、。；！？]|,(?!\d)|(?<!\d),|\.(?!\w)|(?<!\w)\.")
 # A word said again without a space: "silk/silk", "silk.silk.silk". Two with a hyphen are a word
 # ("yo-yo", "pom-pom").
@@ -36,9 +36,9 @@ def search_text(answer: str) -> str:
 
     White space and runs of punctuation collapse; a word that follows itself counts once; segments
     without a letter or digit, and those that came before (whatever their case), are dropped:
-    "fit,,,, Fit ,fit fit", "fit,fit" and "fit/fit" become "fit". Idempotent: ``search_text(search_text(x)) ==
-    search_text(x)``. The set of words is that of the answer, so what a linear retriever sees of "a
-    b" is what it sees of "a" and of "b".
+    "fit,,,, Fit ,fit fit", "fit,fit" and "fit/fit" become "fit". Idempotent:
+    ``search_text(search_text(x)) == search_text(x)``. The set of words is that
+    of the answer, so what a linear retriever sees of "a b" is what it sees of "a" and of "b".
     """
     kept: dict[str, str] = {}
     for part in _BREAK.split(_AGAIN.sub(r"\1", answer.replace("_", " "))):
