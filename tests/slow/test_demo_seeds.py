@@ -1,10 +1,13 @@
 """`make demo` from a fresh clone learns with other seeds than the one in params.yaml."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import polars as pl
 import pytest
 from conftest import ROOT
 
@@ -34,4 +37,10 @@ def test_the_demo_learns_with_another_seed(seed: int, tmp_path: Path) -> None:
             for retriever in ("minilm", "bm25", "static"):
                 gain = figures[name][retriever] - figures["raw"][retriever]
                 assert gain > 0.03, (dataset, name, retriever, figures)
+        answers = pl.read_parquet(clone / f"runs/{dataset}/evaluation/answers.parquet").filter(
+            (pl.col("split") == "test") & (pl.col("decoding") == "greedy")
+        )
+        assert answers["finished"].mean() > 0.95
+        said = [re.findall(r"\w+", answer.lower()) for answer in answers["answer"]]
+        assert np.mean([len(set(words)) < len(words) for words in said]) < 0.05, "repeats itself"
         assert "champion" in report["registered"][dataset]["aliases"], report["registered"]
