@@ -33,7 +33,7 @@ def run_jobs(module: str, jobs: list[dict[str, Any]], parallel: int) -> None:
     ``module``.
 
     A worker reads jobs from its standard input and answers each with one line (:func:`serve`).
-    Raises SystemExit naming the log of a job that fails; jobs that are done stay done.
+    Raises SystemExit naming the log of the first job that failed, when all others are done.
     """
     waiting = [job for job in jobs if not (Path(job["out"]) / RESULT).is_file()]
     if not waiting:
@@ -47,6 +47,10 @@ def run_jobs(module: str, jobs: list[dict[str, Any]], parallel: int) -> None:
     failed: list[dict[str, Any]] = []
 
     def work(_: int) -> None:
+        while waiting:  # a job that fails ends its worker; the next has another
+            one_worker()
+
+    def one_worker() -> None:
         command = [sys.executable, "-m", module, "--worker"]
         with subprocess.Popen(
             command,
@@ -60,7 +64,7 @@ def run_jobs(module: str, jobs: list[dict[str, Any]], parallel: int) -> None:
             assert process.stdout is not None
             while True:
                 with lock:
-                    if not waiting or failed:
+                    if not waiting:
                         break
                     job = waiting.pop(0)
                 process.stdin.write(json.dumps(job) + "\n")

@@ -1,20 +1,25 @@
-"""One arm of one seed of ``benchmarks.learning``: train it, and score held-out answers as it
-learns.
+"""One arm of one seed of ``benchmarks.learning``: train it and keep what it answers to held-out
+requests as it learns; then score those answers.
+
+Training and scoring are apart so that scores need each retriever's index once, not once per arm,
+and so that arms can be trained on a machine that lacks an index.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.jobs import save_result
+from benchmarks import progress
+from benchmarks.jobs import load_result, save_result
+from ospo.files import read_json
 
 UNSEEN = ["bm25", "static", "lsa", "hybrid"]
-QUARTERS = 4
-TESTED = 250  # test requests scored at each look
+TESTED = 250  # test requests scored at each look, unless --requests says otherwise
 TUNED = 150  # validation requests, which choose between the rates of an arm
+SCORES = "scores"
 
 
 def arm_overrides(spec: str) -> tuple[str, list[str]]:
@@ -23,148 +28,120 @@ def arm_overrides(spec: str) -> tuple[str, list[str]]:
     return algorithm, [part for part in rest.split(",") if part]
 
 
-class Judge:
-    """Scores a policy's greedy answers to test and validation requests under every retriever.
+def held_out(data: Any, tested: int = TESTED) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the first ``tested`` test requests (0: all), and of the validation requests."""
+    rows = data.rows("test")
+    return rows[: tested or len(rows)], data.rows("validation")[:TUNED]
 
-    ``groups_R``: whose each test request is; requests of one shopper are not independent.
-    """
 
-    def __init__(self, config: Any, data: Any):
-        from ospo.retrieval import build_retriever
-        from ospo.reward.search import SearchReward
+@dataclass
+class Looks:
+    """The search texts of a policy to ``rows`` while it is trained: one list per look."""
 
-        test, validation = data.rows("test")[:TESTED], data.rows("validation")[:TUNED]
-        self.config, self.data, self.tested = config, data, len(test)
-        self.rows = np.concatenate([test, validation]).tolist()
-        self.rewards = [
-            SearchReward(build_retriever(name, config, data), data, config.reward.k, 200_000)
-            for name in (config.retrievers.training, *UNSEEN)
-        ]
-        owners = [data.requests[row] for row in test.tolist()]
-        keys = [request.customer_id or request.request_id for request in owners]
-        self.groups_R = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    config: Any
+    data: Any
+    rows: list[int]
+    steps: list[int] = field(default_factory=list)
+    texts: list[list[str]] = field(default_factory=list)
 
-    def scores(self, model: Path | None) -> tuple[np.ndarray, list[str]]:
-        """Scores (retrievers, test and validation requests), and the search texts; None: the raw
-        query's.
-        """
+    def __call__(self, step: int, model: Path) -> None:
         from ospo.evaluation.completions import rewrite
         from ospo.policy.kind import read_answer_kind
 
         requests = [self.data.requests[row] for row in self.rows]
         rl = self.config.preset.rl
-        if model is None:
-            texts = [request.query for request in requests]
-        else:
-            answers = rewrite(
-                model,
-                requests,
-                64,
-                max_prompt_tokens=rl.max_prompt_tokens,
-                max_new_tokens=rl.max_completion_tokens,
-                cache=None,
-            )
-            kind = read_answer_kind(model)
-            texts = [
-                kind.text(r.query, answer) for r, answer in zip(requests, answers, strict=True)
-            ]
-        return np.stack([reward(texts, self.rows) for reward in self.rewards]), texts
-
-    def split(self, tables: np.ndarray) -> dict[str, np.ndarray]:
-        """``values`` of the test requests and ``validation`` of the others, (…, requests)."""
-        return {"values": tables[..., : self.tested], "validation": tables[..., self.tested :]}
-
-
-@dataclass
-class Looks:
-    """The scores of a policy while it is trained."""
-
-    judge: Judge
-    steps: list[int] = field(default_factory=list)
-    tables: list[np.ndarray] = field(default_factory=list)
-    answers: list[str] = field(default_factory=list)
-
-    def __call__(self, step: int, model: Path) -> None:
-        table, answers = self.judge.scores(model)
+        answers = rewrite(
+            model,
+            requests,
+            64,
+            max_prompt_tokens=rl.max_prompt_tokens,
+            max_new_tokens=rl.max_completion_tokens,
+            cache=None,
+        )
+        kind = read_answer_kind(model)
         self.steps.append(step)
-        self.tables.append(table)
-        self.answers = answers[:40]
+        self.texts.append(
+            [kind.text(r.query, answer) for r, answer in zip(requests, answers, strict=True)]
+        )
 
 
-def run_arm(dataset: str, seed: int, spec: str, overrides: list[str], out: Path, sft: Path) -> None:
-    """Train one arm (``spec`` "sft": the SFT policy) and write its result: scores of test answers
-    by time.
-    """
+def run_arm(job: dict[str, Any]) -> None:
+    """Train one arm (``spec`` "sft": the SFT policy) and keep its answers at each look."""
     import torch
 
     from ospo.config import load_config
     from ospo.data.dataset import load_prepared
+    from ospo.evaluation.hits import with_hits
+    from ospo.paths import PREPARED
+    from ospo.retrieval import build_retriever
+    from ospo.reward.search import SearchReward
     from ospo.training.run import TrainingRun
     from ospo.training.sft import train_sft
 
     torch.set_num_threads(1)
-    algorithm, own = arm_overrides(spec)
-    config = load_config("params.yaml", [f"seed={seed}", *overrides, *own])
-    data = load_prepared(Path("data/prepared") / dataset)
-    judge = Judge(config, data)
+    algorithm, own = arm_overrides(job["spec"])
+    config = load_config("params.yaml", [f"seed={job['seed']}", *job["overrides"], *own])
+    out, sft = Path(job["out"]), Path(job["sft"])
+    data = load_prepared(PREPARED / job["dataset"])
+    retriever = build_retriever(config.retrievers.training, config, data)
+    data = with_hits(config, data, {config.retrievers.training: retriever})
+    rows = np.concatenate(held_out(data, job["tested"])).tolist()
+    looks = Looks(config, data, rows)
+    k, whole = config.reward.k, config.reward.whole
+    reward = SearchReward(retriever, data, k, config.reward.cache_texts, whole)
     if algorithm != "sft":
-        _run_algorithm(config, data, algorithm, sft, out, judge)
+        _run_algorithm(TrainingRun(config, data, out / "run", sft, reward), algorithm, job, looks)
         return
-    if not (sft / "model").is_dir():
-        train_sft(TrainingRun(config, data, sft, reward=judge.rewards[0]))
-    table, answers = judge.scores(sft / "model")
-    both = np.stack([judge.scores(None)[0], table])
-    save_result(out, {**judge.split(both), "groups": judge.groups_R}, {"answers": answers[:40]})
+    if not sft.is_dir():
+        train_sft(TrainingRun(config, data, sft.parent, reward=reward))
+    looks(0, sft)
+    _keep(out, looks, [], {})
 
 
-def _run_algorithm(
-    config: Any, data: Any, algorithm: str, sft: Path, out: Path, judge: Judge
-) -> None:
-    from ospo.retrieval import build_retriever
-    from ospo.reward.search import SearchReward
-    from ospo.training.run import TrainingRun
+def _run_algorithm(run: Any, algorithm: str, job: dict[str, Any], looks: Looks) -> None:
+    from dataclasses import replace
+
     from ospo.training.train import train
 
-    # Of its own: what the looks score must not be in the memo that training's seconds depend on.
-    retriever = build_retriever(config.retrievers.training, config, data)
-    reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-    rl, run, looks = config.preset.rl, out / "run", Looks(judge)
-    every = max(1, rl.steps // QUARTERS)
+    every = max(1, run.config.preset.rl.steps // job["looks"])
     logged: list[dict[str, float]] = []
-    learning = TrainingRun(
-        config,
-        data,
+    learning = replace(
         run,
-        sft / "model",
-        reward,
         on_log=lambda step, metrics: (
             logged.append({"step": step} | metrics) if "seconds/step" in metrics else None
         ),
-        callbacks=[snapshots(sft / "model", config, every, run, looks)],
+        callbacks=[snapshots(run, every, looks)],
     )
     train(learning, algorithm)
-    looks(rl.steps, run / "model")  # the run's result: its best policy by validation requests
-    arrays = judge.split(np.stack(looks.tables)) | {
+    # The run's result: its best policy by validation requests.
+    looks(run.config.preset.rl.steps, run.out / "model")
+    collapsed = (run.out / "collapse.json").is_file()
+    best = run.out / "validation.json"
+    facts = {"collapsed": collapsed, "validation": read_json(best) if best.is_file() else []}
+    _keep(Path(job["out"]), looks, logged, facts)
+
+
+def _keep(
+    out: Path, looks: Looks, logged: Sequence[dict[str, float]], facts: dict[str, Any]
+) -> None:
+    arrays = {
         "steps": np.array(looks.steps),
         "seconds": np.array([row["seconds/step"] for row in logged]),
         "train": np.array([row.get("ndcg", np.nan) for row in logged]),
     }
-    collapsed = (run / "collapse.json").is_file()
-    facts = {"answers": looks.answers, "logged": len(logged), "collapsed": collapsed}
-    save_result(out, arrays, facts)
+    save_result(out, arrays, {"texts": looks.texts, "log": list(logged), **facts})
 
 
-def snapshots(
-    sft: Path, config: Any, every: int, run: Path, look: Callable[[int, Path], None]
-) -> Any:
-    """A callback that hands the policy, with what its answers are, to ``look(step, directory)``
-    every ``every`` steps before the last.
+def snapshots(run: Any, every: int, look: Callable[[int, Path], None]) -> Any:
+    """A callback that hands the policy of a training run, with what its answers are and when they
+    are used, to ``look(step, directory)`` every ``every`` steps before the last.
     """
     from transformers import AutoTokenizer, TrainerCallback
 
     from ospo.policy.weights import save_policy
 
-    tokenizer = AutoTokenizer.from_pretrained(sft)
+    config = run.config
+    tokenizer = AutoTokenizer.from_pretrained(run.policy)
 
     class Snapshots(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -172,11 +149,69 @@ def snapshots(
                 network = kwargs["model"]
                 was = network.training
                 network.eval()
-                model, shot = config.preset.model, run / "shot"
+                shot = run.out / "shot"
                 save_policy(
-                    network, tokenizer, model, shot, answer=config.answer, context=config.context
+                    network,
+                    tokenizer,
+                    config.preset.model,
+                    shot,
+                    answer=config.answer,
+                    guard=run.guard,
+                    context=config.context,
                 )
                 look(state.global_step, shot)
                 network.train(was)
 
     return Snapshots()
+
+
+class Judge:
+    """Scores texts for held-out requests under every retriever.
+
+    ``groups_R``: whose each test request is; requests of one shopper are not independent.
+    """
+
+    def __init__(self, config: Any, data: Any, tested: int):
+        from ospo.retrieval import build_retriever
+        from ospo.reward.search import SearchReward
+
+        test, validation = held_out(data, tested)
+        self.data, self.tested = data, len(test)
+        self.rows = np.concatenate([test, validation]).tolist()
+        self.names = [config.retrievers.training, *UNSEEN]
+        self.rewards = [
+            SearchReward(build_retriever(name, config, data), data, config.reward.k, 200_000)
+            for name in self.names
+        ]
+        owners = [data.requests[row] for row in test.tolist()]
+        keys = [request.customer_id or request.request_id for request in owners]
+        self.groups_R = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+    def scores(self, texts: Sequence[str]) -> np.ndarray:
+        """nDCG@k (retrievers, requests) of one text per held-out request."""
+        return np.stack([reward(list(texts), self.rows) for reward in self.rewards])
+
+    def raw(self) -> np.ndarray:
+        """The scores of the raw queries."""
+        return self.scores([self.data.requests[row].query for row in self.rows])
+
+    def rule(self, name: str) -> np.ndarray:
+        """The scores of a rule that reads no hits, such as ``history``."""
+        from ospo.policy.rules import RULES, STOP_WORDS
+
+        requests = [self.data.requests[row] for row in self.rows]
+        return self.scores([RULES[name].text(r, (), STOP_WORDS) for r in requests])
+
+    def result(self, out: Path, first: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
+        """A trained arm's arrays with ``values`` (looks, retrievers, test requests),
+        ``validation`` (looks, retrievers, validation requests) and ``groups``, scored once and
+        kept; ``first``: scores that come before its own looks.
+        """
+        if not (out / SCORES / "result.safetensors").is_file():
+            progress(f"scoring {out}")
+            tables = np.stack(
+                [*first, *(self.scores(texts) for texts in read_json(out / "facts.json")["texts"])]
+            )
+            split = {"values": tables[..., : self.tested], "validation": tables[..., self.tested :]}
+            save_result(out / SCORES, {**split, "groups": self.groups_R}, {"names": self.names})
+        return load_result(out) | load_result(out / SCORES)

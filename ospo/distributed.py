@@ -3,6 +3,7 @@ each other.
 """
 
 import os
+from collections.abc import Callable
 
 
 def processes() -> int:
@@ -22,3 +23,13 @@ def wait_for_all() -> None:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def by_main(decide: Callable[[], bool]) -> bool:
+    """What ``decide`` says in the main process, in every process; the others do not call it."""
+    found = [decide() if is_main() else False]
+    if processes() > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(found)
+    return found[0]

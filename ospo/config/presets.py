@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ospo.config.section import Section
 
@@ -81,6 +81,13 @@ class Sft(Updates):
         description="Share of the teacher's attribute phrases that are wrong: two thirds of them "
         "are left out, one third name another item's attribute.",
     )
+    min_attributes: int = Field(
+        1, ge=1, description="Attributes that a teacher text begins from at least, before noise."
+    )
+    max_attributes: int = Field(
+        4, ge=1, description="Attributes that a teacher text begins from at most, before noise."
+    )
+
     targets: Literal["attributes", "history"] = Field(
         "attributes",
         description="What is imitated: attributes of a relevant item, or the name of the latest "
@@ -118,6 +125,15 @@ class Sft(Updates):
         ge=1,
         description="Draws of a scratch policy's weights at most; the last is trained to the end.",
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Sft":
+        if self.min_attributes > self.max_attributes:
+            raise ValueError(
+                f"min_attributes is {self.min_attributes}, above max_attributes, "
+                f"{self.max_attributes}"
+            )
+        return self
 
 
 class Rft(Updates):

@@ -7,7 +7,7 @@ the digest of its weights. A base may be bundled with its adapter, in the folder
 """
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,7 @@ def save_policy(
     answer: Answer = "rewrite",
     guard: Guard | None = None,
     context: int = 0,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
     """Write a policy directory, whole or not at all: full weights, or the adapter and
     ``base.json``; the kind of answers it was trained to give; and checksums.
@@ -208,18 +209,20 @@ def save_policy(
     Only the adapter that was trained is written, not the copy that a trainer keeps as reference.
     ``trained_on``: keys of the requests the policy has seen (``ospo.policy.seen``), for leak checks
     wherever it goes. ``guard``: where its answers are used, from the start.
-    ``context``: how many hits its prompts show.
+    ``context``: how many hits its prompts show. ``weights``: what is written in place of the
+    network's own, where those are sharded (:func:`ospo.policy.sharded.whole_weights`).
     """
+    given = {} if weights is None else {"state_dict": dict(weights)}
     with atomic_directory(directory) as temporary:
         if model.lora_rank:
-            network.save_pretrained(temporary, selected_adapters=["default"])
+            network.save_pretrained(temporary, selected_adapters=["default"], **given)
             digest = weights_digest(base_directory(model.source))
             write_json(
                 temporary / BASE_FILE,
                 {"source": model.source, "dtype": model.dtype, "sha256": digest},
             )
         else:
-            network.save_pretrained(temporary)
+            network.save_pretrained(temporary, **given)
         tokenizer.save_pretrained(temporary)
         write_answer_kind(temporary, answer, context)
         if guard is not None:

@@ -16,6 +16,7 @@ from ospo.files import atomic_directory, read_json, write_json
 from ospo.policy.decoding import Decoding
 from ospo.policy.generate import Generator
 from ospo.policy.prompts import extract_answer, opens_thinking
+from ospo.policy.sharded import whole_weights
 from ospo.policy.weights import save_policy
 from ospo.training.prompts import with_grounds
 from ospo.training.run import TrainingRun
@@ -102,9 +103,11 @@ class BestPolicy(TrainerCallback):
         scores = [self._score(model)]
         broadcast_object_list(scores)  # every process goes by the main one's
         self.looks.append({"step": step, "ndcg": scores[0]})
+        better = self.best != before and bool(step)
+        weights = whole_weights(model) if better else None
         if not state.is_world_process_zero:
             return
-        if self.best != before and step:
+        if better:
             save_policy(
                 model,
                 self.tokenizer,
@@ -114,6 +117,7 @@ class BestPolicy(TrainerCallback):
                 answer=self.run.config.answer,
                 guard=self.run.guard,
                 context=self.run.config.context,
+                weights=weights,
             )
         write_json(self.file, self.looks)
         self.run.on_log(step, {METRIC: scores[0]})

@@ -23,6 +23,7 @@ from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, atomic_file, verify_manifest, write_manifest
 from ospo.metrics import read_metrics
 from ospo.policy.guard import Guard
+from ospo.policy.sharded import whole_weights
 from ospo.policy.weights import save_policy
 from ospo.training.run import OnLog, OnTable
 
@@ -275,18 +276,19 @@ def finish(
     context: int = 0,
 ) -> None:
     """Write the trained policy to ``out/model``, then drop the checkpoints; once, by the main
-    process.
+    process. Every process calls it: where weights are sharded they are put together first.
 
     ``seen``: keys of the requests it was trained on (``ospo.policy.seen``). ``answer``: the kind of
     answers it was trained to give (``ospo.policy.kind``). ``guard``: where they are used.
     ``context``: how many hits its prompts show.
     """
+    network = trainer.accelerator.unwrap_model(trainer.model)
+    weights = whole_weights(network)
     if not trainer.is_world_process_zero():
         return
-    network = trainer.accelerator.unwrap_model(trainer.model)
     network.eval()
     # The trainer's copy of the adapter it started from.
-    if isinstance(network, PeftModel) and "ref" in network.peft_config:
+    if weights is None and isinstance(network, PeftModel) and "ref" in network.peft_config:
         network.delete_adapter("ref")
     save_policy(
         network,
@@ -297,5 +299,6 @@ def finish(
         answer=answer,
         guard=guard,
         context=context,
+        weights=weights,
     )
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

@@ -16,6 +16,7 @@ from ospo.config import Model, Rl
 from ospo.files import atomic_directory, write_json
 from ospo.policy.guard import read_guard
 from ospo.policy.kind import read_answer_kind, read_context
+from ospo.policy.sharded import whole_weights
 from ospo.policy.weights import save_policy
 from ospo.training.callbacks import LOGGER, read_metrics
 
@@ -87,6 +88,7 @@ class CollapseStop(TrainerCallback):
         """Keep this checkpoint's policy if it is the best so far."""
         if len(self.rewards) == WINDOW and self._mean() > self.kept and not self.reason:
             self.kept, self.kept_step = self._mean(), state.global_step
+            weights = whole_weights(kwargs["model"])
             if state.is_world_process_zero:
                 shutil.rmtree(self.out / "good", ignore_errors=True)
                 save_policy(
@@ -98,6 +100,7 @@ class CollapseStop(TrainerCallback):
                     answer=read_answer_kind(self.start).kind,
                     guard=read_guard(self.start),
                     context=read_context(self.start),
+                    weights=weights,
                 )
 
     def settle(self) -> bool:

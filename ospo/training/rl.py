@@ -11,6 +11,7 @@ from ospo.config import Config
 from ospo.config.algorithms import ALGORITHMS
 from ospo.credit import CreditEngine
 from ospo.data.dataset import PreparedData
+from ospo.distributed import by_main
 from ospo.files import write_json
 from ospo.policy.seen import seen_after
 from ospo.policy.weights import load_policy, quiet
@@ -133,7 +134,7 @@ def train_rl(run: TrainingRun, algorithm: str) -> None:
         raise RetrieverError(error.name, problem, error.fix + then) from error
     if trainer.table is not None and trainer.is_world_process_zero():
         trainer.table.write()
-    if trainer.is_world_process_zero() and _settle(best, collapse):
+    if by_main(lambda: _settle(best, collapse)):
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
     else:
         manner = run.config.answer, run.guard, run.config.context

@@ -20,6 +20,7 @@ from ospo.policy.prompts import (
     prompt_messages,
 )
 from ospo.policy.seen import seen_after
+from ospo.policy.text import SearchText
 from ospo.policy.weights import create_policy, quiet
 from ospo.training.best import BestPolicy
 from ospo.training.names import NameTeacher
@@ -29,14 +30,22 @@ from ospo.training.teacher import Teacher
 from ospo.training.trainer import run_trainer, update_arguments
 from ospo.training.warm_start import WarmStart, give_up, given_up
 
-TEACHERS: dict[str, type[Teacher] | type[NameTeacher]] = {
-    "attributes": Teacher,
-    "history": NameTeacher,
-}
 IGNORE = -100  # label of a token that is not trained on
 _SHORT = 0.4  # share of a scratch policy's steps that show requests without history
 _REDRAW = 1_000_003  # between the seeds of a scratch policy's draws
 _BUCKET = 8  # batches sorted by length together: less padding, and still random batches
+
+
+def teacher_of(config: Config, data: PreparedData, rule: SearchText) -> Teacher | NameTeacher:
+    """The writer of the warm start's targets, by ``sft.targets``.
+
+    Raises InputError where the data has nothing of the kind that is imitated.
+    """
+    sft = config.preset.sft
+    if sft.targets == "history":
+        return NameTeacher(data, sft.teacher_noise, config.seed, rule)
+    numbers = (sft.min_attributes, sft.max_attributes)
+    return Teacher(data, sft.teacher_noise, config.seed, rule, numbers)
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
@@ -194,7 +203,7 @@ def train_sft(run: TrainingRun) -> None:
     training_rows(data, config.training.only_with_history)  # refused before weights are made
     sft = config.preset.sft
     quiet()
-    teacher = TEACHERS[sft.targets](data, sft.teacher_noise, config.seed, run.rule)
+    teacher = teacher_of(config, data, run.rule)
     seen = seen_after(data)
     draws = sft.attempts if config.preset.model.source == "scratch" and sft.validate_every else 1
     lost = given_up(run.out)

@@ -18,7 +18,6 @@ from ospo.policy.prompts import clean, prompt_messages
 from ospo.policy.text import REWRITE, SearchText
 
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_MAX_ATTRIBUTES = 4  # in one text
 _LOST = 2 / 3  # of the noise: attributes left out; the rest are another item's
 _CATALOGUE = 0.15  # share of examples that ask for an item of the catalogue
 _TEXT_WORDS = 60  # of an item's text that are looked at
@@ -42,13 +41,22 @@ class Teacher:
     draw).
     """
 
-    def __init__(self, data: PreparedData, noise: float, seed: int, answer: SearchText = REWRITE):
+    def __init__(
+        self,
+        data: PreparedData,
+        noise: float,
+        seed: int,
+        answer: SearchText = REWRITE,
+        attributes: tuple[int, int] = (1, 4),
+    ):
         """``noise`` in [0, 1]: the share of attributes that are lost (two thirds) or another item's
-        (one third). ``answer``: what answers are. Of one that adds to the request only what it
+        (one third). ``attributes``: how many a text begins from, at least and at most, before
+        noise. ``answer``: what answers are. Of one that adds to the request only what it
         adds is written, and one attribute at least where any is known: an answer that says nothing
         is the raw query, which a policy learns too soon and then learns nothing more.
         """
         self.data, self.noise, self.seed, self.answer = data, noise, seed, answer
+        self._least, self._most = attributes
         self.rows = data.rows("train")
         self._names = data.catalogue.select("category", "colour")
         self._kinds = {
@@ -121,7 +129,9 @@ class Teacher:
     def _write(self, query: str, attributes: tuple[str, ...], rng: np.random.Generator) -> str:
         seen = set(query.split())
         own = _fresh(attributes, seen)
-        picked = [own[i] for i in rng.permutation(len(own))[: rng.integers(1, _MAX_ATTRIBUTES + 1)]]
+        picked = [
+            own[i] for i in rng.permutation(len(own))[: rng.integers(self._least, self._most + 1)]
+        ]
         parts = [] if self.answer.keeps_request else [query]
         for phrase in picked:
             roll = rng.random()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ospo.config import Config, Updates
+from ospo.distributed import by_main
 from ospo.policy.weights import autocast_bfloat16
 from ospo.training.best import BestPolicy
 from ospo.training.callbacks import (
@@ -77,7 +78,7 @@ def run_trainer(
     for callback in [*callbacks, *looks, CheckpointMarker(), *run.callbacks]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if best and trainer.is_world_process_zero() and (best.lost or best.settle()):
+    if best and by_main(lambda: best.lost or best.settle()):
         shutil.rmtree(run.out / "checkpoints", ignore_errors=True)
         return
     config = run.config

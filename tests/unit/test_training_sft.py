@@ -8,14 +8,23 @@ import torch
 from training_shop import small_config
 
 from ospo.data.dataset import PreparedData
+from ospo.errors import InputError
 from ospo.policy.prompts import clean
 from ospo.policy.seen import read_seen, request_keys
+from ospo.policy.text import EXPAND
 from ospo.policy.weights import create_policy, load_policy
 from ospo.training.arguments import trainer_arguments
 from ospo.training.callbacks import read_metrics
 from ospo.training.dpo import dpo_arguments
 from ospo.training.run import TrainingRun
-from ospo.training.sft import IGNORE, collate, sft_examples, supervised_arguments, train_sft
+from ospo.training.sft import (
+    IGNORE,
+    collate,
+    sft_examples,
+    supervised_arguments,
+    teacher_of,
+    train_sft,
+)
 from ospo.training.teacher import Teacher
 
 
@@ -120,6 +129,29 @@ def test_the_warm_start_does_not_learn_a_shoppers_target_by_heart(hm_tiny: Prepa
                     len(original.history) > 1 and types[original.target_id] in request.query.split()
                 )
     assert asked == 0
+
+
+@pytest.mark.parametrize(("least", "most"), [(1, 1), (1, 4), (3, 4), (2, 2)])
+def test_a_teacher_text_says_as_many_attributes_as_it_may(
+    least: int, most: int, esci_tiny: PreparedData
+) -> None:
+    teacher = Teacher(esci_tiny, 0.0, 0, EXPAND, (least, most))
+    texts = [teacher.text(row, draw) for row in teacher.rows.tolist() for draw in range(20)]
+    # Commas mostly; texts whose words run on are of as many words, as attributes are here.
+    said = {len(text.replace(",", "").split()) for text in texts}
+    assert (min(said), max(said)) == (least, most)
+
+
+def test_the_configuration_says_how_many_attributes(esci_tiny: PreparedData) -> None:
+    sft = "presets.nano.sft"
+    row = int(esci_tiny.rows("train")[0])
+    for number in (2, 3):
+        exactly = [f"{sft}.min_attributes={number}", f"{sft}.max_attributes={number}"]
+        config = small_config(f"{sft}.teacher_noise=0", *exactly)
+        text = teacher_of(config, esci_tiny, EXPAND).text(row, 0)
+        assert len(text.replace(",", "").split()) == number
+    with pytest.raises(InputError, match="min_attributes is 3, above max_attributes, 2"):
+        small_config("presets.nano.sft.min_attributes=3", "presets.nano.sft.max_attributes=2")
 
 
 def test_only_the_answer_is_trained_on_and_it_ends(esci_tiny: PreparedData) -> None:
