@@ -45,7 +45,6 @@ from ospo.retrieval import load_retriever
 from ospo.retrieval.bm25 import BM25Retriever
 from ospo.retrieval.dense import MiniLMRetriever
 from ospo.retrieval.index import HnswIndex
-from ospo.retrieval.packed import _Linear
 from ospo.reward.answers import reward_of_answers
 from ospo.reward.ndcg import ndcg
 from ospo.reward.search import SearchReward
@@ -353,17 +352,8 @@ def per_completion(
         "texts_encoded_per_completion": len(texts) / completions,
         "tokens_encoded_per_completion": tokens / completions,
         "ms_per_completion": 1000 * seconds / completions,
-        "share_of_peak": tokens * flop_per_token(model) / seconds / peak_flops(model.dtype),
+        "share_of_peak": tokens * model.operations_per_token / seconds / peak_flops(model.dtype),
     }
-
-
-def flop_per_token(model: MiniLMRetriever) -> float:
-    """Floating-point operations of the encoder's products per token, attention's left out (2 % of
-    them at 12 tokens).
-    """
-    encoder = model._model
-    products = [part for layer in encoder.layers for part in layer if isinstance(part, _Linear)]
-    return 2.0 * sum(product.weight.numel() for product in products)
 
 
 def peak_flops(dtype: str) -> float:

@@ -156,11 +156,13 @@ def credit(policy: str, steps: int) -> dict[str, Any]:
         retriever.forget()
         alone = _seconds(lambda: [retriever.encode([text]) for text in some]) / len(some)
         together = min(_seconds(lambda: retriever.encode(texts)) for _ in range(3))
+    tokens = int(sum(retriever.token_counts(texts)))
     return {
         "coalitions": len(game.texts),
         "ms_per_coalition": round(1e3 * seconds / len(game.texts), 4),
         "texts_per_second": round(len(texts) / together, 1),
         "ratio_one_text_at_a_time": round(alone * len(texts) / together, 1),
+        "operations_per_second": tokens * retriever.operations_per_token / together,
         "rate": len(game.texts) / seconds,
         "memory_gb": memory(),
     }
@@ -338,9 +340,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             below = apart(part, arguments.policy, 1, gpu=False)
             figures |= {"ratio": round(figures["rate"] / below["rate"], 1)}
             figures |= {"processors": below}
-        for name in ("grpo", "ospo"):
-            if operations := figures.get(name, {}).pop("operations_per_second", None):
-                figures[name]["share_of_peak"] = round(operations / peak["tflops"] / 1e12, 4)
+        for one in (figures, *(figures[name] for name in ("grpo", "ospo") if name in figures)):
+            if operations := one.pop("operations_per_second", None):
+                one["share_of_peak"] = round(operations / peak["tflops"] / 1e12, 4)
         result[part] = figures
         progress(f"{part}: {json.dumps(figures)}")
     return result

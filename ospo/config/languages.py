@@ -24,8 +24,8 @@ class Language:
       in its script.
     - ``head``: where the head noun of a product's title stands among the words before the first
       separator.
-    - ``separators``: words that end that part, ``skipped``: words for whom a product is or how many
-      it holds, which are never the head noun.
+    - ``separators``: words that end that part (English has a pattern of its own), ``skipped``:
+      words for whom a product is or how many it holds, which are never the head noun.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Language:
 
 _ENGLISH = "for with by in from of and that"
 LANGUAGES: dict[str, Language] = {
-    "en": Language("English", "english", separators=_ENGLISH),
+    "en": Language("English", "english"),
     "da": Language(
         "Danish", "danish", separators="til med af i fra og uden på", skipped="dame herre børn"
     ),

@@ -304,6 +304,11 @@ class MiniLMRetriever(EmbeddingRetriever):
         self._tokenizer.enable_truncation(self.max_tokens)
 
     @property
+    def operations_per_token(self) -> float:
+        """Floating-point operations of the encoder's products with weights per token."""
+        return self._model.operations_per_token
+
+    @property
     def dtype(self) -> str:
         """The precision in use: ``float32`` or ``bfloat16``."""
         return str(self._dtype).removeprefix("torch.")

@@ -700,3 +700,8 @@ def test_search_of_word_vectors_gives_the_scores_of_pools(
     again = large.search(texts, 50)
     assert (again[0] == rows).all()
     assert (again[1] == scores).all()
+
+
+def test_the_encoder_says_what_a_token_costs() -> None:
+    layer = 384 * (3 * 384) + 384 * 384 + 2 * 384 * 1536  # MiniLM-L6's products with weights
+    assert _minilm("float32").operations_per_token == 2 * 6 * layer
