@@ -99,6 +99,31 @@ def test_accelerate_reads_the_configuration_and_the_batch_divides(file: Path) ->
         assert step == (completions or (64 if policy == "nano" else 16 * launched.num_processes))
 
 
+@pytest.mark.slow
+def test_paper_trains_a_small_stand_in_as_far_as_it_goes_without_a_gpu(tmp_path: Path) -> None:
+    """What `benchmarks.gpu` starts under FSDP 2: SFT and two OSPO steps of the preset, in one
+    process.
+    """
+    from benchmarks.gpu import stand_in
+
+    stand_in(tmp_path / "model")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--work", "paper", "--policy", "fsdp"]
+    done = subprocess.run(
+        [*command, str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "distributed": "NO",
+        "steps": 2,
+        "policy": True,
+        "memory_gb": None,
+    }
+
+
 def test_no_password_is_in_a_configuration_file() -> None:
     for file in SCALE.iterdir():
         for line in file.read_text().splitlines():

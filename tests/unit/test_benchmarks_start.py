@@ -32,3 +32,20 @@ def test_without_prepared_data_a_benchmark_says_what_to_run(tmp_path: Path, call
     assert last.startswith("ospo: ")
     assert "Fix: " in last
     assert "`" in last, "the next command"
+
+
+def test_without_a_gpu_its_benchmark_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu"],
+        cwd=tmp_path,
+        env={
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "CUDA_VISIBLE_DEVICES": "",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().splitlines()[-1].startswith("ospo: benchmarks.gpu: no GPU here. Fix")
