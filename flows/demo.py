@@ -89,7 +89,7 @@ def run(chosen: list[str], folder: Path | None) -> None:
     config = load_config()  # wrong parameters are refused before a server starts
     datasets = [name for name in chosen if config.dataset(name)] or config.datasets
     rows = real_rows(config, datasets, folder) if folder else {}
-    from ospo.reports.demo_table import demo_table, write_demo_report
+    from ospo.reports.demo_table import demo_table, policy_words, write_demo_report
     from ospo.reports.evaluation import publish_report
 
     started = time.monotonic()
@@ -113,8 +113,8 @@ def run(chosen: list[str], folder: Path | None) -> None:
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
         console.print(
-            f"{dataset}: {version['name']} version {version['version']} is {version['policy']}, "
-            f"{aliases}"
+            f"{dataset}: {version['name']} version {version['version']} is "
+            f"{policy_words(version)}, {aliases}"
         )
         if "champion" not in version["aliases"]:
             console.print(f"{dataset}: {version['decision']}", markup=False)

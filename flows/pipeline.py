@@ -24,6 +24,7 @@ from flows.train import sft, train_policy
 from ospo import steps
 from ospo.config import Config
 from ospo.paths import RUNS
+from ospo.reports.demo_table import policy_words
 
 
 @task(name="register", task_run_name="register {dataset}", cache_policy=NO_CACHE)
@@ -84,6 +85,8 @@ def _registered_text(registered: dict[str, Any]) -> str:
     """What became of the better policy, in one line of markdown."""
     aliases = " ".join(f"@{alias}" for alias in registered["aliases"]) or "no alias"
     text = f"**{registered['name']} version {registered['version']}** ({aliases})"
+    if registered["same_as_sft"]:
+        text += f" is {policy_words(registered)}"
     return f"{text}: {registered['decision']}" if registered["decision"] else text
 
 

@@ -117,7 +117,7 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
     from flows.common import data_ready
     from flows.pipeline import pipeline_dataset
     from ospo.evaluation.evaluate import evaluate
-    from ospo.reports.demo_table import comparison_tables, demo_table
+    from ospo.reports.demo_table import comparison_tables, demo_table, policy_words
     from ospo.reports.evaluation import publish_report, write_report
 
     started = time.monotonic()
@@ -152,7 +152,7 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
     console.print(comparison_tables(analysis))
     aliases = ", ".join(f"@{alias}" for alias in registered["aliases"]) or "no alias"
     console.print(
-        f"{registered['name']} version {registered['version']} is {registered['policy']}, "
+        f"{registered['name']} version {registered['version']} is {policy_words(registered)}, "
         f"{aliases}: {registered['decision']}",
         markup=False,
     )

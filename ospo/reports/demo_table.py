@@ -57,6 +57,14 @@ def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
     return table
 
 
+def policy_words(registered: Mapping[str, Any]) -> str:
+    """Which policy a registered version is, as :func:`ospo.steps.run_registration` says it."""
+    policy = str(registered["policy"])
+    if registered["same_as_sft"]:
+        return f"{policy} (the SFT policy as it was: training found no better one)"
+    return policy
+
+
 def demo_table(summaries: Mapping[str, Summary], training: str) -> Group:
     """The tables of all datasets, for ``rich``'s console. ``summaries`` is {dataset: summary.json's
     value}.

@@ -27,6 +27,7 @@ _SHARED_SOURCES = (
 )
 TRAINING_SOURCES = (
     *_SHARED_SOURCES,
+    "distributed.py",
     "evaluation/hits.py",
     "integrations/trl.py",
     "metrics.py",

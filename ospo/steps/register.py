@@ -12,6 +12,7 @@ from ospo.paths import PREPARED, RUNS
 from ospo.steps.inputs import data_md5
 from ospo.steps.replace import begin_anew, replace
 from ospo.steps.step import finished, policy_directory
+from ospo.training.looks import kept_start
 
 if TYPE_CHECKING:
     from ospo.registry import Version
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     """Register the better RL policy as a version of ``ospo-rewriter-<dataset>``; returns what
-    became of it: name, version, policy, aliases, decision.
+    became of it: name, version, policy, whether that is the SFT policy as it was (``same_as_sft``),
+    aliases, decision.
 
     The better one is chosen on validation requests. It is a challenger: it becomes the champion
     only if the paired comparison on held-out requests allows it (:mod:`ospo.registry.promotion`),
@@ -40,7 +42,10 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         run_id=state["run_id"],
         summary=summary["test"],
         data_md5=tracking.dataset_digest(data_md5(dataset)),
-        tags={"fingerprint": state["fingerprint"]},
+        tags={
+            "fingerprint": state["fingerprint"],
+            "same_as_sft": str(kept_start(RUNS / dataset / policy)).lower(),
+        },
         control=summary.get("control", {}).get(policy, {}),
         guard=chosen_guard(RUNS / dataset / "evaluation", policy, config.seed),
     )
@@ -53,7 +58,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         version = next(
             v for v in registry.models(config, (dataset,)) if v.version == version.version
         )
-    return _entry(version, policy, decision)
+    return _entry(dataset, version, policy, decision)
 
 
 def registered_policy(
@@ -69,7 +74,9 @@ def registered_policy(
         if version.tags.get("fingerprint") == fingerprints[policy]:
             decision = _decision(version)
             waits = registry.CHALLENGER in version.aliases and not decision
-            return None if waits or not version.aliases else _entry(version, policy, decision)
+            return (
+                None if waits or not version.aliases else _entry(dataset, version, policy, decision)
+            )
     return None
 
 
@@ -87,11 +94,12 @@ def _decision(version: "Version") -> str:
     return str(json.loads(noted)["reason"]) if noted else ""
 
 
-def _entry(version: "Version", policy: str, decision: str) -> dict[str, Any]:
+def _entry(dataset: str, version: "Version", policy: str, decision: str) -> dict[str, Any]:
     return {
         "name": version.name,
         "version": version.version,
         "policy": policy,
+        "same_as_sft": kept_start(RUNS / dataset / policy),
         "aliases": list(version.aliases),
         "decision": decision,
     }

@@ -18,10 +18,10 @@ from ospo.policy.generate import Generator
 from ospo.policy.prompts import extract_answer, opens_thinking
 from ospo.policy.sharded import whole_weights
 from ospo.policy.weights import save_policy
+from ospo.training.looks import LOOKS, best_step
 from ospo.training.prompts import with_grounds
 from ospo.training.run import TrainingRun
 
-LOOKS = "validation.json"  # the looks of a run: [{"step": …, "ndcg": …}, …]
 METRIC = "validation/ndcg"
 _BATCH = 64  # requests answered per call
 
@@ -57,9 +57,7 @@ class BestPolicy(TrainerCallback):
     @property
     def best(self) -> int:
         """The step of the best look; -1 where there is none."""
-        if not self.looks:
-            return -1
-        return int(max(self.looks, key=lambda look: (look["ndcg"], -look["step"]))["step"])
+        return best_step(self.looks)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take over the looks of an interrupted run; look at the policy that training begins

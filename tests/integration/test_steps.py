@@ -15,6 +15,7 @@ from ospo.errors import OspoError
 from ospo.evaluation.selection import best_rule
 from ospo.files import read_json
 from ospo.metrics import read_metrics
+from ospo.policy.sources import policy_hash
 from ospo.policy.weights import load_policy
 from ospo.registry.store import connect
 from ospo.steps.fresh import run_fresh
@@ -45,7 +46,10 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     # Trained for three steps, it is no better than a rule: a candidate, and a rule answers.
     assert registered["aliases"] == ["challenger"]
     assert "not" in registered["decision"]
+    models = [policy_hash(f"runs/hm/{name}/model") for name in (registered["policy"], "sft")]
+    assert registered["same_as_sft"] == (models[0] == models[1])
     answering, version = registry.models(settings)
+    assert version.tags["same_as_sft"] == str(registered["same_as_sft"]).lower()
     # The rule to beat is chosen on validation requests.
     rule = best_rule(summary, "static")
     assert json.loads(version.tags["decision"])["against"] == rule

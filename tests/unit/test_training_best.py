@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from ospo.data.dataset import PreparedData
 from ospo.files import read_json
 from ospo.retrieval.base import RetrieverError
-from ospo.training.best import LOOKS
+from ospo.training.looks import LOOKS
 from ospo.training.rl import train_rl
 from ospo.training.run import TrainingRun
 

@@ -14,7 +14,7 @@ from ospo.data.dataset import PreparedData
 from ospo.errors import OspoError
 from ospo.files import read_json
 from ospo.metrics import read_metrics
-from ospo.training.best import LOOKS
+from ospo.training.looks import LOOKS
 from ospo.training.run import TrainingRun
 from ospo.training.sft import train_sft
 from ospo.training.warm_start import ATTEMPTS, Verdict, verdict
