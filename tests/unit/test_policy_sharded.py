@@ -1,13 +1,15 @@
 """A policy whose weights several processes hold in pieces is saved whole."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import micro_config
-from torch import multiprocessing
+from conftest import ROOT, micro_config
 
 from ospo.policy.sharded import whole_weights
 from ospo.policy.weights import create_policy, load_policy, save_policy
@@ -53,7 +55,10 @@ def test_sharded_weights_are_saved_whole(adapters: bool, tmp_path: Path) -> None
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     out = tmp_path / "policy"
-    multiprocessing.spawn(shard_and_save, (port, adapters, str(out)), nprocs=2)
+    command = [sys.executable, __file__, str(port), str(int(adapters)), str(out)]
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    two = [subprocess.Popen([*command, rank], cwd=ROOT, env=env) for rank in ("0", "1")]
+    assert [process.wait(120) for process in two] == [0, 0]
     wanted = network_of(adapters)[0].state_dict()
     if adapters:
         from safetensors.torch import load_file
@@ -71,3 +76,7 @@ def test_sharded_weights_are_saved_whole(adapters: bool, tmp_path: Path) -> None
 
 def test_a_network_of_one_process_is_saved_as_it_is() -> None:
     assert whole_weights(network_of(adapters=False)[0]) is None
+
+
+if __name__ == "__main__":  # one of the two processes
+    shard_and_save(int(sys.argv[4]), int(sys.argv[1]), sys.argv[2] == "1", sys.argv[3])

@@ -466,7 +466,11 @@ def test_only_pool_items_unless_the_catalogue_is_asked_for(
     outside = np.setdiff1d(np.arange(400), [data.item_ids.index(item) for item in wanted])[
         None, :5
     ].repeat(3, axis=0)
-    assert (some.score(texts, outside) == every.score(texts, outside)).all()
+    # Computed beside other items than in the file: on some processors (bfloat16 with AMX) a vector
+    # depends on its batch.
+    np.testing.assert_allclose(
+        some.score(texts, outside), every.score(texts, outside), rtol=0, atol=5e-3
+    )
     assert encoded == [5]
     for ours, theirs in zip(some.search(texts, 30), every.search(texts, 30), strict=True):
         assert (ours == theirs).all()
