@@ -144,6 +144,7 @@ def test_the_scheduled_run_itself_carries_the_summary(
     write_json(evaluation / "step.json", {"run_id": "evaluation-id"})
     (evaluation / "summary.md").write_text("| raw query | 0.5 |")
     made = {"name": "ospo-rewriter-hm", "version": 2, "aliases": ["champion"], "decision": "better"}
+    made |= {"policy": "grpo", "same_as_sft": True}
 
     @contextmanager
     def ready(_dataset: str) -> Iterator[None]:
@@ -167,7 +168,8 @@ def test_the_scheduled_run_itself_carries_the_summary(
     run_id = state.state_details.flow_run_id
     [found] = artifacts(run_id)
     assert found.key == "pipeline-hm"
-    assert "**ospo-rewriter-hm version 2** (@champion): better" in found.data
+    assert "**ospo-rewriter-hm version 2** (@champion) is grpo (the SFT policy as it" in found.data
+    assert "found no better one): better" in found.data
     assert "| raw query | 0.5 |" in found.data
     assert "MLflow run of the evaluation: `evaluation-id`" in found.data
     assert "`runs/hm/evaluation/report.html`" in found.data
