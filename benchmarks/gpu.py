@@ -31,7 +31,6 @@ from ospo.errors import OspoError
 
 PARTS = ("step", "credit", "evaluation", "paper")
 BASELINE = ("step",)  # parts that the processors do too; the others have theirs in themselves
-WARM_UP = 2
 PEAK_SIDE, COPY_BYTES = 8192, 1 << 30
 ACCELERATE = "configs/accelerate/gpu-8-fsdp.yaml"
 
@@ -77,12 +76,9 @@ def memory() -> float | None:
 
 def step(policy: str, steps: int) -> dict[str, Any]:
     """GRPO's and OSPO's steps: median seconds by phase, tokens, operations of the update."""
-    from benchmarks.step import PHASES, settings_of, warm_start
+    from benchmarks.step import PHASES, WARM_UP, settings_of, step_rows, warm_start
     from ospo.policy.generate import Generator
     from ospo.retrieval import build_retriever
-    from ospo.reward.search import SearchReward
-    from ospo.training.rl import train_rl
-    from ospo.training.run import TrainingRun
 
     out: dict[str, Any] = {}
     with warm_start(settings_of(policy, steps + WARM_UP, 4), "esci") as (config, data, folder):
@@ -95,17 +91,8 @@ def step(policy: str, steps: int) -> dict[str, Any]:
         )
         del generator
         for algorithm in ("grpo", "ospo"):
-            reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
-            rows: list[dict[str, float]] = []
-
-            def keep(number: int, metrics: dict[str, float], rows: list[Any] = rows) -> None:
-                rows.append(metrics)
-
-            run = TrainingRun(
-                config, data, folder / algorithm, folder / "sft/model", reward, on_log=keep
-            )
-            train_rl(run, algorithm)
-            rows = [row for row in rows if "seconds/step" in row][WARM_UP:]
+            sft, place = folder / "sft/model", folder / algorithm
+            rows = step_rows(config, data, algorithm, sft, retriever, place)
             seconds = {p: statistics.median(row[f"seconds/{p}"] for row in rows) for p in PHASES}
             count = rl.prompts_per_step * rl.generations
             sampled = count * statistics.mean(row["length"] for row in rows)

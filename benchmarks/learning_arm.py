@@ -195,13 +195,6 @@ class Judge:
         """The scores of the raw queries."""
         return self.scores([self.data.requests[row].query for row in self.rows])
 
-    def rule(self, name: str) -> np.ndarray:
-        """The scores of a rule that reads no hits, such as ``history``."""
-        from ospo.policy.rules import RULES, STOP_WORDS
-
-        requests = [self.data.requests[row] for row in self.rows]
-        return self.scores([RULES[name].text(r, (), STOP_WORDS) for r in requests])
-
     def result(self, out: Path, first: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
         """A trained arm's arrays with ``values`` (looks, retrievers, test requests),
         ``validation`` (looks, retrievers, validation requests) and ``groups``, scored once and

@@ -57,15 +57,15 @@ def shop(config: Config, dataset: Literal["esci", "hm"], folder: Path) -> Prepar
     return load_prepared(folder / "prepared" / dataset)
 
 
-def step_seconds(
+def step_rows(
     config: Config,
     data: PreparedData,
     algorithm: Literal["grpo", "ospo"],
     sft: Path,
     retriever: Any,
     out: Path,
-) -> dict[str, list[float]]:
-    """Seconds of each step after the warm-up, by phase."""
+) -> list[dict[str, float]]:
+    """The metrics of each step after the warm-up."""
     reward = SearchReward(retriever, data, config.reward.k, config.reward.cache_texts)
     rows: list[dict[str, float]] = []
     train_rl(
@@ -75,7 +75,13 @@ def step_seconds(
         algorithm,
     )
     rows = [row for row in rows if "seconds/step" in row]  # others tell of validation
-    return {phase: [row[f"seconds/{phase}"] for row in rows[WARM_UP:]] for phase in PHASES}
+    return rows[WARM_UP:]
+
+
+def step_seconds(*run: Any) -> dict[str, list[float]]:
+    """Seconds of each step after the warm-up, by phase; ``run``: as for :func:`step_rows`."""
+    rows = step_rows(*run)
+    return {phase: [row[f"seconds/{phase}"] for row in rows] for phase in PHASES}
 
 
 def settings_of(policy: str, steps: int, sft_steps: int) -> list[str]:

@@ -58,7 +58,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         version = next(
             v for v in registry.models(config, (dataset,)) if v.version == version.version
         )
-    return _entry(dataset, version, policy, decision)
+    return _entry(version, policy, decision)
 
 
 def registered_policy(
@@ -74,9 +74,7 @@ def registered_policy(
         if version.tags.get("fingerprint") == fingerprints[policy]:
             decision = _decision(version)
             waits = registry.CHALLENGER in version.aliases and not decision
-            return (
-                None if waits or not version.aliases else _entry(dataset, version, policy, decision)
-            )
+            return None if waits or not version.aliases else _entry(version, policy, decision)
     return None
 
 
@@ -94,12 +92,12 @@ def _decision(version: "Version") -> str:
     return str(json.loads(noted)["reason"]) if noted else ""
 
 
-def _entry(dataset: str, version: "Version", policy: str, decision: str) -> dict[str, Any]:
+def _entry(version: "Version", policy: str, decision: str) -> dict[str, Any]:
     return {
         "name": version.name,
         "version": version.version,
         "policy": policy,
-        "same_as_sft": kept_start(RUNS / dataset / policy),
+        "same_as_sft": version.tags.get("same_as_sft") == "true",
         "aliases": list(version.aliases),
         "decision": decision,
     }

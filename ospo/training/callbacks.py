@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import PeftModel
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -287,9 +286,6 @@ def finish(
     if not trainer.is_world_process_zero():
         return
     network.eval()
-    # The trainer's copy of the adapter it started from.
-    if weights is None and isinstance(network, PeftModel) and "ref" in network.peft_config:
-        network.delete_adapter("ref")
     save_policy(
         network,
         tokenizer,

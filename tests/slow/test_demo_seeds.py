@@ -17,6 +17,12 @@ from ospo.files import read_json
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
+def repeating(texts: pl.Series) -> float:
+    """The share of texts that say a word twice."""
+    said = [re.findall(r"\w+", text.lower()) for text in texts]
+    return float(np.mean([len(set(words)) < len(words) for words in said]))
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_demo_learns_with_another_seed(seed: int, tmp_path: Path) -> None:
     clone = tmp_path / "ospo"
@@ -43,8 +49,8 @@ def test_the_demo_learns_with_another_seed(seed: int, tmp_path: Path) -> None:
         repeats = {}
         for (policy,), rows in answers.group_by("policy"):
             assert rows["finished"].mean() > 0.95, (dataset, policy)
-            said = [re.findall(r"\w+", answer.lower()) for answer in rows["answer"]]
-            repeats[policy] = np.mean([len(set(words)) < len(words) for words in said])
+            repeats[policy] = repeating(rows["answer"])
+            assert repeating(rows["text"]) < 0.05, (dataset, policy, "repeats itself")
         # A word that is said again counts once, so RL has nothing to gain by saying it again.
         for policy in ("grpo", "ospo"):
             assert repeats[policy] < repeats["sft"] + 0.05, (dataset, repeats)
