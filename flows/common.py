@@ -66,6 +66,7 @@ install_one_line()
 WAIT_SECONDS = 24 * 3600.0
 LEASE_SECONDS = 60.0  # after a kill -9 the next run waits so long for its turn
 _PARENT: ContextVar[str | None] = ContextVar("mlflow_parent", default=None)
+_DATA_READY: ContextVar[bool] = ContextVar("data_ready", default=False)
 
 
 def flow_config(
@@ -108,6 +109,16 @@ def within(parent_run_id: str) -> Iterator[None]:
 
 
 @contextmanager
+def data_is_ready() -> Iterator[None]:
+    """Flows called inside do not ask DVC: who calls them has, a moment ago."""
+    token = _DATA_READY.set(True)
+    try:
+        yield
+    finally:
+        _DATA_READY.reset(token)
+
+
+@contextmanager
 def one_at_a_time(dataset: Dataset) -> Iterator[None]:
     """Hold the dataset's runs and, under a worker of `make up`, one of this machine's places for
     training.
@@ -129,7 +140,7 @@ def one_at_a_time(dataset: Dataset) -> Iterator[None]:
 def dataset_ready(dataset: Dataset) -> Iterator[None]:
     """``one_at_a_time``, with the dataset's data up to date."""
     with one_at_a_time(dataset):
-        if _PARENT.get() is None:
+        if _PARENT.get() is None and not _DATA_READY.get():
             dvc_repro(dataset)
         yield
 

@@ -68,7 +68,21 @@ def done_before(config: Config, datasets: list[str]) -> dict[str, dict[str, Any]
     return {name: job for name, job in found.items() if job} if all(found.values()) else None
 
 
-def run_flows(datasets: list[str], rows: dict[str, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+def at_once(config: Config) -> int:
+    """How many data sets train side by side: one per processor where the policy is a small network
+    on processors, which has no use for several; otherwise one.
+    """
+    import torch
+
+    from ospo.tracking.facts import processors
+
+    small = config.preset.model.source == "scratch" and not torch.cuda.is_available()
+    return processors() if small else 1
+
+
+def run_flows(
+    config: Config, datasets: list[str], rows: dict[str, Path]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The pipeline flow's results, and those of evaluating the policies on real ``rows``."""
     from prefect.exceptions import TerminationSignal
 
@@ -76,7 +90,7 @@ def run_flows(datasets: list[str], rows: dict[str, Path]) -> tuple[dict[str, Any
     from flows.real import real
 
     try:
-        results = pipeline(datasets)
+        results = pipeline(datasets, at_once=at_once(config))
         return results, {f"{name}-real": real(name, str(raw)) for name, raw in rows.items()}
     except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
         raise SystemExit(TERMINATED) from error
@@ -97,7 +111,7 @@ def run(chosen: list[str], folder: Path | None) -> None:
     results = None if rows else done_before(config, datasets)
     again = results is not None
     if results is None:
-        results, transferred = run_flows(datasets, rows)
+        results, transferred = run_flows(config, datasets, rows)
     else:
         print("Everything is up to date; nothing was run again.", file=sys.stderr)
     summaries = {dataset: result["summary"] for dataset, result in results.items()}

@@ -7,12 +7,16 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.beside import side_by_side
 from flows.common import (
+    Count,
     Dataset,
     Overrides,
     ParamsFile,
     Preset,
     Seed,
+    data_is_ready,
+    data_ready,
     dataset_ready,
     flow_config,
     parent_runs,
@@ -25,6 +29,7 @@ from ospo import steps
 from ospo.config import Config
 from ospo.paths import RUNS
 from ospo.reports.demo_table import policy_words
+from ospo.tracking.facts import processors
 
 
 @task(name="register", task_run_name="register {dataset}", cache_policy=NO_CACHE)
@@ -95,15 +100,31 @@ def pipeline(
     datasets: list[Dataset] | None = None,
     overrides: Overrides = None,
     params: ParamsFile = "params.yaml",
+    at_once: Count = None,
 ) -> dict[str, Any]:
-    """The whole job for each dataset in turn.
+    """The whole job for each dataset.
 
     Args:
         datasets: empty: all of params.yaml
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
+        at_once: datasets side by side, each in a process of its own with its share of the
+            processors; empty: one after the other
     """
-    return {
-        name: pipeline_dataset(name, overrides=overrides, params=params)
-        for name in datasets or flow_config(params, overrides).datasets
-    }
+    names = list(dict.fromkeys(datasets or flow_config(params, overrides).datasets))
+    count = min(at_once or 1, len(names))
+    if count < 2:
+        return {name: pipeline_dataset(name, overrides=overrides, params=params) for name in names}
+    with side_by_side(count, max(1, processors() // count)) as beside:
+        for name in names:  # one trains while the data of the next are prepared
+            data_ready(name)
+            given = {"dataset": name, "overrides": overrides, "params": params}
+            beside.start(name, _pipeline_beside, given)
+        results = beside.results()
+    return {name: results[name] for name in names}
+
+
+def _pipeline_beside(dataset: Dataset, overrides: Overrides, params: ParamsFile) -> dict[str, Any]:
+    """The whole job of one dataset whose data are up to date, in this process."""
+    with data_is_ready():
+        return pipeline_dataset(dataset, overrides=overrides, params=params)

@@ -31,6 +31,9 @@ class InputError(OspoError):
         line = f"{where}: {problem}. Fix: {fix}"
         super().__init__(printable(line))
 
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), (self.file, self.field, self.problem, self.fix)
+
 
 class ConfigError(InputError):
     """A bad key or value in params.yaml (or in a ``--set`` override)."""

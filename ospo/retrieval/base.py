@@ -24,6 +24,9 @@ class RetrieverError(OspoError):
         line = f"retriever {name!r}: {problem}. Fix: {fix}"
         super().__init__(printable(line))
 
+    def __reduce__(self) -> tuple[type, tuple[str, ...]]:
+        return type(self), (self.name, self.problem, self.fix)
+
 
 @runtime_checkable
 class Retriever(Protocol):

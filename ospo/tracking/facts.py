@@ -64,7 +64,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _processors() -> int:
+def processors() -> int:
     """How many processors this process may use; where the system does not say, how many there
     are.
     """
@@ -76,7 +76,7 @@ def _processors() -> int:
 def machine() -> dict[str, str]:
     """Processor count, platform, Python, and the GPU if torch is loaded and sees one."""
     facts = {
-        "cpus": str(_processors()),
+        "cpus": str(processors()),
         "platform": f"{platform.system()}-{platform.machine()}",
         "python": platform.python_version(),
     }

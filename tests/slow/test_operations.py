@@ -487,7 +487,7 @@ def test_ctrl_c_at_every_stage_is_one_line_without_orphans_and_the_next_start_go
         "PREFECT_API_URL": f"{shop.place.prefect}/api",
         "PYTHONUNBUFFERED": "1",
     }
-    command = [sys.executable, "-m", "flows.demo", "--dataset", "hm"]
+    command = [sys.executable, "-m", "flows.demo"]  # both shops, side by side
     (shop.root / "params.yaml").write_text(
         (shop.root / "params.yaml").read_text().replace("seed: 0", "seed: 21", 1)
     )
@@ -541,7 +541,7 @@ def test_sigterm_is_one_line_and_the_next_start_resumes(shop: Shop) -> None:
         "PREFECT_API_URL": f"{shop.place.prefect}/api",
         "PYTHONUNBUFFERED": "1",
     }
-    command = [sys.executable, "-m", "flows.demo", "--dataset", "hm"]
+    command = [sys.executable, "-m", "flows.demo"]  # both shops, side by side
     (shop.root / "params.yaml").write_text(
         (shop.root / "params.yaml").read_text().replace("seed: 21", "seed: 22", 1)
     )

@@ -73,6 +73,10 @@ def test_within_a_pipeline_nothing_is_waited_for_twice(
         assert common._PARENT.get() is None
     with common.one_at_a_time("hm"):
         assert taken == ["esci", "repro esci", "hm"]
+    with common.data_is_ready(), common.dataset_ready("hm"):  # its turn, and no DVC
+        assert taken == ["esci", "repro esci", "hm", "hm"]
+    with common.dataset_ready("hm"):
+        assert taken[-1] == "repro hm"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +128,7 @@ def test_sigterm_of_the_demo_is_one_line(
     """Prefect turns it into an exception of its own while a flow runs."""
     from prefect.exceptions import TerminationSignal
 
-    def ended(_datasets: object) -> None:
+    def ended(*_: object, **__: object) -> None:
         raise TerminationSignal(signal=15)
 
     monkeypatch.setattr("flows.pipeline.pipeline", ended)
