@@ -101,8 +101,10 @@ def side_by_side(count: int, threads: int) -> Iterator[Beside]:
 
     with get_client(sync_client=True) as client:  # otherwise each would start a server
         shared = {"PREFECT_API_URL": str(client.api_url), "OMP_NUM_THREADS": str(threads)}
+    if "PREFECT_API_URL" not in os.environ:
+        shared["PREFECT_UI_URL"] = ""  # a flow's own server has no pages: no links to them
     own = {name: os.environ.get(name) for name in shared}
-    os.environ.update({name: was or shared[name] for name, was in own.items()})
+    os.environ.update({name: shared[name] if was is None else was for name, was in own.items()})
     beside = Beside(count, serialize_context())
     try:
         yield beside

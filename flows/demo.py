@@ -38,7 +38,7 @@ def real_rows(config: Config, datasets: list[str], real: Path) -> dict[str, Path
     Raises:
         InputError: ``real`` holds no folder of a dataset.
     """
-    shops = [name for name in datasets if Path(config.dataset(name).raw) == SAMPLE / name]
+    shops = [name for name in datasets if is_sample(config, name)]
     found = {name: real / name for name in shops if (real / name).is_dir()}
     if shops and not found:
         raise InputError(
@@ -68,15 +68,22 @@ def done_before(config: Config, datasets: list[str]) -> dict[str, dict[str, Any]
     return {name: job for name, job in found.items() if job} if all(found.values()) else None
 
 
-def at_once(config: Config) -> int:
+def is_sample(config: Config, dataset: str) -> bool:
+    """Whether a data set is the built-in sample shop of its name."""
+    return Path(config.dataset(dataset).raw) == SAMPLE / dataset
+
+
+def at_once(config: Config, datasets: list[str]) -> int:
     """How many data sets train side by side: one per processor where the policy is a small network
-    on processors, which has no use for several; otherwise one.
+    on processors, which has no use for several, and the shops are the built-in ones, which need
+    little memory; otherwise one.
     """
     import torch
 
     from ospo.tracking.facts import processors
 
     small = config.preset.model.source == "scratch" and not torch.cuda.is_available()
+    small = small and all(is_sample(config, name) for name in datasets)
     return processors() if small else 1
 
 
@@ -90,7 +97,7 @@ def run_flows(
     from flows.real import real
 
     try:
-        results = pipeline(datasets, at_once=at_once(config))
+        results = pipeline(datasets, at_once=at_once(config, datasets))
         return results, {f"{name}-real": real(name, str(raw)) for name, raw in rows.items()}
     except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
         raise SystemExit(TERMINATED) from error

@@ -14,6 +14,8 @@ from prefect.runtime import flow_run
 from flows.beside import side_by_side
 from ospo.errors import InputError
 
+LINGER = 60.0  # seconds
+
 
 def wait_for(what: Callable[[], Any], seconds: float = 90.0) -> Any:
     deadline = time.monotonic() + seconds
@@ -68,7 +70,7 @@ def alone(folder: str, name: str) -> int:
 
 def linger(folder: str) -> None:
     (Path(folder) / str(os.getpid())).touch()
-    time.sleep(600)
+    time.sleep(LINGER)
 
 
 @flow

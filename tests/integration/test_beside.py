@@ -13,7 +13,7 @@ from uuid import UUID
 
 import psutil
 import pytest
-from beside import both, in_turn, one_fails, wait_for
+from beside import LINGER, both, in_turn, one_fails, wait_for
 from conftest import ROOT
 from prefect import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
@@ -67,12 +67,11 @@ def test_threads_that_the_user_chose_stay(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_first_that_fails_ends_the_others(tmp_path: Path) -> None:
-    started = time.monotonic()
     with pytest.raises(InputError) as caught:
         one_fails(str(tmp_path), "fail")
     assert str(caught.value) == "a.csv: query: is empty. Fix: fill it"
-    assert time.monotonic() - started < 120  # the other would have gone on for 600 s
     (other,) = tmp_path.iterdir()
+    assert time.time() - other.stat().st_mtime < LINGER / 2
     assert not psutil.pid_exists(int(other.name))
 
 
@@ -141,7 +140,10 @@ def test_data_sets_train_one_after_the_other_unless_asked(monkeypatch: pytest.Mo
 
 def test_the_demo_has_a_processor_per_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ospo.tracking.facts.processors", lambda: 2)
-    assert demo.at_once(load_config(PARAMS)) == 2
-    assert demo.at_once(load_config(PARAMS, ["policy=smollm2-135m"])) == 1
+    both = ["esci", "hm"]
+    assert demo.at_once(load_config(PARAMS), both) == 2
+    assert demo.at_once(load_config(PARAMS, ["policy=smollm2-135m"]), both) == 1
+    own = load_config(PARAMS, ["data.hm.raw=/data/hm"])  # it may need all the memory
+    assert (demo.at_once(own, both), demo.at_once(own, ["esci"])) == (1, 2)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert demo.at_once(load_config(PARAMS)) == 1
+    assert demo.at_once(load_config(PARAMS), both) == 1
