@@ -35,6 +35,7 @@ from benchmarks.learning_figures import best_on_validation, plot, summary
 from ospo.config import load_config
 from ospo.data.dataset import load_prepared
 from ospo.paths import PREPARED
+from ospo.policy.rules import RAW, RULES
 
 FOLDER = Path(".benchmarks/learning")
 ARMS = {
@@ -120,7 +121,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.no_scores:
         return facts
     judge = Judge(config, load_prepared(PREPARED / arguments.dataset), arguments.requests)
-    raw = judge.raw()
+    raw = judge.scores([request.query for request in judge.requests])
+    rule = None
+    if arguments.rule:
+        rule = judge.scores([RULES[arguments.rule].text(request) for request in judge.requests])
+        rule = rule[:, : judge.tested]
     kept = {
         (job["seed"], job["name"]): judge.result(
             Path(job["out"]), [raw] if job["name"] == "sft" else []
@@ -140,7 +145,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return (
         facts
         | {"steps": arguments.steps, "chosen": chosen, "validation": validation}
-        | summary(results, seeds, list(arms), arguments.ours)
+        | summary(results, seeds, list(arms), arguments.ours, rule)
     )
 
 
@@ -173,6 +178,11 @@ def main() -> None:
         "--looks", type=int, default=4, help="looks at the held-out requests; default: %(default)s"
     )
     parser.add_argument("--no-scores", action="store_true", help="train, and score another time")
+    parser.add_argument(
+        "--rule",
+        choices=[name for name, rule in RULES.items() if rule.standalone and name != RAW],
+        help="also compare ours with this rule",
+    )
     parser.add_argument("--ours", default="ospo", help="the arm that is compared with grpo")
     parser.add_argument(
         "--set",

@@ -191,9 +191,10 @@ class Judge:
         """nDCG@k (retrievers, requests) of one text per held-out request."""
         return np.stack([reward(list(texts), self.rows) for reward in self.rewards])
 
-    def raw(self) -> np.ndarray:
-        """The scores of the raw queries."""
-        return self.scores([self.data.requests[row].query for row in self.rows])
+    @property
+    def requests(self) -> list[Any]:
+        """The held-out requests, in the order of scores."""
+        return [self.data.requests[row] for row in self.rows]
 
     def result(self, out: Path, first: Sequence[np.ndarray] = ()) -> dict[str, np.ndarray]:
         """A trained arm's arrays with ``values`` (looks, retrievers, test requests),

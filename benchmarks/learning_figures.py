@@ -79,16 +79,22 @@ def at_seconds(result: Any, start: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def summary(
-    results: Results, seeds: Sequence[int], arms: Sequence[str], ours: str
+    results: Results,
+    seeds: Sequence[int],
+    arms: Sequence[str],
+    ours: str,
+    rule_ER: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Figures of the finished seeds: means by policy and retriever, and ours against GRPO and the
-    raw query.
+    """Figures of the finished seeds: means by policy and retriever, and ours against GRPO, SFT, the
+    raw query and, where its scores ``rule_ER`` (retrievers, requests) are given, a rule.
     """
     final = {  # (seeds, retrievers, requests)
         "raw": np.stack([results[s, "sft"]["values"][0] for s in seeds]),
         "sft": np.stack([results[s, "sft"]["values"][1] for s in seeds]),
         **{arm: np.stack([results[s, arm]["values"][-1] for s in seeds]) for arm in arms},
     }
+    if rule_ER is not None:
+        final["rule"] = np.stack([rule_ER] * len(seeds))
     out: dict[str, Any] = {
         "ndcg": {
             p: dict(zip(NAMES, t.mean(axis=(0, 2)).tolist(), strict=True)) for p, t in final.items()
@@ -118,11 +124,11 @@ def _curve(runs: Sequence[Any]) -> dict[str, Any]:
 def _ours(
     results: Results, seeds: Sequence[int], final: Mapping[str, np.ndarray], ours: str
 ) -> dict[str, Any]:
-    """Ours against GRPO, SFT and the raw query under every retriever, and against GRPO after equal
-    seconds; p-values corrected over all of these.
+    """Ours against GRPO, SFT, the raw query and the rule under every retriever, and against GRPO
+    after equal seconds; p-values corrected over all of these.
     """
     groups_R = results[seeds[0], "sft"]["groups"]
-    others = ("grpo", "raw", "sft")
+    others = ["grpo", "raw", "sft", *(["rule"] if "rule" in final else [])]
     apart = [final[ours] - final[other] for other in others]
     columns = [one[:, e] for one in apart for e in range(len(NAMES))]
     differences_SRC = np.stack([*columns, _equal_seconds(results, seeds, ours)], axis=2)

@@ -77,7 +77,7 @@ def test_answers_are_scored_once_and_by_the_texts_that_were_kept(
     queries = [esci_tiny.requests[row].query for row in judge.rows]
     texts = [[*queries], ["nothing like it"] * len(queries)]
     save_result(tmp_path, {"steps": np.array([1, 2])}, {"texts": texts})
-    found = judge.result(tmp_path, [judge.raw()])
+    found = judge.result(tmp_path, [judge.scores([request.query for request in judge.requests])])
     assert found["values"].shape == (3, 5, 5)
     np.testing.assert_array_equal(found["values"][0], found["values"][1])
     assert found["values"][2].mean() < found["values"][1].mean()

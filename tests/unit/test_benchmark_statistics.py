@@ -68,6 +68,26 @@ def test_the_summary_is_the_librarys() -> None:
     assert figures["kept"]["bm25"]["low"] < figures["kept"]["bm25"]["value"]
 
 
+def test_a_rule_is_one_more_to_compare_with() -> None:
+    results = made_up()
+    raw_ER, sft_ER = (results[0, "sft"]["values"][look] for look in (0, 1))
+    plain = summary(results, SEEDS, ["grpo", "ospo"], "ospo")
+    figures = summary(results, SEEDS, ["grpo", "ospo"], "ospo", sft_ER)
+    assert "ours_minus_rule" not in plain
+    assert figures["ndcg"]["rule"] == pytest.approx(figures["ndcg"]["sft"])
+    for name in NAMES:
+        rule, sft = figures["ours_minus_rule"][name], figures["ours_minus_sft"][name]
+        assert rule["mean"] == pytest.approx(sft["mean"])
+        assert rule["mean"] < figures["ours_minus_raw"][name]["mean"]
+    assert not np.array_equal(raw_ER, sft_ER)
+    rows = [figures[f"ours_minus_{other}"] for other in ("grpo", "raw", "sft", "rule")]
+    every = [row[name] for row in rows for name in NAMES]
+    every.append(figures["ours_minus_grpo_equal_seconds"])  # Holm's correction is over these too
+    assert [f["p_holm"] for f in every] == pytest.approx(
+        holm(np.array([f["p"] for f in every])).tolist()
+    )
+
+
 def test_two_requests_of_one_shopper_are_one() -> None:
     """Doubling every request of a shopper adds nothing: neither interval nor p gets narrower."""
     rng = np.random.default_rng(1)
