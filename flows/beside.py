@@ -18,13 +18,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import cloudpickle
-
 from ospo.endings import TERMINATED, exit_on_sigterm
 from ospo.errors import OspoError
 
 _WATCH_SECONDS = 1.0
 _SPAWN = multiprocessing.get_context("spawn")
+_OUTCOME: list[Any] = []  # of a process's one call: a context of Prefect's comes without a way back
 
 
 class Beside:
@@ -41,12 +40,14 @@ class Beside:
 
         Raises as ``results`` does where an earlier call failed meanwhile.
         """
+        from prefect.utilities.callables import cloudpickle_wrapped_call
+
         while len(self._running) == self._count:
             self._collect()
         here, there = _SPAWN.Pipe(duplex=False)
         taken = {bar for _, bar, _ in self._running.values()}
         bar = min(set(range(self._count)) - taken)  # the line of its progress bar
-        work = cloudpickle.dumps((self._context, call, dict(given)))
+        work = cloudpickle_wrapped_call(_call, self._context, call, dict(given))
         process = _SPAWN.Process(target=_main, name=name, args=(there, work, os.getpid(), bar))
         process.start()
         there.close()  # so that its end is seen here
@@ -115,7 +116,14 @@ def side_by_side(count: int, threads: int) -> Iterator[Beside]:
                 del os.environ[name]
 
 
-def _main(connection: Connection, work: bytes, parent: int, bar: int) -> None:
+def _call(context: dict[str, Any], call: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    from prefect.context import hydrated_context
+
+    with hydrated_context(context):
+        _OUTCOME.append(call(**given))
+
+
+def _main(connection: Connection, work: Callable[[], Any], parent: int, bar: int) -> None:
     """A process's life: its progress bar's line, how it ends, the call, what came of it."""
     if sys.stderr.isatty():
         os.environ["TQDM_POSITION"] = str(bar)
@@ -130,15 +138,12 @@ def _main(connection: Connection, work: bytes, parent: int, bar: int) -> None:
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
-    from prefect.context import hydrated_context
     from prefect.exceptions import TerminationSignal
 
-    context, call, given = cloudpickle.loads(work)
     try:
-        with hydrated_context(context):
-            outcome = call(**given)
+        work()
     except OspoError as error:
-        outcome = error
+        _OUTCOME.append(error)
     except TerminationSignal:  # what Prefect makes of SIGTERM while a flow runs
         raise SystemExit(TERMINATED) from None
-    connection.send(outcome)
+    connection.send(_OUTCOME.pop())
