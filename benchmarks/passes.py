@@ -35,6 +35,7 @@ def measure(policy: str, dataset: Any, steps: int, repeats: int) -> dict[str, An
     overrides = [
         f"policy={policy}",
         f"presets.{policy}.sft.steps=4",
+        f"presets.{policy}.sft.validate_every=0",
         f"presets.{policy}.rl.steps={steps + WARM_UP}",
         f"presets.{policy}.rl.learning_rate=1.0e-12",
         f"presets.{policy}.rl.checkpoint_every={steps + WARM_UP}",
