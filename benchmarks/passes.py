@@ -11,20 +11,16 @@ machine only they can be compared. The last line of stdout is one JSON object.
 import argparse
 import itertools
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from benchmarks import finish, machine, progress, start
-from benchmarks.step import PHASES, shop
-from ospo.config import load_config
+from benchmarks.step import PHASES, settings_of, warm_start
 from ospo.retrieval import build_retriever
 from ospo.reward.search import SearchReward
 from ospo.training.ospo import OSPOTrainer
 from ospo.training.rl import train_rl
 from ospo.training.run import TrainingRun
-from ospo.training.sft import train_sft
 
 ARMS = {"library": False, "own": True}
 WARM_UP = 1  # steps in which kernels, spaCy and caches are set up
@@ -32,23 +28,10 @@ WARM_UP = 1  # steps in which kernels, spaCy and caches are set up
 
 def measure(policy: str, dataset: Any, steps: int, repeats: int) -> dict[str, Any]:
     """Median seconds per step by phase and processor seconds per step, by arm; their ratios."""
-    overrides = [
-        f"policy={policy}",
-        f"presets.{policy}.sft.steps=4",
-        f"presets.{policy}.sft.validate_every=0",
-        f"presets.{policy}.rl.steps={steps + WARM_UP}",
-        f"presets.{policy}.rl.learning_rate=1.0e-12",
-        f"presets.{policy}.rl.checkpoint_every={steps + WARM_UP}",
-        f"presets.{policy}.rl.validate_every=0",
-    ]
-    config = load_config("params.yaml", overrides)
     spent: dict[str, dict[str, list[float]]] = {
         arm: {phase: [] for phase in (*PHASES, "processor")} for arm in ARMS
     }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = shop(config, dataset, folder)
-        train_sft(TrainingRun(config, data, folder / "sft"))
+    with warm_start(settings_of(policy, steps + WARM_UP, 4), dataset) as (config, data, folder):
         retriever = build_retriever(config.retrievers.training, config, data)
         for repeat, (arm, own) in itertools.product(range(repeats), ARMS.items()):
             OSPOTrainer.own_passes = own

@@ -1,6 +1,6 @@
 """What a stopping rule for credit could save at best: each game's evaluations chosen by an oracle.
 
-    python -m benchmarks.stopping            # about a minute
+    python -m benchmarks.stopping            # about two minutes
     python -m benchmarks.stopping --quick    # fewer and smaller games
 
 A stopping rule ends a completion's evaluations when its credit is known well enough. The oracle

@@ -2,8 +2,8 @@
 server in common.
 
 Prefect's own pool of processes ends badly: a task that is told to end stops the pool's thread, and
-what still runs is then waited for without end. Kept free of heavy imports: a process sets itself up
-here before it loads anything that reads its environment.
+what still runs is then waited for without end. Nothing imported here may load tqdm: a process says
+on which line its progress bar stands before tqdm reads it.
 """
 
 import multiprocessing
@@ -17,6 +17,11 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from prefect import get_client
+from prefect.context import hydrated_context, serialize_context
+from prefect.exceptions import TerminationSignal
+from prefect.utilities.callables import cloudpickle_wrapped_call
 
 from ospo.endings import TERMINATED, exit_on_sigterm
 from ospo.errors import OspoError
@@ -40,8 +45,6 @@ class Beside:
 
         Raises as ``results`` does where an earlier call failed meanwhile.
         """
-        from prefect.utilities.callables import cloudpickle_wrapped_call
-
         while len(self._running) == self._count:
             self._collect()
         here, there = _SPAWN.Pipe(duplex=False)
@@ -97,9 +100,6 @@ def side_by_side(count: int, threads: int) -> Iterator[Beside]:
 
     Whatever ends the block ends what still runs; so does the end of this process.
     """
-    from prefect import get_client
-    from prefect.context import serialize_context
-
     with get_client(sync_client=True) as client:  # otherwise each would start a server
         shared = {"PREFECT_API_URL": str(client.api_url), "OMP_NUM_THREADS": str(threads)}
     if "PREFECT_API_URL" not in os.environ:
@@ -117,8 +117,6 @@ def side_by_side(count: int, threads: int) -> Iterator[Beside]:
 
 
 def _call(context: dict[str, Any], call: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    from prefect.context import hydrated_context
-
     with hydrated_context(context):
         _OUTCOME.append(call(**given))
 
@@ -137,8 +135,6 @@ def _main(connection: Connection, work: Callable[[], Any], parent: int, bar: int
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
-
-    from prefect.exceptions import TerminationSignal
 
     try:
         work()

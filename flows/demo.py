@@ -83,8 +83,8 @@ def at_once(config: Config, datasets: list[str]) -> int:
     from ospo.tracking.facts import processors
 
     small = config.preset.model.source == "scratch" and not torch.cuda.is_available()
-    small = small and all(is_sample(config, name) for name in datasets)
-    return processors() if small else 1
+    shops = all(is_sample(config, name) for name in datasets)
+    return processors() if small and shops else 1
 
 
 def run_flows(

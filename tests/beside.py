@@ -1,28 +1,21 @@
 """Flows whose calls run side by side, for tests. Light: each process imports this anew."""
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
+from waiting import wait_for
 
 from flows.beside import side_by_side
 from ospo.errors import InputError
 
 LINGER = 60.0  # seconds
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 90.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 @flow(name="inner")
@@ -41,8 +34,11 @@ def look(folder: str, name: str) -> dict[str, Any]:
     (Path(folder) / name).touch()
     wait_for(lambda: len(list(Path(folder).iterdir())) == 2)
     run_id, parent = inner()
-    names = ("PREFECT_API_URL", "OMP_NUM_THREADS")
-    return {"pid": os.getpid(), "run": run_id, "parent": parent} | {n: os.environ[n] for n in names}
+    os.kill(os.getpid(), signal.SIGINT)  # a terminal's Ctrl-C: its parent ends it, not this
+    names = ("PREFECT_API_URL", "PREFECT_UI_URL", "OMP_NUM_THREADS")
+    return {"pid": os.getpid(), "run": run_id, "parent": parent} | {
+        n: os.environ.get(n) for n in names
+    }
 
 
 def fail(folder: str) -> None:

@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 from conftest import MICRO, ROOT
+from waiting import wait_for
 
 from ospo.config import edit_params
 from servers import processes
@@ -146,12 +145,3 @@ class Shop:
             except psutil.NoSuchProcess:
                 continue
         wait_for(lambda: leader(self.place, name) is None, 60)
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    """The first true value of ``condition``."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-    return value

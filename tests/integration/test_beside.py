@@ -13,11 +13,12 @@ from uuid import UUID
 
 import psutil
 import pytest
-from beside import LINGER, both, in_turn, one_fails, wait_for
+from beside import LINGER, both, in_turn, one_fails
 from conftest import ROOT
 from prefect import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.testing.utilities import prefect_test_harness
+from waiting import wait_for
 
 from flows import demo
 from flows import pipeline as job
@@ -45,6 +46,7 @@ def test_processes_share_the_server_and_the_processors(
     assert len({seen["pid"] for seen in found} | {os.getpid()}) == 3
     with get_client(sync_client=True) as client:
         assert {seen["PREFECT_API_URL"] for seen in found} == {str(client.api_url)}
+    assert {seen["PREFECT_UI_URL"] for seen in found} == {""}  # it has no pages to link to
     assert {seen["OMP_NUM_THREADS"] for seen in found} == {"1"}
     runs = [UUID(seen["run"]) for seen in found]
     wanted = TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=runs))
@@ -58,11 +60,18 @@ def test_processes_share_the_server_and_the_processors(
     assert {seen["parent"] for seen in found} == {str(state.state_details.flow_run_id)}
     assert "OMP_NUM_THREADS" not in os.environ  # as it was
     assert "PREFECT_API_URL" not in os.environ
+    assert "PREFECT_UI_URL" not in os.environ
 
 
-def test_threads_that_the_user_chose_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_a_server_that_the_user_chose_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert {seen["OMP_NUM_THREADS"] for seen in both(str(tmp_path))} == {"3"}
+    with get_client(sync_client=True) as client:
+        monkeypatch.setenv("PREFECT_API_URL", str(client.api_url))  # a server with pages
+    found = both(str(tmp_path))
+    assert {seen["OMP_NUM_THREADS"] for seen in found} == {"3"}
+    assert {seen["PREFECT_UI_URL"] for seen in found} == {None}
     assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
@@ -134,7 +143,7 @@ def test_data_sets_train_one_after_the_other_unless_asked(monkeypatch: pytest.Mo
             "esci": {"of": "esci"},
             "hm": {"of": "hm"},
         }
-    assert job.pipeline(["hm"], params=PARAMS, at_once=2) == {"hm": {"of": "hm"}}
+    assert job.pipeline(["hm", "hm"], params=PARAMS, at_once=2) == {"hm": {"of": "hm"}}
     assert made == [(name, os.getpid()) for name in ("esci", "hm", "esci", "hm", "hm")]
 
 

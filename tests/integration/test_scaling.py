@@ -19,7 +19,8 @@ import boto3
 import pytest
 import yaml
 from conftest import ROOT
-from operations import Shop, free_port, wait_for
+from operations import Shop, free_port
+from waiting import wait_for
 
 from ospo.config import edit_params
 from servers.server import answers

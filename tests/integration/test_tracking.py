@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -20,6 +20,7 @@ import psutil
 import pytest
 from conftest import ROOT
 from mlflow import MlflowClient
+from waiting import wait_for
 
 from ospo import tracking
 from ospo.config import Config, load_config
@@ -515,7 +516,7 @@ def test_nothing_is_lost_while_the_server_is_away(
         with pytest.raises(tracking.TrackingError, match="still wait"):
             tracking.sync(config, tmp_path / "child", strict=True)
         server.start()
-        wait_for(lambda: not early.id.startswith("pending:"))
+        wait_for(lambda: not early.id.startswith("pending:"), 150)
         early.log_metrics(2, {"loss": 0.5})
         assert early.flush()
         server.stop()
@@ -549,10 +550,3 @@ def test_nothing_is_lost_while_the_server_is_away(
     server.stop()
     with pytest.raises(tracking.TrackingError, match="does not answer"):
         tracking.setup(config)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 150) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)

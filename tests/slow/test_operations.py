@@ -24,7 +24,8 @@ import pytest
 import yaml
 from browser import Page, chromium
 from mlflow import MlflowClient
-from operations import Shop, free_port, wait_for
+from operations import Shop, free_port
+from waiting import wait_for
 
 from ospo import tracking
 from ospo.files import read_json
@@ -526,7 +527,10 @@ def test_ctrl_c_at_every_stage_is_one_line_without_orphans_and_the_next_start_go
             text.rstrip().splitlines()[-1]
             == "ospo: interrupted; `make demo` resumes where it stopped"
         ), text[-3000:]
-        # multiprocessing's tracker ends when it sees that its parent has.
+        left = _alive_in_session(demo.pid)
+        working = [line for line in left if "multiprocessing.resource_tracker" not in line]
+        assert not working, f"at {stage}: {working}"
+        # The tracker ends when it sees that its parent has.
         wait_for(lambda demo=demo: not _alive_in_session(demo.pid), seconds=10)
     done = subprocess.run(
         command, cwd=shop.root, env=environment, capture_output=True, text=True, timeout=240
@@ -559,12 +563,13 @@ def test_sigterm_is_one_line_and_the_next_start_resumes(shop: Shop) -> None:
     log.unlink()
 
 
-def _alive_in_session(session: int) -> list[psutil.Process]:
+def _alive_in_session(session: int) -> list[str]:
+    """Command lines of a session's processes."""
     found = []
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                found.append(" ".join(process.cmdline()))
         except (OSError, psutil.Error):
             continue  # gone meanwhile, or another user's
     return found
