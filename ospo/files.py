@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from ospo.errors import InputError, OspoError
 
-# mkstemp's and mkdtemp's eight random characters stand between the two.
+# Eight random characters stand between the two.
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\..*)?")
 
 
@@ -30,16 +30,9 @@ def atomic_file(path: str | Path, keep_existing: bool = False) -> Iterator[Path]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-
-    def make() -> Path:
-        handle, name = tempfile.mkstemp(
-            prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent
-        )
-        os.close(handle)
-        return Path(name)
-
-    temporary, lock = _locked(make)
+    temporary, lock = _temporary_name(path, path.suffix), None
     try:
+        lock = _make_and_lock(temporary, lambda: temporary.touch(0o600, exist_ok=False))
         yield temporary
         temporary.chmod(0o644)
         if keep_existing:
@@ -49,7 +42,8 @@ def atomic_file(path: str | Path, keep_existing: bool = False) -> Iterator[Path]
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
@@ -62,11 +56,10 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    temporary, lock = _locked(
-        lambda: Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    )
+    temporary, lock = _temporary_name(path), None
     old = path.with_name(f".{path.name}.old")
     try:
+        lock = _make_and_lock(temporary, lambda: temporary.mkdir(0o700))
         yield temporary
         temporary.chmod(0o755)
         if path.exists():
@@ -74,9 +67,19 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
             path.rename(old)
         temporary.rename(path)
     finally:
+        if old.exists() and not path.exists():  # interrupted between the two
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
+
+
+def _temporary_name(path: Path, suffix: str = "") -> Path:
+    """A name beside ``path`` that ``remove_leftovers`` knows. It is chosen before anything is made
+    under it, so that an interrupt at the moment of making it leaves nothing either.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp{suffix}")
 
 
 def _lock(path: Path) -> int | None:
@@ -99,12 +102,12 @@ def _lock(path: Path) -> int | None:
     return None
 
 
-def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
-    """A new temporary path and the descriptor that holds it; made again where another process took
-    it for a leftover before it was held.
+def _make_and_lock(path: Path, make: Callable[[], None]) -> int:
+    """``make`` the temporary ``path`` and return the descriptor that holds it; made again where
+    another process took it for a leftover before it was held.
     """
     while True:
-        path = make()
+        make()
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
@@ -112,9 +115,9 @@ def _locked(make: Callable[[], Path]) -> tuple[Path, int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:  # a file system without locks: nothing there is taken for a leftover
-            return path, descriptor
+            return descriptor
         if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
-            return path, descriptor
+            return descriptor
         os.close(descriptor)
 
 

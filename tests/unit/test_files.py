@@ -2,10 +2,14 @@
 
 import errno
 import os
+import shutil
 import stat
+import sys
+from contextlib import suppress
 
 import pytest
 
+import ospo.files
 from ospo.endings import ending
 from ospo.errors import InputError, OspoError
 from ospo.files import (
@@ -42,6 +46,64 @@ def test_a_failure_leaves_the_old_directory(tmp_path):
         raise RuntimeError
     assert [path.name for path in folder.iterdir()] == ["one"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+class _Interrupt:
+    """Ctrl-C before the ``at``-th line that runs in ospo/files.py, or after that line's calls."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __enter__(self) -> "_Interrupt":
+        self.before = sys.gettrace()
+        sys.settrace(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self.before)
+
+    def __call__(self, frame, event, _argument):
+        if frame.f_code.co_filename != ospo.files.__file__:
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_directory])
+@pytest.mark.parametrize("before", ["nothing", "old"])
+def test_an_interrupt_at_any_line_leaves_the_old_or_the_new_and_no_rest(write, before, tmp_path):
+    """A signal may come at the very moment when the temporary one is made or the old one moved."""
+    place = tmp_path / "out"
+
+    def fill(text):
+        with write(place) as temporary:
+            (temporary if write is atomic_file else temporary / "a").write_text(text)
+
+    def content():
+        file = place if write is atomic_file else place / "a"
+        return file.read_text() if file.exists() else "nothing"
+
+    at = 0
+    while True:
+        at += 1
+        if content() != before:
+            if place.is_dir():
+                shutil.rmtree(place)
+            place.unlink(missing_ok=True)
+            if before == "old":
+                fill("old")
+        with suppress(KeyboardInterrupt), _Interrupt(at) as interrupt:
+            fill("new")
+        assert content() in (before, "new"), at
+        # What was moved aside goes with the next writing where the last line is interrupted.
+        rest = {path.name for path in tmp_path.iterdir()} - {"out"}
+        assert not rest or (rest == {".out.old"} and content() == "new"), at
+        if interrupt.left > 0:
+            break
+    assert at > 15
 
 
 def test_a_new_directory_replaces_the_old_as_a_whole(tmp_path):
