@@ -111,7 +111,7 @@ class Teacher:
                 dict.fromkeys([field for field in (clean(bought.colour),) if field] + list(words))
             )
             return replace(request, query=query, history=tuple(history), hits=()), self._write(
-                query, attributes, rng
+                query, attributes, rng, in_order=True
             )
         return replace(request, history=tuple(history)), self.text(row, draw)
 
@@ -126,12 +126,21 @@ class Teacher:
         """Type and colour of an item, as far as they are known."""
         return [text for text in map(clean, self._names.row(item)) if text]
 
-    def _write(self, query: str, attributes: tuple[str, ...], rng: np.random.Generator) -> str:
+    def _write(
+        self,
+        query: str,
+        attributes: tuple[str, ...],
+        rng: np.random.Generator,
+        in_order: bool = False,
+    ) -> str:
+        """``in_order``: the attributes that are picked keep their order, as where they are copied
+        from a purchase. In any order, the policy comes back to a name's first words after its last
+        ones, and says them twice.
+        """
         seen = set(query.split())
         own = _fresh(attributes, seen)
-        picked = [
-            own[i] for i in rng.permutation(len(own))[: rng.integers(self._least, self._most + 1)]
-        ]
+        order = rng.permutation(len(own))[: rng.integers(self._least, self._most + 1)]
+        picked = [own[i] for i in (sorted(order) if in_order else order)]
         parts = [] if self.answer.keeps_request else [query]
         for phrase in picked:
             roll = rng.random()

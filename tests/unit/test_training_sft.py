@@ -131,6 +131,33 @@ def test_the_warm_start_does_not_learn_a_shoppers_target_by_heart(hm_tiny: Prepa
     assert asked == 0
 
 
+def test_a_purchase_is_said_in_its_order_and_an_item_in_any(hm_tiny: PreparedData) -> None:
+    teacher = Teacher(hm_tiny, 0.0, 0, EXPAND, (2, 3))
+    purchases = 0
+    for row in teacher.rows.tolist():
+        original = hm_tiny.requests[row]
+        for draw in range(12):
+            request, text = teacher.example(row, draw)
+            left = set(original.history) - set(request.history)
+            if not request.history or len(left) != 1:
+                continue
+            bought = left.pop()
+            own = " ".join([clean(bought.colour), *clean(bought.name).split()]).split()
+            said = [own.index(word) for word in text.replace(",", "").split() if word in own]
+            assert said == sorted(said), (text, own)
+            purchases += len(said) > 1
+    assert purchases > 50
+
+    orders = set()  # a target's: an order by rank would tell which attribute comes first
+    for row in teacher.rows.tolist():
+        target = hm_tiny.item_ids.index(hm_tiny.requests[row].target_id)
+        for draw in range(6):
+            words = teacher.text(row, draw).replace(",", "").split()
+            places = [" ".join(teacher.attributes(target)).split().index(word) for word in words]
+            orders.add(places == sorted(places))
+    assert orders == {True, False}
+
+
 @pytest.mark.parametrize(("least", "most"), [(1, 1), (1, 4), (3, 4), (2, 2)])
 def test_a_teacher_text_says_as_many_attributes_as_it_may(
     least: int, most: int, esci_tiny: PreparedData
