@@ -1,6 +1,6 @@
 """What is there to gain by adding names of earlier purchases, and can anything learn which name?
 
-    python -m benchmarks.additions --dataset NAME [--set KEY=VALUE]     # minutes
+    python -m benchmarks.additions --dataset NAME [--raw DIR] [--set KEY=VALUE]     # minutes
 
 For every request that follows an earlier purchase of the requested type: nDCG@10 within its pool of
 the raw query and of each candidate addition (the latest such name, an earlier one, the latest two,
@@ -8,14 +8,17 @@ the latest four, the latest with its colour), under the training retriever and t
 oracle takes each request's best candidate. The choosers are regressors that were told every
 candidate's gain over the rule ``history`` on all training requests, which no policy that learns
 from samples ever is, and choose on requests that they have not seen: what they do not find, a
-policy trained on these requests can hardly find. Differences are paired by request; intervals draw
-shoppers.
+policy trained on these requests can hardly find. With ``--raw``, the folder of H&M's files, the
+choosers also know how many days ago the shopper bought the named article and anything at all, which
+prepared histories do not hold, and the gain of the latest name is shown by these days. Differences
+are paired by request; intervals draw shoppers.
 
 Validation and test requests are shown apart. The last line of stdout is one JSON object.
 """
 
 import argparse
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,8 @@ from benchmarks import finish, machine, progress, start
 
 CANDIDATES = ("raw", "latest", "second", "third", "two", "four", "colour")
 CHUNK = 512
+DAYS = (7, 30, 60, 120, 240)
+"""Upper ends of the classes of days since the latest name was bought; the last class has none."""
 
 
 def additions(request: Any) -> dict[str, str]:
@@ -68,6 +73,36 @@ def features(request: Any, candidate: str, seen: Counter[str]) -> list[float]:
     ]  # fmt: skip
 
 
+def purchase_days(raw: Path) -> dict[tuple[str, str], int]:
+    """(customer, article) → the day of the first purchase, from H&M's files."""
+    from ospo.data.hm_files import read_articles, read_customers, read_purchases
+    from ospo.data.schemas import HM_ARTICLES, HM_CUSTOMERS, HM_TRANSACTIONS
+    from ospo.data.stats import Stats
+
+    stats = Stats()
+    articles = read_articles(raw / HM_ARTICLES, stats)
+    customers = read_customers(raw / HM_CUSTOMERS, stats)
+    bought = read_purchases(raw / HM_TRANSACTIONS, articles, customers, stats)
+    who, what = customers[bought.customer].to_list(), articles["article_id"][bought.item].to_list()
+    return dict(zip(zip(who, what, strict=True), bought.day.tolist(), strict=True))
+
+
+def days_since(request: Any, candidate: str, days: dict[tuple[str, str], int]) -> list[float]:
+    """Days from the purchase that a candidate names (its first name; the latest of the type where
+    it names none) and from the shopper's latest purchase to the request.
+    """
+    from ospo.policy.prompts import asked_for, clean
+
+    now = days[request.customer_id, request.target_id]
+    own: dict[str, str] = {}
+    for purchase in reversed(asked_for(request.query, request.history)):
+        own.setdefault(clean(purchase.name), purchase.item_id)
+    place = {"second": 1, "third": 2}.get(candidate, 0)
+    named = days[request.customer_id, list(own.values())[place]]
+    latest = max(days[request.customer_id, purchase.item_id] for purchase in request.history)
+    return [float(now - named), float(now - latest)]
+
+
 def choosers(seed: int) -> dict[str, Any]:
     """Name → regressor of a candidate's gain over the rule."""
     from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
@@ -93,7 +128,7 @@ def figure(difference_R: np.ndarray, groups_R: np.ndarray, seed: int) -> dict[st
 class Table:
     """Every candidate of every request with grounds: who asked, what it adds, what it knows."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, days: dict[tuple[str, str], int] | None = None) -> None:
         from ospo.policy.guard import grounds
         from ospo.policy.prompts import clean
         from ospo.policy.text import EXPAND
@@ -105,7 +140,7 @@ class Table:
         self.splits: list[str] = []
         self.candidates: list[str] = []
         self.texts: list[str] = []
-        known = []
+        known, since = [], []
         for split in ("train", "validation", "test"):
             for row in data.rows(split).tolist():
                 request = data.requests[row]
@@ -117,10 +152,19 @@ class Table:
                     self.candidates.append(candidate)
                     self.texts.append(EXPAND.text(request.query, added))
                     known.append(features(request, candidate, seen))
+                    since.append(days_since(request, candidate, days) if days else [])
         self.features = np.array(known, dtype=np.float64)
+        self.since = np.array(since, dtype=np.float64)
         shoppers = [data.requests[row].customer_id or str(row) for row in self.rows]
         self.groups = np.unique(shoppers, return_inverse=True)[1]
         self.first = {row: i for i, row in reversed(list(enumerate(self.rows)))}
+
+    def known(self) -> dict[str, np.ndarray]:
+        """What choosers are told of each text, by the end of their name."""
+        if not self.since.size:
+            return {"": self.features}
+        dated = np.column_stack([self.features, np.log1p(self.since)])
+        return {"": self.features, " with days": dated}
 
     def values(self, reward: Any) -> np.ndarray:
         """nDCG@10 of every text."""
@@ -154,9 +198,10 @@ def measure(table: Table, values: np.ndarray, seed: int) -> dict[str, Any]:
     gain = values - np.array([rule[row] for row in table.rows])
     train = np.array([split == "train" for split in table.splits])
     predicted = {}
-    for name, model in choosers(seed).items():
-        model.fit(table.features[train], gain[train])
-        predicted[name] = model.predict(table.features)
+    for told, features_T in table.known().items():
+        for name, model in choosers(seed).items():
+            model.fit(features_T[train], gain[train])
+            predicted[name + told] = model.predict(features_T)
     found: dict[str, Any] = {}
     for split in ("validation", "test"):
         groups_R = table.groups_of(split)
@@ -180,6 +225,28 @@ def measure(table: Table, values: np.ndarray, seed: int) -> dict[str, Any]:
             )
             part["over_rule"][name] = figure(chosen_R - latest_R, groups_R, seed)
         found[split] = part
+    if table.since.size:
+        for split in ("train", "validation", "test"):
+            found.setdefault(split, {})["over_raw_by_days"] = by_days(table, values, split, seed)
+    return found
+
+
+def by_days(table: Table, values: np.ndarray, split: str, seed: int) -> dict[str, Any]:
+    """Gain of the latest name over the raw query by the days since it was bought."""
+    latest = [
+        i
+        for i, (candidate, of) in enumerate(zip(table.candidates, table.splits, strict=True))
+        if candidate == "latest" and of == split
+    ]
+    raw = {r: v for r, c, v in zip(table.rows, table.candidates, values, strict=True) if c == "raw"}
+    gain_R = values[latest] - np.array([raw[table.rows[i]] for i in latest])
+    groups_R, class_R = table.groups[latest], np.searchsorted(DAYS, table.since[latest, 0])
+    found = {}
+    for number, name in enumerate([*(f"up to {end}" for end in DAYS), f"over {DAYS[-1]}"]):
+        of_class = class_R == number
+        if of_class.any():
+            mean = figure(gain_R[of_class], groups_R[of_class], seed)
+            found[name] = {"requests": int(of_class.sum()), **mean}
     return found
 
 
@@ -189,6 +256,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dataset", required=True)
+    parser.add_argument("--raw", type=Path, metavar="DIR", help="H&M's files, for days since")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args()
     from ospo.config import load_config
@@ -199,7 +267,7 @@ def main() -> None:
 
     config = load_config(overrides=given.set)
     data = load_prepared(PREPARED / given.dataset)
-    table = Table(data)
+    table = Table(data, purchase_days(given.raw) if given.raw else None)
     progress(f"{len(table.texts):,} texts of {len(table.first):,} requests")
     result: dict[str, Any] = {"dataset": given.dataset, "machine": machine()}
     shared: dict[str, Any] = {}

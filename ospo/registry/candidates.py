@@ -45,6 +45,7 @@ class Candidate:
       (``ospo.evaluation.control``), where that was evaluated; ``guard``: the one chosen for it.
     - ``model_dir``: its files; ``run_id``: the MLflow run that trained it.
     - ``data_md5``: of the data it was trained on; ``tags``: more tags of the version.
+    - ``report``: the page of its evaluation, which the version carries.
     """
 
     algorithm: str
@@ -55,6 +56,7 @@ class Candidate:
     tags: Mapping[str, str] = field(default_factory=dict)
     control: Mapping[str, float] = field(default_factory=dict)
     guard: Guard | None = None
+    report: Path | None = None
 
 
 def register(
@@ -165,7 +167,11 @@ def _create(
             "\n\nIt has a guard, chosen on validation requests: where it is unsure or has nothing "
             "to go on, the request stays as it is. The figures above are without it."
         )
-    model_uri = log_model(staged, settings, candidate.run_id, staged.parent)
+    if candidate.report is not None and candidate.report.is_file():
+        card += (
+            f"\n\nIts evaluation: `artifacts/{candidate.report.name}` among the model's artifacts."
+        )
+    model_uri = log_model(staged, settings, candidate.run_id, staged.parent, candidate.report)
     _ensure_model(client, name)
     return client.create_model_version(
         name,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from ospo.config import LABELS, Answer, Config
+from ospo.policy.rules import RULES
 from ospo.policy.text import REWRITE, SearchText
 from ospo.serving.requests import MAX_NEW_TOKENS
 
@@ -77,8 +78,9 @@ def _table(
     control: Mapping[str, float],
 ) -> list[str]:
     """The figures' table, the control's as its last row."""
-    rows = [name for name in ("raw", "sft", algorithm) if name in summary]
-    labels = LABELS | {algorithm: f"**{LABELS.get(algorithm, algorithm)} (this)**"}
+    rows = [name for name in (*RULES, "sft", algorithm) if name in summary]
+    rules = {name: rule.label for name, rule in RULES.items()}
+    labels = rules | LABELS | {algorithm: f"**{LABELS.get(algorithm, algorithm)} (this)**"}
     named = [(labels[row], summary[row]) for row in rows]
     if control:
         named.append(("control: its answers given to other requests", control))

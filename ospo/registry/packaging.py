@@ -110,10 +110,17 @@ def copy_code(target: Path) -> None:
             shutil.copyfile(source, to)
 
 
-def log_model(staged: Path, settings: Mapping[str, int | str], run_id: str, folder: Path) -> str:
-    """Log the pyfunc with its code, so that it loads where ospo is not installed; returns
-    its URI.
+def log_model(
+    staged: Path,
+    settings: Mapping[str, int | str],
+    run_id: str,
+    folder: Path,
+    report: Path | None = None,
+) -> str:
+    """Log the pyfunc with its code, so that it loads where ospo is not installed, and the page of
+    its evaluation beside the policy, where there is one; returns its URI.
     """
+    page = {"report": str(report)} if report is not None and report.is_file() else {}
     code = folder / "ospo"
     copy_code(code)
     with mlflow.start_run(run_id=run_id):
@@ -122,7 +129,7 @@ def log_model(staged: Path, settings: Mapping[str, int | str], run_id: str, fold
             python_model=str(
                 code / "serving" / "pyfunc.py"
             ),  # the copy: MLflow notes this path in the model
-            artifacts={"policy": str(staged)},
+            artifacts={"policy": str(staged), **page},
             code_paths=[str(code)],
             model_config=dict(settings),
             pip_requirements=_requirements((staged / "adapter_config.json").is_file()),

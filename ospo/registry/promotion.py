@@ -220,6 +220,7 @@ def _fall_back(
         best=best,
         figures=summary.get("test", {}).get(name, {}),
         decision={"promoted": True, "reason": reason},
+        report=evaluation / "report.html",
         root=root,
     )
     return f"; answering by the rule '{name}' (version {used.version})"

@@ -55,13 +55,15 @@ def answer_by_rule(
     best: str,
     figures: Mapping[str, float],
     decision: Mapping[str, Any],
+    report: Path | None = None,
     root: str | Path = ".",
 ) -> Version:
     """Make a rule the champion, registering it where it is not yet.
 
     ``candidate``: the version that was not better; the rule's version names its run and data.
-    ``best``: the best rule; ``figures``: {retriever: nDCG@10} of ``rule``. Raises ValueError for a
-    rule that cannot answer from the request alone.
+    ``best``: the best rule; ``figures``: {retriever: nDCG@10} of ``rule``; ``report``: the page of
+    that evaluation, which the version carries. Raises ValueError for a rule that cannot answer from
+    the request alone.
     """
     if not rule.standalone:
         raise ValueError(f"the rule {rule.name!r} needs a search of the catalogue")
@@ -79,7 +81,9 @@ def answer_by_rule(
         number = (
             found.version
             if found
-            else _create(client, config, dataset, rule, candidate, staged, figures, Path(root))
+            else _create(
+                client, config, dataset, rule, candidate, staged, figures, report, Path(root)
+            )
         )
         client.set_model_version_tag(name, str(number), BEST_TAG, best)
         if found is None or CHAMPION not in found.aliases:
@@ -95,6 +99,7 @@ def _create(
     candidate: Version,
     staged: Path,
     figures: Mapping[str, float],
+    report: Path | None,
     root: Path,
 ) -> int:
     """Log the rule as a model and make it a version; its number."""
@@ -119,7 +124,7 @@ def _create(
         f"No policy, but a rule ({dataset}): {rule.words}. It answers while no trained policy is "
         "better than the best rule in a paired test on held-out requests."
     )
-    uri = log_model(staged, settings, candidate.run_id, staged.parent)
+    uri = log_model(staged, settings, candidate.run_id, staged.parent, report)
     made = client.create_model_version(
         model_name(dataset),
         source=uri,

@@ -48,6 +48,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         },
         control=summary.get("control", {}).get(policy, {}),
         guard=chosen_guard(RUNS / dataset / "evaluation", policy, config.seed),
+        report=RUNS / dataset / "evaluation" / "report.html",
     )
     version = registry.register(config, dataset, candidate, champion_if_first=False)
     decision = _decision(version)

@@ -31,6 +31,7 @@ BOUGHT = json.dumps(
         "history": [{"name": "Anna", "type": "Dress"}, {"name": "Bea", "type": "Shirt"}],
     }
 )
+REPORT = "<p>figures</p>"
 LIMITS = {"max_prompt_tokens": 64, "max_new_tokens": 8}
 
 
@@ -60,6 +61,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, promotion.
         shop.register(seed=1, champion_if_first=False)
         evaluation = write_evaluation(folder / "e", {"minilm": 0.03, "bm25": 0.0}, against="raw")
         judge(evaluation, "history", history=0.5)
+        (evaluation / "report.html").write_text(REPORT)
         return shop, promotion.consider(
             shop.config, "esci", evaluation, challenger="ospo", champion=None
         )
@@ -73,6 +75,8 @@ def test_the_best_rule_becomes_the_champion(answered: tuple[Shop, promotion.Deci
     assert (rule.tags["rule"], rule.tags["algorithm"]) == ("history", "rule: history")
     assert rule.tags["ndcg_at_10.minilm"] == "0.410000"
     assert "No policy, but a rule" in rule.description
+    page = registry.policy_directory(shop.config, rule).parent / "report.html"
+    assert page.read_text() == REPORT
     # Asked again, no second version: the rule is registered already.
     folder = shop.folder / "again"
     judge(write_evaluation(folder, {"minilm": 0.03}, spread=0.01), "history", history=0.5)

@@ -81,6 +81,35 @@ def test_a_killed_registration_leaves_no_orphan(
     registry.policy_directory(shop.config, version)
 
 
+def test_a_version_carries_the_page_of_its_evaluation(shop: Shop) -> None:
+    page = shop.folder / "report.html"
+    page.write_text("<p>figures</p>")
+    with tracking.run(shop.config, "ospo", kind="rl", directory=shop.folder / "step") as run:
+        pass
+    texts = []
+    for seed, report in enumerate((page, None, shop.folder / "none.html")):
+        policy = make_policy(shop.config, shop.folder / f"policy-{seed}", seed=seed)
+        candidate = registry.Candidate("ospo", policy, run.id, SUMMARY, "0" * 32, report=report)
+        version = registry.register(shop.config, "esci", candidate)
+        files = registry.policy_directory(shop.config, version).parent
+        assert {path.name for path in files.iterdir()} - {"policy"} == (
+            {"report.html"} if report == page else set()
+        )
+        if report == page:
+            assert (files / "report.html").read_text() == page.read_text()
+        texts.append(version.description)
+    assert ["artifacts/report.html" in text for text in texts] == [True, False, False]
+
+
+def test_a_card_has_the_rules_beside_the_policy(shop: Shop) -> None:
+    facts = {"data_md5": "0" * 32, "git_commit": "0" * 40, "git_dirty": "false"}
+    rows = ("ospo", "sft", "feedback", "history", "raw", "grpo")
+    summary = {name: {"minilm": 0.1 * place} for place, name in enumerate(rows)}
+    card = model_card("esci", "ospo", shop.config, summary, facts)
+    shown = [line.split("|")[1].strip() for line in card.splitlines() if line.startswith("| ")]
+    assert shown[1:] == ["raw query", "rule: history", "rule: feedback", "SFT", "**OSPO (this)**"]
+
+
 def test_a_card_is_exact_about_where_it_is_worse(shop: Shop) -> None:
     facts = {"data_md5": "0" * 32, "git_commit": "0" * 40, "git_dirty": "false"}
     summary = {
