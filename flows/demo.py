@@ -3,7 +3,6 @@
 python -m flows.demo [--dataset esci] [--dataset hm] [--real DIR]
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from rich.console import Console
 
 from ospo.config import Config, load_config
 from ospo.data.dataset import load_prepared
-from ospo.endings import TERMINATED, ending, exit_on_sigterm
+from ospo.endings import TERMINATED, Arguments, ending, exit_on_sigterm
 from ospo.errors import InputError, OspoError
 from ospo.files import storage_problem
 from ospo.paths import DEMO_REPORT, PREPARED, RUNS, SAMPLE
@@ -169,7 +168,9 @@ def _example(dataset: str) -> str:
 
 def main() -> None:
     """Entry point: a problem the user can mend is one line and exit code 2."""
-    parser = argparse.ArgumentParser(description="Run the main job and print what it measured.")
+    parser = Arguments(
+        prog="python -m flows.demo", description="Run the main job and print what it measured."
+    )
     parser.add_argument("--dataset", action="append", default=[], help="default: all")
     parser.add_argument(
         "--real",

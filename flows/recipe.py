@@ -18,7 +18,7 @@ from ospo.config import Config, add_dataset, load_config, with_dataset
 from ospo.data.dataset import load_prepared
 from ospo.data.formats import require_files
 from ospo.data.stages import write_stages
-from ospo.endings import TERMINATED, ending, exit_on_sigterm
+from ospo.endings import TERMINATED, Arguments, ending, exit_on_sigterm
 from ospo.errors import InputError, OspoError
 from ospo.files import read_json, storage_problem
 from ospo.paths import PARAMS, PREPARED, REPORTS, RUNS
@@ -166,15 +166,19 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = list(dict.fromkeys(int(part) for part in text.split(",")))
-    if min(seeds) < 0:
-        raise ValueError(text)
-    return seeds
+    """Seeds that are written with commas between them."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 11 for part in parts):
+        problem = f"{text[:60]!r} is no list of seeds"
+        raise argparse.ArgumentTypeError(f"{problem}. Fix: write whole numbers, such as 0,1,2")
+    return list(dict.fromkeys(map(int, parts)))
 
 
 def main() -> None:
     """Entry point: a problem the user can mend is one line and exit code 2."""
-    parser = argparse.ArgumentParser(description="Train and evaluate on real rows by the recipe.")
+    parser = Arguments(
+        prog="python -m flows.recipe", description="Train and evaluate on real rows by the recipe."
+    )
     parser.add_argument("--format", choices=sorted(RECIPES), required=True, help="of the raw files")
     parser.add_argument("--raw", type=Path, required=True, help="folder of the official files")
     parser.add_argument("--name", default="", help="of the data set; default: real-FORMAT")

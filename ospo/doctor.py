@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ospo.config import Config, load_config
+from ospo.config import NO_QUERIES, Config, HmData, load_config
 from ospo.errors import OspoError
 from ospo.paths import ARTIFACTS, PARAMS, PREPARED, RUNS, SAMPLE, SERVERS
 
@@ -163,6 +163,33 @@ def _raw(config: Config, root: Path) -> Iterator[Finding]:
                 f"{dataset}: {folder} lacks {', '.join(missing)}",
                 f"put them there, or: ospo config set data.{dataset}.raw=DIR",
             )
+
+
+def _named(config: Config, root: Path) -> Iterator[Finding]:
+    """Files and folders that params.yaml names, beside those of raw files."""
+    from ospo.config.retrievers import Engine, engine_address
+    from ospo.retrieval.engine_query import read_template
+
+    names = [config.retrievers.training, *config.retrievers.unseen]
+    named = {f"retrievers: {name}": name for name in names}
+    named[f"presets.{config.policy}.model.source"] = config.preset.model.source
+    missing = False
+    for key, name in named.items():
+        kind, _, place = name.partition(":")
+        if kind == "path" and not (root / place).exists():
+            missing = True
+            yield Finding("fail", f"{key}: {place} is not there", "put it there, or name another")
+    for name, section in config.data.sets.items():
+        file = section.queries_file if isinstance(section, HmData) else NO_QUERIES
+        if file != NO_QUERIES and not (root / file).is_file():
+            missing = True
+            fix = f"put it there, or: ospo config set data.{name}.queries_file={NO_QUERIES}"
+            yield Finding("fail", f"data.{name}.queries_file: {file} is not there", fix)
+    query = config.retrievers.engine.query
+    if any(map(engine_address, names)) or query != Engine().query:
+        read_template(root / query)  # raises what is wrong with it
+    if not missing:
+        yield Finding("ok", "what params.yaml names is there")
 
 
 def _stages(config: Config, root: Path) -> Iterator[Finding]:
@@ -362,6 +389,7 @@ def examine(params: str | Path = PARAMS, root: str | Path = ".") -> list[Finding
         settled = config
         look("processors", lambda: _processors(settled))
         look("raw files", lambda: _raw(settled, root))
+        look("named files", lambda: _named(settled, root))
         look("stages", lambda: _stages(settled, root))
         look("prepared data", lambda: _prepared(settled, root))
     look("DVC", lambda: _dvc(root))

@@ -1,7 +1,11 @@
-"""How a command ends when it is told to: one line and the exit code that shells expect."""
+"""How a command ends when it is told to, or called wrongly: one line and the exit code that shells
+expect.
+"""
 
+import argparse
 import signal
 from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the number of SIGINT, of SIGTERM
 
@@ -27,3 +31,13 @@ def ending(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, SystemExit) and error.code == TERMINATED:
         return TERMINATED, "terminated"
     return None
+
+
+class Arguments(argparse.ArgumentParser):
+    """A parser of arguments that says what is wrong with them in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with exit code 2: ``ospo: --seeds: what is wrong. Fix: …``."""
+        line = " ".join(message.removeprefix("argument ").split())
+        fix = "" if " Fix: " in line else f". Fix: `{self.prog} --help` says what it takes"
+        self.exit(2, f"ospo: {line}{fix}\n")

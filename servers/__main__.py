@@ -9,7 +9,6 @@ and nothing else, also those whose parent died. ``.run/<name>.json`` notes proce
 process id is used again one day) and address.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ospo.config import load_config
-from ospo.endings import ending, exit_on_sigterm
+from ospo.endings import Arguments, ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import read_json, sha256_file, write_json
 from ospo.paths import PARAMS
@@ -204,8 +203,9 @@ def _only_one(place: Place) -> Iterator[None]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line: a problem the user can mend is one line and exit code 2."""
-    parser = argparse.ArgumentParser(
-        description="Start or stop MLflow, Prefect, a worker and the page for this folder."
+    parser = Arguments(
+        prog="python -m servers",
+        description="Start or stop MLflow, Prefect, a worker and the page for this folder.",
     )
     parser.add_argument("action", choices=("up", "down", "status"))
     action = parser.parse_args(arguments).action

@@ -4,6 +4,7 @@ import gc
 import sys
 
 import typer
+from typer.exceptions import TyperException
 
 from ospo.cli.config import app as config_app
 from ospo.cli.data import app as data_app
@@ -13,6 +14,7 @@ from ospo.cli.page import app as page_app
 from ospo.cli.prepare import app as prepare_app
 from ospo.cli.registry import app as registry_app
 from ospo.cli.train import app as train_app
+from ospo.cli.usage import only_help, usage_line
 from ospo.endings import ending, exit_on_sigterm
 from ospo.errors import OspoError
 from ospo.files import storage_problem
@@ -31,10 +33,16 @@ for _group in (prepare_app, train_app, evaluate_app, registry_app, page_app, mac
 
 
 def main() -> None:
-    """Run the command line: a problem the user can mend is one line on stderr and exit code 2."""
+    """Run the command line: a problem the user can mend, a wrong option among them, is one line on
+    stderr and exit code 2.
+    """
     exit_on_sigterm()
     try:
-        app()
+        sys.exit(app(prog_name="ospo", standalone_mode=False) or 0)
+    except TyperException as error:
+        if not only_help(error):
+            typer.echo(f"ospo: {usage_line(error)}", err=True)
+        sys.exit(error.exit_code)
     except (SystemExit, KeyboardInterrupt) as error:
         ended = ending(error)
         if ended is None:
@@ -45,8 +53,6 @@ def main() -> None:
             raise
         typer.echo(f"ospo: {problem}", err=True)
         sys.exit(problem.exit_code)
-    else:
-        return
     gc.collect()  # a progress bar that was open ends its line when it goes
     typer.echo(f"ospo: {ended[1]}; run the same command again to resume", err=True)
     sys.exit(ended[0])

@@ -1,5 +1,7 @@
 """``ospo config …``: look at parameters, and edit them."""
 
+from typing import Annotated
+
 import typer
 
 from ospo.cli.options import PARAMS, ParamsOption, SetOption
@@ -15,7 +17,12 @@ def show(params: ParamsOption = PARAMS, overrides: SetOption = []) -> None:
 
 
 @app.command("set")
-def set_values(assignments: list[str], params: ParamsOption = PARAMS) -> None:
+def set_values(
+    assignments: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE...", help="such as reward.k=20")
+    ],
+    params: ParamsOption = PARAMS,
+) -> None:
     """Write KEY=VALUE pairs into params.yaml, keeping its comments; an invalid value changes
     nothing.
     """

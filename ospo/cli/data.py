@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption
+from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption, load_for, prepared_folder
 from ospo.config import FORMATS, add_dataset, load_config, parse_override, with_dataset
 from ospo.paths import PREPARED, REPORTS
 
@@ -79,13 +79,16 @@ def describe(
     plots: Annotated[
         Path | None, typer.Option(help="also write each chart as a CSV file here, for dvc plots")
     ] = None,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Print a short profile of prepared data and write it as a page with charts."""
     from ospo.data.dataset import load_prepared
     from ospo.reports.data_profile import describe as describe_data
     from ospo.reports.data_profile import write_page, write_plots
 
-    profile = describe_data(load_prepared(data or PREPARED / dataset))
+    if data is None and not (PREPARED / dataset).is_dir():  # the name itself may be wrong
+        load_for(dataset, params, [])
+    profile = describe_data(load_prepared(prepared_folder(dataset, data)))
     page = html or REPORTS / f"data-{dataset}.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     write_page(profile, page)
@@ -97,7 +100,7 @@ def describe(
 
 @app.command()
 def fetch(
-    dataset: DatasetArgument,
+    dataset: Annotated[str, typer.Argument(help="esci or hm, whose official files are fetched")],
     out: Annotated[Path, typer.Option(help="folder for the raw files")],
     mirror: Annotated[
         str | None, typer.Option(help="another base address with the same file names")

@@ -13,10 +13,11 @@ from ospo.cli.options import (
     SetOption,
     load_for,
     need_dataset,
+    prepared_folder,
     report_step,
 )
 from ospo.errors import InputError
-from ospo.paths import PREPARED, REPORTS, RUNS
+from ospo.paths import REPORTS, RUNS
 
 app = typer.Typer()
 
@@ -57,10 +58,12 @@ def evaluate(
 
     if policy and data is None:
         need_dataset(dataset, "--data")
+    if policy and data is not None:
+        prepared_folder(dataset or data.name, data)
     if not policy:
         if data or out:
             fix = "name the policies to evaluate there"
-            raise InputError("ospo evaluate", "--data, --out", "need --policy", fix)
+            raise InputError("--data, --out", "", "need --policy", fix)
         need_dataset(dataset, "--policy")
     policies = parse_policies(policy) or None
     done = api.evaluate(
@@ -161,7 +164,7 @@ def compare(
     first, second = resolve(a, config), resolve(b, config)
     folder = out or REPORTS / f"compare-{dataset}"
     analysis = compare_policies(
-        config, load_prepared(data or PREPARED / dataset), first, second, folder
+        config, load_prepared(prepared_folder(dataset, data)), first, second, folder
     )
     Console().print(comparison_table(analysis, first, second, dataset))
     typer.echo(f"tables in {folder}")

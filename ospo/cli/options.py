@@ -8,7 +8,7 @@ import typer
 from ospo.config import NAME, Config, Dataset, load_config
 from ospo.distributed import is_main
 from ospo.errors import InputError
-from ospo.paths import PARAMS
+from ospo.paths import PARAMS, PREPARED
 
 if TYPE_CHECKING:
     from ospo.steps import StepResult
@@ -22,14 +22,16 @@ __all__ = [
     "SetOption",
     "load_for",
     "need_dataset",
+    "prepared_folder",
     "report_step",
 ]
 
 
 def _name(value: str | None) -> str | None:
-    """A name that may become a folder; typer shows the error line."""
+    """A name that may become a folder; ``usage_line`` takes the fix from typer's error."""
     if value is not None and not NAME.fullmatch(value):
-        raise typer.BadParameter(f"{value[:60]!r} cannot name a data set (a-z, 0-9, - and _)")
+        problem, fix = f"{value[:60]!r} cannot name a data set", "use a-z, 0-9, - and _, at most 40"
+        raise typer.BadParameter(f"{problem}. Fix: {fix}")
     return value
 
 
@@ -60,9 +62,29 @@ def need_dataset(dataset: Dataset | None, other: str) -> Dataset:
     """``dataset``. InputError where it is missing; ``other``: the option that would do instead."""
     if dataset is None:
         raise InputError(
-            "ospo", "--dataset", "is missing", f"name one of params.yaml's, or give {other}"
+            "--dataset", "", "is missing", f"name one of params.yaml's, or give {other}"
         )
     return dataset
+
+
+def prepared_folder(dataset: Dataset, folder: Path | None, stage: str = "vectors") -> Path:
+    """The folder of a data set's prepared data: ``folder`` where the user names one, else
+    data/prepared/DATASET, which ``stage`` of dvc.yaml brings. InputError where a table is missing.
+    """
+    from ospo.data.schemas import PREPARED as TABLES
+
+    own = PREPARED / dataset
+    place = own if folder is None else folder
+    fix = f"run `dvc repro {stage}@{dataset}`"
+    if folder is not None and folder != own:
+        fix = "name a folder that `ospo prepare` wrote"
+    if not place.is_dir():
+        problem = "is a file, not a folder" if place.exists() else "folder not found"
+        raise InputError(place, "", problem, fix)
+    for table in TABLES:
+        if not (place / f"{table}.parquet").is_file():
+            raise InputError(place / f"{table}.parquet", "", "file not found", fix)
+    return place
 
 
 def report_step(result: "StepResult") -> None:

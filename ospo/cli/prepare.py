@@ -5,8 +5,14 @@ from typing import Annotated
 
 import typer
 
-from ospo.cli.options import PARAMS, DatasetArgument, ParamsOption, SetOption, load_for
-from ospo.paths import PREPARED
+from ospo.cli.options import (
+    PARAMS,
+    DatasetArgument,
+    ParamsOption,
+    SetOption,
+    load_for,
+    prepared_folder,
+)
 
 app = typer.Typer()
 
@@ -68,8 +74,9 @@ def vectors(
     from ospo.retrieval import write_vectors
 
     config = load_for(dataset, params, overrides)
+    source = prepared_folder(dataset, prepared, "prepare")
     out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
-    written = write_vectors(config, prepared or PREPARED / dataset, out, full)
+    written = write_vectors(config, source, out, full)
     typer.echo(
         "\n".join(f"wrote {path}" for path in written) or "no configured retriever keeps vectors"
     )

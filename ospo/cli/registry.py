@@ -119,7 +119,7 @@ def rewrite(
     if queries == ["-"]:
         queries, source = [], source or "-"
     if bool(queries) == bool(source):
-        raise InputError("ospo rewrite", "", "takes queries or --input", "give one of the two")
+        raise InputError("--input", "", "takes the place of queries", "give one of the two")
     from ospo import registry
 
     config = load_for(dataset, params, overrides)

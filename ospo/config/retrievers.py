@@ -1,11 +1,13 @@
 """The ``retrievers`` section of params.yaml: which ones, and how the built-in ones are set."""
 
-from typing import Literal
+import difflib
+import re
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ospo.config.section import Section
+from ospo.config.section import PREFIXES, Refused, Section, lacks_name
 
 AnalyserLanguage = Literal[
     "auto", "none", "arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek",
@@ -14,6 +16,12 @@ AnalyserLanguage = Literal[
 ]  # fmt: skip
 ENGINES = ("opensearch", "elasticsearch")
 """What stands before the colon in the name of a search engine: ``opensearch:URL/INDEX``."""
+BUILT_IN = ("minilm", "static", "bm25", "tantivy", "lsa", "hybrid", "mpnet")
+"""The built-in retrievers, as ``ospo.retrieval.build`` loads them: the same names, which a test
+compares; this package stands below that one and is imported without it.
+"""
+_PREFIXED = ("hub", "path", "rerank", *ENGINES)
+_CLASS = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 HOLDS_CREDENTIALS = "the URL of a search engine holds a user, a query or a fragment"
 
 
@@ -30,6 +38,25 @@ def has_credentials(name: str) -> bool:
     except ValueError:
         return "@" in name
     return "@" in parts.netloc or bool(parts.query or parts.fragment)
+
+
+def _known(name: str) -> str:
+    """``name``, unless no retriever can have it. Whether it loads shows when it is loaded."""
+    kind, _, rest = name.partition(":")
+    if kind in _PREFIXED and not rest:
+        raise lacks_name(kind)
+    if name in BUILT_IN or kind in _PREFIXED or _CLASS.fullmatch(name):
+        return name
+    close = difflib.get_close_matches(name, BUILT_IN, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    written = ", ".join(PREFIXES[kind] for kind in _PREFIXED)
+    raise Refused(
+        "unknown retriever",
+        f"{hint}use one of {', '.join(BUILT_IN)}, {written} or package.module:Class",
+    )
+
+
+RetrieverName = Annotated[str, AfterValidator(_known)]
 
 
 class Boosts(Section):
@@ -52,7 +79,7 @@ class Boosts(Section):
     @model_validator(mode="after")
     def _some(self) -> "Boosts":
         if not self.title + self.description + self.attributes:
-            raise ValueError("all fields are left out: give one a weight above 0")
+            raise Refused("all fields are left out", "give one a weight above 0")
         return self
 
 
@@ -89,10 +116,10 @@ class Engine(Section):
 class Retrievers(Section):
     """The retriever that gives the reward and those seen only in evaluation."""
 
-    training: str = Field(
+    training: RetrieverName = Field(
         "minilm", description="Retriever whose nDCG is the reward (docs/retrievers.md names them)."
     )
-    unseen: list[str] = Field(
+    unseen: list[RetrieverName] = Field(
         ["bm25", "static"], description="Retrievers that are used only for evaluation."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -114,14 +141,21 @@ class Retrievers(Section):
     def _no_secrets(cls, names: object) -> object:
         """Refused before anything can print the value."""
         for name in [names] if isinstance(names, str) else names if isinstance(names, list) else ():
-            if isinstance(name, str) and engine_address(name) and has_credentials(name):
+            # A misspelt prefix before such a URL is no reason to show it.
+            if isinstance(name, str) and (
+                (engine_address(name) and has_credentials(name)) or re.search("://.*@", name)
+            ):
                 raise ValueError(HOLDS_CREDENTIALS)
         return names
 
     @model_validator(mode="after")
     def _unseen(self) -> "Retrievers":
         if self.training in self.unseen:
-            raise ValueError(f"unseen holds the training retriever {self.training!r}")
+            raise Refused(
+                f"holds the training retriever {self.training!r}",
+                "take it out of unseen, or train with another one",
+                "unseen",
+            )
         if twice := [name for name in self.unseen if self.unseen.count(name) > 1]:
-            raise ValueError(f"unseen names {twice[0]!r} twice")
+            raise Refused(f"names {twice[0]!r} twice", "name it once", "unseen")
         return self

@@ -14,7 +14,7 @@ from ospo.config.data import Data, Sample
 from ospo.config.formats import DataSet
 from ospo.config.presets import Preset
 from ospo.config.retrievers import Retrievers
-from ospo.config.section import Section
+from ospo.config.section import Refused, Section
 from ospo.errors import ConfigError
 
 Dataset = str
@@ -55,7 +55,10 @@ class Reward(Section):
         named = RANKED_MEASURE.fullmatch(text)
         if (named and (named["cut"] or named["kind"] != "R")) or _FUNCTION.fullmatch(text):
             return text
-        raise ValueError("measure must be nDCG@10, RR@10, R@50, AP, or your.module:function")
+        raise Refused(
+            "is no measure of a reward",
+            "write nDCG, or nDCG@10, RR@10, R@50, AP, or your.module:function",
+        )
 
 
 class Training(Section):
@@ -119,6 +122,16 @@ class Credit(Section):
         description="Largest distance of a token's advantage from 0, in standard deviations of the "
         "group's advantages.",
     )
+
+    @model_validator(mode="after")
+    def _hybrid(self) -> "Credit":
+        if self.redistribution == "hybrid" and self.alpha >= 1:
+            raise Refused(
+                f"is {self.alpha:g}, with which hybrid has no uniform part",
+                "set credit.alpha=0.7, the paper's, or choose paper-prop",
+                "alpha",
+            )
+        return self
 
 
 class Evaluation(Section):
@@ -198,8 +211,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _policy(self) -> "Config":
         if self.policy not in self.presets:
-            raise ValueError(
-                f"policy {self.policy!r} is not one of the presets: {', '.join(self.presets)}"
+            close = difflib.get_close_matches(self.policy, self.presets, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise Refused(
+                f"names no preset {self.policy[:60]!r}",
+                f"{hint}choose one of {', '.join(self.presets)}"
+                if self.presets
+                else "describe a policy under presets",
+                "policy",
             )
         return self
 
@@ -207,7 +226,7 @@ class Config(Section):
     @classmethod
     def _algorithms(cls, algorithms: list[Algorithm]) -> list[Algorithm]:
         if len(set(algorithms)) < len(algorithms):
-            raise ValueError("names an algorithm twice")
+            raise Refused("names an algorithm twice", "name each once")
         return algorithms
 
     @property

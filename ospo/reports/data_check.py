@@ -76,6 +76,10 @@ def check_folder(folder: str | Path, config: Config) -> Check:
     ``lines``. Raises InputError where ``folder`` is no folder.
     """
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(
+            folder, "", "is a file", f"name the folder that it lies in: {folder.parent}"
+        )
     if not folder.is_dir():
         raise InputError(folder, "", "folder not found", "name a folder of raw or prepared files")
     if section := format_of_folder(folder):

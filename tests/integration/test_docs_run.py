@@ -148,6 +148,35 @@ def test_a_command_runs(command: Command, here: Path) -> None:
         assert "<html" in (here / words[words.index("--html") + 1]).read_text()
 
 
+def asked_and_answered(here: Path) -> list[tuple[str, str]]:
+    """Requests of the README, the quickstart and the picture with their search texts: as quoted,
+    and as the commands there answer.
+    """
+    pages = [page for page in PAGES if page.name in ("README.md", "quickstart.md")]
+    pairs = []
+    for page in pages:
+        text = " ".join(page.read_text().split())
+        pairs += re.findall(r"\*([^*]+)\* becomes \*([^*]+)\*", text)
+    picture = (ROOT / "docs/picture.svg").read_text()
+    request, *shown = re.findall(r"<text[^>]*>([^<]*)", picture)
+    pairs.append((request.strip("“”"), " ".join(shown)))
+    for command in commands():
+        asks = command.words[:2] == ["ospo", "rewrite"] and "--input" not in command.words
+        if asks and command.page in map(name, pages) and not command.mention:
+            answer = call(*command.words[1:]).strip().splitlines()[-1]
+            pairs.append((command.words[-1], answer))
+    return pairs
+
+
+def test_each_word_of_a_request_that_is_shown_stands_in_its_answer(here: Path) -> None:
+    pairs = asked_and_answered(here)
+    assert len(pairs) >= 4
+    for request, answer in pairs:
+        words = re.findall(r"\w+", request.lower())
+        assert len(words) > 2, request
+        assert set(words) <= set(re.findall(r"\w+", answer.lower())), (request, answer)
+
+
 def test_what_is_not_run_is_shown_somewhere() -> None:
     shown = [command.text for command in commands()]
     for beginning in ONLY_CHECKED:

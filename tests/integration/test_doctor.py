@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT
 
 from ospo import doctor
+from ospo.config import edit_params
 from ospo.doctor import Finding
 from ospo.tracking.journal import Journal
 
@@ -64,6 +65,34 @@ def test_missing_raw_files_of_your_own_folder(place: Path) -> None:
     file = place / "params.yaml"
     file.write_text(file.read_text().replace("raw: data/sample/esci", "raw: my/esci"))
     assert "ospo config set data.esci.raw" in found(place, "fail", "my/esci lacks").fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["retrievers.engine.query=nofile.json"], "nofile.json: file not found"),
+        (
+            ["retrievers.training=opensearch:https://search/shop"],
+            "configs/engine-query.json: file not found; retrievers.engine.query names it",
+        ),
+        (["retrievers.unseen=[path:my/model]"], "retrievers: path:my/model: my/model is not there"),
+        (
+            ["policy=paper", "presets.paper.model.source=path:my/llm"],
+            "presets.paper.model.source: my/llm is not there",
+        ),
+        (["data.hm.queries_file=my.jsonl"], "data.hm.queries_file: my.jsonl is not there"),
+    ],
+)
+def test_what_the_parameters_name_is_looked_for(place: Path, changes: list[str], says: str) -> None:
+    found(place, "ok", "what params.yaml names is there")
+    edit_params(changes, place / "params.yaml")
+    found(place, "fail", says)
+    file = says.partition(": file")[0] if "file not found" in says else ""
+    for name in (file, "my/model", "my/llm", "my.jsonl"):
+        if name and name in says:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_text('{"query": {"match": {"title": "{{text}}"}}}')
+    found(place, "ok", "what params.yaml names is there")
 
 
 def test_a_policy_that_needs_a_gpu(place: Path) -> None:

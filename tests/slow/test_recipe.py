@@ -1,4 +1,4 @@
-"""`make real` from raw files to the table, over two seeds; killed in between, and resumed."""
+"""`make real` from raw files to the table, over two seeds; what is done is not done again."""
 
 import json
 import os

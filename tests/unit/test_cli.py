@@ -1,5 +1,6 @@
 """The command line: exit codes, where lines go, and that each option reaches what it names."""
 
+import importlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ospo import doctor, registry, tracking
 from ospo.cli import app, main
 from ospo.config import load_config
 from ospo.data.dataset import PreparedData, load_prepared
+from ospo.data.fetch import SOURCES
 from ospo.policy.text import REWRITE
 
 PARAMS = str(ROOT / "params.yaml")
@@ -46,6 +48,82 @@ def test_a_mistake_of_the_user_is_one_line_on_stderr_and_exit_code_2(run: Any) -
     assert err.startswith("ospo: ")
     assert err.count("\n") == 1
     assert run("config", "show", *settings())[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("train --dataset esci --algorithm foo", "--algorithm: 'foo' is not one of 'rft'"),
+        ("train --dataset esci --algorithm foo", "'ospo'. Fix: choose one of these\n"),
+        ("train --dataset A/B", "--dataset: 'A/B' cannot name a data set. Fix: use a-z"),
+        (
+            "train --datset esci",
+            "--datset: no such option. Fix: did you mean --dataset or --set?\n",
+        ),
+        ("train --nonsense", "--nonsense: no such option. Fix: `ospo train --help` says"),
+        ("train --dataset", "--dataset: requires an argument. Fix: write one after --dataset\n"),
+        ("export esci", "--to: is missing. Fix: add --to DIR (the folder to write)\n"),
+        ("export --to x", "NAME: is missing. Fix: add NAME (a data set or model"),
+        ("config set", "KEY=VALUE...: is missing. Fix: add KEY=VALUE... (such as reward.k=20)\n"),
+        ("page --port 99999", "--port: must be less than or equal to 65535. Fix: `ospo page"),
+        ("page --port x", "--port: must be a valid integer. Fix: `ospo page --help` says"),
+        ("data check a b", "got unexpected extra argument(s) (b). Fix: `ospo data check --help`"),
+        ("exprt", "no such command 'exprt'. Fix: did you mean 'export'"),
+        ("nosuch", "no such command 'nosuch'. Fix: `ospo --help` says what it takes\n"),
+        ("train --dataset \x1b[31m\nX", "--dataset: '\\x1b[31m\\nX' cannot name a data set"),
+        ("data check a \x1b[31m\nb", "got unexpected extra argument(s) ("),
+    ],
+)
+def test_a_wrong_option_is_one_line(run: Any, line: str, says: str) -> None:
+    code, out, err = run(*line.split(" "))
+    assert (code, out) == (2, "")
+    assert err.startswith("ospo: ")
+    assert err.count("\n") == 1
+    assert err.removesuffix("\n").isprintable()
+    assert says in err
+    assert err.count(" Fix: ") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["config"], ["data"]])
+def test_a_group_by_itself_shows_its_help(run: Any, words: list[str]) -> None:
+    code, out, err = run(*words)
+    assert (code, err) == (2, "")
+    assert "Commands" in out
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "says"),
+    [
+        ("flows.recipe", "--seeds a", "--seeds: 'a' is no list of seeds. Fix: write whole numbers"),
+        ("flows.recipe", "--seeds=-1", "--seeds: '-1' is no list of seeds. Fix: write whole"),
+        ("flows.recipe", "--seeds=0,", "--seeds: '0,' is no list of seeds. Fix: write whole"),
+        ("flows.recipe", "--format x", "--format: invalid choice: 'x'"),
+        ("flows.recipe", "", "required: --format, --raw. Fix: `python -m flows.recipe --help`"),
+        ("flows.demo", "--nonsense", "unrecognized arguments: --nonsense. Fix: `python -m flows"),
+        ("servers.__main__", "upp", "action: invalid choice: 'upp'"),
+    ],
+)
+def test_a_wrong_argument_of_the_jobs_is_one_line(
+    module: str,
+    line: str,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module, *line.split()])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert printed.err.startswith("ospo: ")
+    assert printed.err.count("\n") == printed.err.count(" Fix: ") == 1
+    assert says in printed.err
+
+
+def test_the_recipe_reads_seeds() -> None:
+    from flows.recipe import _seeds
+
+    assert _seeds("2,0, 1,2") == [2, 0, 1]
 
 
 def test_a_bug_is_a_traceback(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +167,9 @@ def test_data_check_exits_with_1_for_problems(esci_raw: Path, tmp_path: Path, ru
     code, _, err = run("data", "check", str(tmp_path), "--params", PARAMS)
     assert code == 1
     assert err.startswith("problem: ")
+    code, _, err = run("data", "check", PARAMS, "--params", PARAMS)
+    assert code == 2
+    assert err == f"ospo: {PARAMS}: is a file. Fix: name the folder that it lies in: {ROOT}\n"
 
 
 @pytest.mark.parametrize("dataset", ["esci", "hm"])
@@ -111,7 +192,59 @@ def test_prepare_takes_the_folder_that_the_parameters_name(
 def test_options_that_say_nothing_without_a_policy_are_refused(run: Any, option: str) -> None:
     code, _, err = run("evaluate", "--dataset", "hm", option, "x", *settings())
     assert code == 2
-    assert "need --policy" in err
+    assert err.startswith("ospo: --data, --out: need --policy. Fix: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "other"),
+    [
+        (["evaluate"], "--policy"),
+        (["evaluate", "--policy", "a=b"], "--data"),
+        (["report"], "--evaluation"),
+    ],
+)
+def test_a_missing_data_set_is_named_once(run: Any, words: list[str], other: str) -> None:
+    fix = f"name one of params.yaml's, or give {other}"
+    assert run(*words, *settings())[::2] == (2, f"ospo: --dataset: is missing. Fix: {fix}\n")
+
+
+def test_rewrite_takes_queries_or_a_file(run: Any) -> None:
+    for more in ([], ["--input", "x", "lamp"]):
+        code, _, err = run("rewrite", "--dataset", "hm", *more, *settings())
+        assert code == 2
+        assert err.startswith("ospo: --input: takes the place of queries. Fix: ")
+
+
+def test_what_can_be_described_is_a_data_set_or_a_folder(
+    run: Any, hm_tiny: PreparedData, tmp_path: Path
+) -> None:
+    """No name is told a stage of dvc.yaml that it cannot have."""
+    code, _, err = run("data", "describe", "nope", "--params", PARAMS)
+    assert code == 2
+    assert "data: names no data set 'nope'. Fix: name one of esci, hm" in err
+    none = tmp_path / "none"
+    for words in (
+        ["data", "describe", "nope", "--data"],
+        ["vectors", "hm", *settings(), "--out", str(tmp_path / "out"), "--prepared"],
+        ["compare", "raw", "raw", "--dataset", "hm", *settings(), "--data"],
+        ["evaluate", "--policy", "a=b", *settings(), "--data"],
+    ):
+        code, _, err = run(*words, str(none))
+        assert code == 2
+        fix = "name a folder that `ospo prepare` wrote"
+        assert err == f"ospo: {none}: folder not found. Fix: {fix}\n"
+    page = ["--html", str(tmp_path / "page.html")]
+    code, out, _ = run("data", "describe", "mine", "--data", str(hm_tiny.directory), *page)
+    assert code == 0
+    assert "wrote" in out
+    code, _, err = run("data", "describe", "mine", "--data", PARAMS)
+    assert (code, err.partition(". Fix")[0]) == (2, f"ospo: {PARAMS}: is a file, not a folder")
+
+
+def test_the_help_of_fetch_names_what_it_fetches() -> None:
+    done = CliRunner().invoke(app, ["data", "fetch", "--help"])
+    assert "esci or hm, whose official files are fetched" in " ".join(done.output.split())
+    assert set(SOURCES) == {"esci", "hm"}
 
 
 def test_the_champion_rewrites_a_request_with_its_history(
@@ -205,6 +338,8 @@ def test_rewriting_says_where_the_raw_query_is_better(
         (["rewrite", "--dataset", "hm", "x"], "promote --dataset hm"),
         (["train", "--dataset", "hm"], "dvc repro vectors@hm"),
         (["explain", "--dataset", "hm", "--request", "x"], "dvc repro vectors@hm"),
+        (["data", "describe", "hm", "--params", PARAMS], "dvc repro vectors@hm"),
+        (["vectors", "hm", "--out", "x"], "dvc repro prepare@hm"),
     ],
 )
 def test_an_error_names_the_next_command(
@@ -212,9 +347,20 @@ def test_an_error_names_the_next_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    code, _, err = run(*words, *settings())
+    code, _, err = run(*words, *([] if "--params" in words else settings()))
     assert code == 2
     assert f"{command}`" in err.partition("Fix:")[2]
+
+
+def test_a_table_that_is_missing_is_prepared_again(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/prepared/hm").mkdir(parents=True)
+    code, _, err = run("vectors", "hm", "--out", "x", *settings())
+    assert code == 2
+    place = "data/prepared/hm/catalogue.parquet"
+    assert err == f"ospo: {place}: file not found. Fix: run `dvc repro prepare@hm`\n"
 
 
 def test_what_fetch_says_comes_next_is_a_command(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,9 +16,11 @@ from ospo.config import (
     Config,
     Data,
     Section,
+    add_dataset,
     edit_params,
     load_config,
 )
+from ospo.config.retrievers import BUILT_IN
 from ospo.errors import ConfigError
 
 PARAMS = ROOT / "params.yaml"
@@ -56,7 +59,8 @@ def test_a_file_of_windows_is_read(tmp_path) -> None:
         ("reward.k=ten", "reward.k", "valid integer"),
         ("reward.k=0", "reward.k", "greater than or equal to 1"),
         ("reward=3", "reward", "valid dictionary"),
-        ("policy=huge", "policy 'huge'", "nano"),
+        ("policy=huge", "params.yaml: policy: names no preset 'huge'. Fix: choose one", "nano"),
+        ("policy=nanoo", "params.yaml: policy: ", "Fix: did you mean 'nano'?"),
         ("presets.nano.rl.stepz=3", "presets.nano.rl.stepz", "did you mean 'steps'"),
         (
             "presets.nano.rl.importance_sampling_level=sequence",
@@ -65,11 +69,39 @@ def test_a_file_of_windows_is_read(tmp_path) -> None:
         ),
         ("presets.nano.rl.learning_rate=fast", "learning_rate", "valid number"),
         ("presets.nano.model.source=ftp:x", "presets.nano.model.source", "hub:ORG/NAME"),
+        ("presets.nano.model.source=hub", "model.source: needs a name after hub:", "hub:ORG/MODEL"),
+        (
+            "presets.nano.model.source=hub:",
+            "model.source: needs a name after hub:",
+            "hub:ORG/MODEL",
+        ),
+        ('presets.nano.model.source="path:"', "source: needs a name after path:", "path:DIR"),
+        ("presets.nano.model.heads=5", "nano.model.heads: 5 heads", "choose heads such as 1, 2, 3"),
+        ("presets.nano.model.heads=64", "heads: 64 heads", "cannot share hidden_size 192 evenly"),
+        ("presets.nano.model.hidden_size=99", "model.heads", "choose an even hidden_size"),
+        (
+            "retrievers.training=nosuch",
+            "retrievers.training: unknown",
+            "got 'nosuch'. Fix: use one",
+        ),
+        ("retrievers.training=mpnett", "retrievers.training", "did you mean 'mpnet'"),
+        ("retrievers.training=hubb:org/model", "retrievers.training", "unknown retriever"),
+        ("retrievers.unseen=[bm25, nosuch]", "retrievers.unseen.1", "unknown retriever"),
+        ("retrievers.training=hub:", "training: needs a name after hub:", "hub:ORG/MODEL"),
+        ('retrievers.training="hub:"', "training: needs a name after hub:", "hub:ORG/MODEL"),
+        ("retrievers.training=hub: org/m", "training: holds a space after hub:", "hub:ORG/MODEL"),
+        ("retrievers.unseen=[bm25, path:]", "unseen.1: needs a name after path:", "path:DIR"),
+        ("retrievers.unseen=bm25", "retrievers.unseen", "Fix: write [bm25]"),
+        ("algorithms=grpo", "algorithms", "Fix: write [grpo]"),
         ("data.esci.gains={E: 1.0}", "data.esci.gains", "no gain for label"),
-        ("data.split.test=0.9", "data.split", "below 1"),
+        (
+            "data.split.test=0.9",
+            "data.split: validation + test",
+            "below 1, got 0.15 + 0.9. Fix: low",
+        ),
         ("data.split.test=0.85", "data.split", "below 1"),  # beside 0.15 for validation
         ("data.esci.gains={E: 1.5, S: 0.1, C: 0.0, I: 0.0}", "data.esci.gains", "lie in [0, 1]"),
-        ("retrievers.unseen=[minilm]", "retrievers", "training retriever"),
+        ("retrievers.unseen=[minilm]", "retrievers.unseen: holds", "training retriever 'minilm'"),
         ("nonsense", "nonsense", "KEY=VALUE"),
         ("reward.k.deep=3", "reward.k.deep", "not a section"),
         ("presets.nano.rl.learning_rate=.inf", "rl.learning_rate", "finite number"),
@@ -77,9 +109,9 @@ def test_a_file_of_windows_is_read(tmp_path) -> None:
         ("presets.nano.dpo.beta=.inf", "dpo.beta", "finite number"),
         ("credit.clip=.inf", "credit.clip", "finite number"),
         ("data.esci.gains={E: .nan, S: 0.1, C: 0.0, I: 0.0}", "data.esci.gains", "finite number"),
-        ("data.esci.min_exact=51", "data.esci", "min_exact 51 is above max_exact 50"),
+        ("data.esci.min_exact=51", "esci.min_exact: is 51, above max_exact, 50", "Fix: lower it"),
         ("data.esci.labels=[]", "data.esci.labels", "at least 1 item"),
-        ("retrievers.unseen=[bm25, static, bm25]", "retrievers", "unseen names 'bm25' twice"),
+        ("retrievers.unseen=[bm25, static, bm25]", "retrievers.unseen: names", "'bm25' twice"),
         ("retrievers.unseen=&a [*a]", "retrievers.unseen", "valid string"),
         ("seed=[", "seed", "not YAML"),
         ("seed=!!python/object/apply:os.system [true]", "seed", "not YAML"),
@@ -93,6 +125,20 @@ def test_a_file_of_windows_is_read(tmp_path) -> None:
         ("tracking.experiment=\udcff", "tracking.experiment", "special characters"),
         ("seed=2020-02-30", "seed", "day is out of range"),
         ("seed=4294967296", "seed", "less than or equal to 2147483647"),
+        ("seed=-1", "seed", "Fix: write 0 or more"),
+        ("seed=2147483648", "seed", "Fix: write 2147483647 or less"),
+        ("credit.clip=0", "credit.clip", "Fix: write a number above 0"),
+        ("data.split.test=1", "data.split.test", "Fix: write a number below 1"),
+        ("reward.k=1.5", "reward.k", "Fix: write a whole number"),
+        ("training.only_with_history=5", "only_with_history", "Fix: write true or false"),
+        ("tracking.experiment=5", "tracking.experiment", "goes into quotation marks"),
+        ("credit.segments=phrase", "credit.segments", "Fix: choose one of these"),
+        ("reward=[1]", "reward", "Fix: set one of its keys: measure, k, whole"),
+        ("data.esci=3", "data.esci", "Fix: write a section of keys"),
+        ("reward.measure=bleu", "reward.measure: is no measure", "got 'bleu'. Fix: write nDCG"),
+        ("algorithms=[grpo, grpo]", "algorithms: names an algorithm twice", "Fix: name each once"),
+        ("presets.nano.rl.steps=1e3", "presets.nano.rl.steps", "got '1e3'. Fix: write a whole"),
+        ("credit.clip=1e999", "credit.clip", "Fix: write a finite number"),
         ("credit.clip=1" + ":59" * 3000 + ".5", "credit.clip", "a number that is too large"),
         ('tracking.experiment="\\UFFFFFFFF"', "tracking.experiment", "beyond Unicode"),
         ('tracking.experiment="\\U00110000"', "tracking.experiment", "beyond Unicode"),
@@ -111,6 +157,87 @@ def test_a_bad_override_is_one_line(override, key, says):
     assert key in line
     assert says in line
     assert "Fix:" in line
+
+
+def test_the_value_of_a_misspelt_engine_is_not_shown() -> None:
+    """It may hold a password, as a name or as the mapping that YAML makes of it."""
+    for kind in ("open:", "opensearch: "):
+        with pytest.raises(ConfigError) as caught:
+            load_config(PARAMS, [f"retrievers.training={kind}http://me:hunter2@a/b"])
+        assert "hunter2" not in str(caught.value)
+
+
+def test_the_names_of_retrievers_are_those_that_are_loaded() -> None:
+    from ospo.retrieval.build import NAMES
+
+    assert BUILT_IN == NAMES
+    for name in (
+        *BUILT_IN,
+        "hub:org/model",
+        "path:/models/mine",
+        "rerank:org/model",
+        "opensearch:https://search/shop",
+        "elasticsearch:https://search/shop",
+        "my.shop:Retriever",
+    ):
+        assert load_config(PARAMS, [f"retrievers.training={name}", "retrievers.unseen=[]"])
+
+
+def test_heads_are_those_of_a_model_from_scratch() -> None:
+    """The sizes of other models come with their weights."""
+    model = "presets.nano.model"
+    assert load_config(PARAMS, [f"{model}.heads=5", f"{model}.source=hub:org/model"])
+    assert load_config(PARAMS, [f"{model}.heads=5", f"{model}.hidden_size=160"])
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E-4", "+1e-04", ".1e-3", "1.e-4", "1.0e-4", "0.0001"])
+def test_a_number_is_one_however_it_is_written(text: str, tmp_path: Path) -> None:
+    """YAML 1.1 takes some of these for text, the file's reader must not."""
+    key = "presets.nano.rl.learning_rate"
+    assert load_config(PARAMS, [f"{key}={text}"]).preset.rl.learning_rate == 1e-4
+    section = f"presets.nano.dpo={{steps: 1, batch_size: 1, learning_rate: {text}}}"
+    assert load_config(PARAMS, [section]).preset.dpo.learning_rate == 1e-4
+    gains = f"data.esci.gains={{E: 1e0, S: {text}, C: 0, I: 0}}"
+    assert load_config(PARAMS, [gains]).data.esci.gains["S"] == 1e-4
+    file = tmp_path / "params.yaml"
+    written = PARAMS.read_text(encoding="utf-8").replace(
+        "learning_rate: 3.0e-4", f"learning_rate: {text}", 1
+    )
+    file.write_text(written, encoding="utf-8")
+    assert load_config(file).preset.rl.learning_rate == 1e-4
+
+
+def test_text_that_looks_like_a_number_is_text() -> None:
+    changes = ["tracking.experiment=1e4", "data.esci.raw=12e3"]
+    config = load_config(PARAMS, changes)
+    assert (config.tracking.experiment, config.data.esci.raw) == ("1e4", "12e3")
+    with pytest.raises(ConfigError, match="valid number"):
+        load_config(PARAMS, ["credit.clip=e4"])
+
+
+def test_numbers_are_written_as_every_reader_of_yaml_takes_them(tmp_path: Path) -> None:
+    """DVC reads the file too; what is text there is text here."""
+    file = tmp_path / "params.yaml"
+    file.write_bytes(PARAMS.read_bytes())
+    edit_params(
+        [
+            "presets.nano.rl.learning_rate=1e-4",
+            "presets.nano.sft.learning_rate=5.0e-7",
+            "presets.nano.dpo={steps: 1, batch_size: 1, learning_rate: 5e-7}",
+            "credit.clip=1e22",
+            "tracking.experiment=1e4",
+        ],
+        file,
+    )
+    read = yaml.safe_load(file.read_text(encoding="utf-8"))
+    nano = read["presets"]["nano"]
+    assert nano["rl"]["learning_rate"] == 1e-4
+    assert nano["sft"]["learning_rate"] == nano["dpo"]["learning_rate"] == 5e-7
+    assert (read["credit"]["clip"], read["tracking"]["experiment"]) == (1e22, "1e4")
+    assert load_config(file).tracking.experiment == "1e4"
+    shop = {"format": "clicks", "raw": "there", "smoothing": "1e-7"}
+    add_dataset("shop", shop, file)
+    assert yaml.safe_load(file.read_text(encoding="utf-8"))["data"]["shop"]["smoothing"] == 1e-7
 
 
 @pytest.mark.parametrize(
@@ -275,3 +402,11 @@ def test_the_command_exits_with_2_and_one_line(tmp_path):
     assert done.stderr.startswith("ospo: ")
     assert "reward.kay" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_hybrid_needs_a_uniform_part():
+    """With alpha 1 it is paper-prop, and whoever chose it would not know."""
+    with pytest.raises(ConfigError, match=r"credit\.alpha: is 1, .*set credit\.alpha=0\.7"):
+        load_config(PARAMS, ["credit.redistribution=hybrid"])
+    overrides = ["credit.redistribution=hybrid", "credit.alpha=0.7"]
+    assert load_config(PARAMS, overrides).credit.alpha == 0.7

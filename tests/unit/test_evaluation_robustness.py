@@ -342,7 +342,9 @@ def test_broken_search_is_reported(data, how: str) -> None:
 
 def test_nothing_is_left_half_written(data, policies, tmp_path) -> None:
     with pytest.raises(OspoError, match="nonesuch"):
-        evaluate(shop.config("retrievers.unseen=[nonesuch]"), data, policies, tmp_path, cache=None)
+        evaluate(
+            shop.config("retrievers.unseen=[nonesuch:Class]"), data, policies, tmp_path, cache=None
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["answers.parquet"]
 
 

@@ -177,7 +177,7 @@ def test_the_configuration_says_how_many_attributes(esci_tiny: PreparedData) -> 
         config = small_config(f"{sft}.teacher_noise=0", *exactly)
         text = teacher_of(config, esci_tiny, EXPAND).text(row, 0)
         assert len(text.replace(",", "").split()) == number
-    with pytest.raises(InputError, match="min_attributes is 3, above max_attributes, 2"):
+    with pytest.raises(InputError, match="min_attributes: is 3, above max_attributes, 2"):
         small_config("presets.nano.sft.min_attributes=3", "presets.nano.sft.max_attributes=2")
 
 
