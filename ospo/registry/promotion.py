@@ -141,6 +141,7 @@ def consider(
     challenger: str,
     champion: str | None = "champion",
     version: int | None = None,
+    report: Path | None = None,
     root: str | Path = ".",
 ) -> Decision:
     """Decide on the challenger (or ``version``) from an evaluation of both, note it there, and
@@ -148,8 +149,8 @@ def consider(
 
     ``evaluation``: the directory that ``ospo.evaluation.evaluate`` wrote with both policies, under
     the names ``challenger`` and ``champion``, beside the rules; ``champion`` is None where there is
-    none yet. Raises InputError where it misses one of them, RegistryError where nothing is
-    registered.
+    none yet; ``report``: the page that a rule's version carries, where one is registered. Raises
+    InputError where the evaluation misses one of them, RegistryError where nothing is registered.
     """
     evaluation = Path(evaluation)
     details = read_json(evaluation / "details.json")
@@ -169,7 +170,7 @@ def consider(
     decision = decide(comparisons, training)
     found = decision.figures
     if not decision.promoted:
-        used = _fall_back(config, dataset, evaluation, champion, version, root)
+        used = _fall_back(config, dataset, evaluation, champion, version, report, root)
         reason = f"against the best rule ({label(rule)}) {decision.reason}{used}"
         decision = Decision(False, reason, found)
     elif champion is not None:
@@ -192,6 +193,7 @@ def _fall_back(
     evaluation: Path,
     champion: str | None,
     version: int | None,
+    report: Path | None,
     root: str | Path,
 ) -> str:
     """Make a rule the champion where the champion is not better than the best rule, or there is
@@ -220,7 +222,7 @@ def _fall_back(
         best=best,
         figures=summary.get("test", {}).get(name, {}),
         decision={"promoted": True, "reason": reason},
-        report=evaluation / "report.html",
+        report=report,
         root=root,
     )
     return f"; answering by the rule '{name}' (version {used.version})"

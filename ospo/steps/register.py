@@ -48,7 +48,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         },
         control=summary.get("control", {}).get(policy, {}),
         guard=chosen_guard(RUNS / dataset / "evaluation", policy, config.seed),
-        report=RUNS / dataset / "evaluation" / "report.html",
+        report=_page(dataset),
     )
     version = registry.register(config, dataset, candidate, champion_if_first=False)
     decision = _decision(version)
@@ -77,6 +77,11 @@ def registered_policy(
             waits = registry.CHALLENGER in version.aliases and not decision
             return None if waits or not version.aliases else _entry(version, policy, decision)
     return None
+
+
+def _page(dataset: str) -> Path:
+    """The page of the evaluation step, which every version made from it carries."""
+    return RUNS / dataset / "evaluation" / "report.html"
 
 
 def _better(config: Config, summary: dict[str, Any]) -> str:
@@ -122,7 +127,7 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path, guard
     elif not guarded:
         evaluation = RUNS / dataset / "evaluation"
         return promotion.consider(
-            config, dataset, evaluation, challenger=policy, champion=None
+            config, dataset, evaluation, challenger=policy, champion=None, report=_page(dataset)
         ).reason
     directory = RUNS / dataset / "promotion"
     try:
@@ -135,5 +140,5 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path, guard
         return reason
     replace(directory)
     return promotion.consider(
-        config, dataset, directory, challenger=policy, champion=champion
+        config, dataset, directory, challenger=policy, champion=champion, report=_page(dataset)
     ).reason

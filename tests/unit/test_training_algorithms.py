@@ -112,7 +112,8 @@ def test_which_credit_each_algorithm_uses() -> None:
         if not spec.credit
     )
     for mode in set(get_args(Mode)) - {"none"}:
-        assert small_config(f"credit.redistribution={mode}").credit.redistribution == mode
+        config = small_config(f"credit.redistribution={mode}", "credit.alpha=0.7")
+        assert config.credit.redistribution == mode
 
 
 def test_shapley_tokens_plays_with_words(
