@@ -22,7 +22,9 @@ def register(
     """Register the better trained policy of a dataset, chosen on validation requests."""
     from ospo import steps
 
-    version = steps.run_registration(load_for(dataset, params, overrides), dataset)
+    config = load_for(dataset, params, overrides)
+    with steps.dataset_lock(dataset):
+        version = steps.run_registration(config, dataset)
     typer.echo(
         f"{version['name']} version {version['version']}: {version['policy']} "
         f"{' '.join(version['aliases'])}"

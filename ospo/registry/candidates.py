@@ -46,6 +46,7 @@ class Candidate:
     - ``model_dir``: its files; ``run_id``: the MLflow run that trained it.
     - ``data_md5``: of the data it was trained on; ``tags``: more tags of the version.
     - ``report``: the page of its evaluation, which the version carries.
+    - ``guarded``: {retriever: nDCG@10} under the guard, where one was chosen: what is served.
     """
 
     algorithm: str
@@ -57,6 +58,12 @@ class Candidate:
     control: Mapping[str, float] = field(default_factory=dict)
     guard: Guard | None = None
     report: Path | None = None
+    guarded: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """{retriever: nDCG@10} of the policy as it is served."""
+        return self.guarded or self.summary[self.algorithm]
 
 
 def register(
@@ -70,9 +77,9 @@ def register(
     """Make a policy a version of ``ospo-rewriter-<dataset>`` with alias ``challenger``.
 
     ``champion_if_first``: without a champion this becomes it at once. A policy whose files are
-    registered already is not registered again: that version is returned, as challenger unless it is
-    the champion. Raises InputError for a directory without a policy, RegistryError where MLflow
-    does not answer.
+    registered already is not registered again: that version is returned with the tags of this
+    candidate, as challenger unless it is the champion. Raises InputError for a directory without a
+    policy, RegistryError where MLflow does not answer.
     """
     if candidate.run_id.startswith("pending:"):
         raise TrackingError(
@@ -94,7 +101,9 @@ def register(
             write_manifest(staged)
         known = versions_of(client, dataset)
         if same := _registered(client, known, sha256_file(staged / MANIFEST)):
-            return same
+            for key, value in _changing(candidate).items():
+                client.set_model_version_tag(same.name, str(same.version), key, value)
+            return find_version(client, dataset, same.version)
         _remove_orphans(client, candidate.run_id)
         made = _create(client, config, dataset, candidate, staged, Path(root))
         client.set_registered_model_alias(made.name, CHALLENGER, made.version)
@@ -137,16 +146,13 @@ def _create(
         "git_commit": git_commit(root),
         "git_dirty": git_dirty(root),
     }
-    figures = candidate.summary[candidate.algorithm]
     tags = {
         **facts,
         "dataset": dataset,
         "preset": config.policy,
         "algorithm": candidate.algorithm,
         **{key: str(value) for key, value in settings.items()},
-        **_figure_tags(FIGURE, figures),
-        **_figure_tags(RAW_FIGURE, candidate.summary.get(RAW, {})),
-        **candidate.tags,
+        **_changing(candidate),
     }
     card = model_card(
         dataset,
@@ -156,6 +162,7 @@ def _create(
         facts,
         answer,
         candidate.control,
+        candidate.guarded,
     )
     if (kept := read_guard(staged)) and kept.needs == "own":
         card += (
@@ -165,11 +172,12 @@ def _create(
     if candidate.guard is not None:
         card += (
             "\n\nIt has a guard, chosen on validation requests: where it is unsure or has nothing "
-            "to go on, the request stays as it is. The figures above are without it."
+            "to go on, the request stays as it is."
         )
     if candidate.report is not None and candidate.report.is_file():
         card += (
-            f"\n\nIts evaluation: `artifacts/{candidate.report.name}` among the model's artifacts."
+            f"\n\nThe evaluation that these figures are of: `artifacts/{candidate.report.name}` "
+            "among the model's artifacts."
         )
     model_uri = log_model(staged, settings, candidate.run_id, staged.parent, candidate.report)
     _ensure_model(client, name)
@@ -181,6 +189,15 @@ def _create(
         description=card,
         model_id=model_uri.rpartition("/")[2],
     )
+
+
+def _changing(candidate: Candidate) -> dict[str, str]:
+    """Tags that another evaluation of the same files changes."""
+    return {
+        **_figure_tags(FIGURE, candidate.figures),
+        **_figure_tags(RAW_FIGURE, candidate.summary.get(RAW, {})),
+        **candidate.tags,
+    }
 
 
 def _figure_tags(prefix: str, figures: Mapping[str, float]) -> dict[str, str]:

@@ -23,22 +23,22 @@ def model_card(
     facts: Mapping[str, str],
     answer: SearchText = REWRITE,
     control: Mapping[str, float] = MappingProxyType({}),
+    guarded: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """Markdown about a version: its figures, its data and code, what goes in and comes out, its
     limits.
 
     ``summary``: {policy: {retriever: nDCG@10}} on the test split. ``facts``: data_md5, git_commit,
     git_dirty. ``answer``: what the policy's answers are. ``control``: {retriever: nDCG@10} of its
-    answers given to other requests.
+    answers given to other requests; ``guarded``: of its answers under its guard, where it has one.
     """
     training = config.retrievers.training
     retrievers = sorted(summary[algorithm], key=lambda name: (name != training, name))
-    table = _table(algorithm, summary, retrievers, control)
+    table = _table(algorithm, summary, retrievers, control, guarded)
+    served = guarded or summary[algorithm]
     label = LABELS.get(algorithm, algorithm)
     worse = [
-        name
-        for name in retrievers
-        if "raw" in summary and summary[algorithm][name] < summary["raw"][name]
+        name for name in retrievers if "raw" in summary and served[name] < summary["raw"][name]
     ]
     return "\n".join(
         [
@@ -76,12 +76,15 @@ def _table(
     summary: Mapping[str, Mapping[str, float]],
     retrievers: list[str],
     control: Mapping[str, float],
+    guarded: Mapping[str, float],
 ) -> list[str]:
-    """The figures' table, the control's as its last row."""
+    """The figures' table: rules, policies, what its guard makes of this one, and the control."""
     rows = [name for name in (*RULES, "sft", algorithm) if name in summary]
     rules = {name: rule.label for name, rule in RULES.items()}
     labels = rules | LABELS | {algorithm: f"**{LABELS.get(algorithm, algorithm)} (this)**"}
     named = [(labels[row], summary[row]) for row in rows]
+    if guarded:
+        named.append(("**the same under its guard, as it is served**", guarded))
     if control:
         named.append(("control: its answers given to other requests", control))
     return [

@@ -23,6 +23,8 @@ from ospo.registry.store import (
     versions_of,
 )
 
+BY_HAND = {"by": "hand"}  # in decisions that a person took, which no test takes back
+
 
 def promote(
     config: Config,
@@ -37,11 +39,10 @@ def promote(
 
     Raises RegistryError where there is no such version.
     """
+    by_hand = {"promoted": True, "reason": "promoted by hand", **BY_HAND}
     with connect(config, root) as client:
         number = find_version(client, dataset, version).version
-        make_champion(
-            client, dataset, number, decision or {"promoted": True, "reason": "promoted by hand"}
-        )
+        make_champion(client, dataset, number, decision or by_hand)
         return find_version(client, dataset, number)
 
 
@@ -126,7 +127,8 @@ def rollback(config: Config, dataset: str, root: str | Path = ".") -> Version:
                 f"{model_name(dataset)}: version {current.version} is the only champion there was. "
                 "Fix: `ospo promote` another version"
             )
-        decision = {"promoted": False, "reason": f"rolled back to version {former[-1]}"}
+        reason = f"rolled back to version {former[-1]}"
+        decision = {"promoted": False, "reason": reason, **BY_HAND}
         _record_decision(client, dataset, current.version, decision)
         _set_champion(client, dataset, former)
         return find_version(client, dataset, former[-1])

@@ -16,9 +16,10 @@ Both must be passed, so no correction for many; the second is a limit on the dam
 test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from ospo.evaluation.statistics import (
 from ospo.evaluation.tables import load_values, read_table
 from ospo.files import read_json
 from ospo.policy.rules import RULES
-from ospo.registry.store import RULE_TAG, connect, find_version
+from ospo.registry.store import RULE_TAG, Version, connect, find_version
 
 MAX_P, TOLERANCE = 0.05, 0.01
 RESAMPLES = 10_000
@@ -140,8 +141,10 @@ def consider(
     *,
     challenger: str,
     champion: str | None = "champion",
+    in_use: Version | None = None,
     version: int | None = None,
     report: Path | None = None,
+    noted: Mapping[str, str] = MappingProxyType({}),
     root: str | Path = ".",
 ) -> Decision:
     """Decide on the challenger (or ``version``) from an evaluation of both, note it there, and
@@ -149,8 +152,10 @@ def consider(
 
     ``evaluation``: the directory that ``ospo.evaluation.evaluate`` wrote with both policies, under
     the names ``challenger`` and ``champion``, beside the rules; ``champion`` is None where there is
-    none yet; ``report``: the page that a rule's version carries, where one is registered. Raises
-    InputError where the evaluation misses one of them, RegistryError where nothing is registered.
+    none yet; ``in_use``: the version that was evaluated as it, by default the registered champion.
+    ``report``: the page that a rule's version carries, where one is registered; ``noted``: what
+    else is written into the decision. Raises InputError where the evaluation misses one of them,
+    RegistryError where nothing is registered.
     """
     evaluation = Path(evaluation)
     details = read_json(evaluation / "details.json")
@@ -166,20 +171,22 @@ def consider(
     summary = read_json(evaluation / "summary.json")
     rule = best_rule(summary, training)
     against: int | str = rule
+    if champion is not None and in_use is None:
+        in_use = registry.champion(config, dataset, root)
     comparisons, requests = compare(evaluation, challenger, rule, config.seed)
     decision = decide(comparisons, training)
     found = decision.figures
     if not decision.promoted:
-        used = _fall_back(config, dataset, evaluation, champion, version, report, root)
+        used = _fall_back(config, dataset, evaluation, champion, in_use, version, report, root)
         reason = f"against the best rule ({label(rule)}) {decision.reason}{used}"
         decision = Decision(False, reason, found)
-    elif champion is not None:
-        against = registry.champion(config, dataset, root).version
+    elif champion is not None and in_use is not None:
+        against = in_use.version
         comparisons, requests = compare(evaluation, challenger, champion, config.seed)
         decision = decide(comparisons, training)
     record = {"promoted": decision.promoted, "reason": decision.reason, "figures": decision.figures,
               "requests": requests, "against": against,
-              "rule": {"name": rule, "figures": found}}  # fmt: skip
+              "rule": {"name": rule, "figures": found}, **noted}  # fmt: skip
     if decision.promoted:
         registry.promote(config, dataset, version, decision=record, root=root)
     else:
@@ -192,6 +199,7 @@ def _fall_back(
     dataset: str,
     evaluation: Path,
     champion: str | None,
+    in_use: Version | None,
     version: int | None,
     report: Path | None,
     root: str | Path,
@@ -204,14 +212,12 @@ def _fall_back(
     best = best_rule(summary, training)
     name = best_rule(summary, training, standalone=True)
     reason = f"no trained policy is better than the best rule ({label(best)})"
-    if champion is not None:
-        current = registry.champion(config, dataset, root)
-        if RULE_TAG not in current.tags:
-            comparisons, _ = compare(evaluation, champion, best, config.seed)
-            found = decide(comparisons, training)
-            if found.promoted:
-                return ""
-            reason = f"{reason}: version {current.version} is {found.reason}"
+    if champion is not None and in_use is not None and RULE_TAG not in in_use.tags:
+        comparisons, _ = compare(evaluation, champion, best, config.seed)
+        found = decide(comparisons, training)
+        if found.promoted:
+            return ""
+        reason = f"{reason}: version {in_use.version} is {found.reason}"
     with connect(config, root) as client:
         candidate = find_version(client, dataset, version)
     used = registry.answer_by_rule(

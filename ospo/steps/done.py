@@ -28,10 +28,11 @@ def finished_job(config: Config, dataset: str) -> dict[str, Any] | None:
         if not _done(dataset, step):
             return None
         fingerprints[name] = step.fingerprint
-    if not _done(dataset, evaluation_step(config, dataset, fingerprints)):
+    evaluation = evaluation_step(config, dataset, fingerprints)
+    if not _done(dataset, evaluation):
         return None
     summary = read_json(RUNS / dataset / "evaluation" / "summary.json")
-    registered = registered_policy(config, dataset, summary, fingerprints)
+    registered = registered_policy(config, dataset, summary, fingerprints, evaluation.fingerprint)
     return None if registered is None else {"summary": summary, "registered": registered}
 
 

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ospo import tracking
 from ospo.config import ALGORITHMS, Config
+from ospo.errors import OspoError
 from ospo.files import read_json
 from ospo.paths import PREPARED, RUNS
+from ospo.steps.evaluate import evaluation_step
 from ospo.steps.inputs import data_md5
 from ospo.steps.replace import begin_anew, replace
 from ospo.steps.step import finished, policy_directory
@@ -16,6 +18,8 @@ from ospo.training.looks import kept_start
 
 if TYPE_CHECKING:
     from ospo.registry import Version
+
+_EVALUATION = "evaluation"  # the step; and the tag of a version with the fingerprint of its latest
 
 
 def run_registration(config: Config, dataset: str) -> dict[str, Any]:
@@ -26,13 +30,15 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     The better one is chosen on validation requests. It is a challenger: it becomes the champion
     only if the paired comparison on held-out requests allows it (:mod:`ospo.registry.promotion`),
     with the best rule and the champion there is: no policy is better than a bad one. A
-    policy that is registered already is not registered again.
+    policy that is registered already is not registered again, and compared again only where the
+    evaluation is another one, or where it was replaced as champion. Raises OspoError for an
+    evaluation of other policies, data or parameters than there are now.
     """
     from ospo import registry
     from ospo.evaluation.guard import chosen_guard
 
-    finished(dataset, "evaluation")
-    summary = read_json(RUNS / dataset / "evaluation" / "summary.json")
+    evaluation = _evaluation_of_today(config, dataset)
+    summary = read_json(RUNS / dataset / _EVALUATION / "summary.json")
     policy = _better(config, summary)
     state = finished(dataset, policy)
     model_dir = policy_directory(dataset, policy)
@@ -45,17 +51,18 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
         tags={
             "fingerprint": state["fingerprint"],
             "same_as_sft": str(kept_start(RUNS / dataset / policy)).lower(),
+            _EVALUATION: evaluation,
         },
         control=summary.get("control", {}).get(policy, {}),
-        guard=chosen_guard(RUNS / dataset / "evaluation", policy, config.seed),
+        guard=(guard := chosen_guard(RUNS / dataset / _EVALUATION, policy, config.seed)),
         report=_page(dataset),
+        guarded=summary.get("guard", {}).get(policy, {}) if guard else {},
     )
     version = registry.register(config, dataset, candidate, champion_if_first=False)
-    decision = _decision(version)
-    if not version.aliases or (registry.CHALLENGER in version.aliases and not decision):
-        guarded = candidate.guard is not None
-        served = registry.policy_directory(config, version) if guarded else model_dir
-        decision = _challenge(config, dataset, policy, served, guarded)
+    decision = _reason(version)
+    if _undecided(version, evaluation):
+        served = registry.policy_directory(config, version) if guard else model_dir
+        decision = _challenge(config, dataset, policy, served, guard is not None, evaluation)
         version = next(
             v for v in registry.models(config, (dataset,)) if v.version == version.version
         )
@@ -63,25 +70,45 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def registered_policy(
-    config: Config, dataset: str, summary: dict[str, Any], fingerprints: Mapping[str, str]
+    config: Config,
+    dataset: str,
+    summary: dict[str, Any],
+    fingerprints: Mapping[str, str],
+    evaluation: str,
 ) -> dict[str, Any] | None:
     """What ``run_registration`` would return without registering or comparing anything; None where
-    it would do one of them. fingerprints: policy → of the step that trained it.
+    it would do one of them. fingerprints: policy → of the step that trained it; evaluation: of the
+    evaluation step.
     """
     from ospo import registry
 
     policy = _better(config, summary)
     for version in registry.models(config, (dataset,)):
-        if version.tags.get("fingerprint") == fingerprints[policy]:
-            decision = _decision(version)
-            waits = registry.CHALLENGER in version.aliases and not decision
-            return None if waits or not version.aliases else _entry(version, policy, decision)
+        seen = version.tags.get("fingerprint"), version.tags.get(_EVALUATION)
+        if seen == (fingerprints[policy], evaluation):
+            if not version.aliases or _undecided(version, evaluation):
+                return None
+            return _entry(version, policy, _reason(version))
     return None
+
+
+def _evaluation_of_today(config: Config, dataset: str) -> str:
+    """The fingerprint of the finished evaluation. OspoError where it is not of the policies, data
+    and parameters of now.
+    """
+    state = finished(dataset, _EVALUATION)
+    trained = {name: finished(dataset, name)["fingerprint"] for name in config.policies}
+    if state["fingerprint"] != evaluation_step(config, dataset, trained).fingerprint:
+        raise OspoError(
+            f"{RUNS / dataset / _EVALUATION}: is of other policies, data, parameters or code than "
+            f"there are now. Fix: run `ospo evaluate --dataset {dataset}`, with the same --set"
+        )
+    return str(state["fingerprint"])
 
 
 def _page(dataset: str) -> Path:
     """The page of the evaluation step, which every version made from it carries."""
-    return RUNS / dataset / "evaluation" / "report.html"
+    return RUNS / dataset / _EVALUATION / "report.html"
 
 
 def _better(config: Config, summary: dict[str, Any]) -> str:
@@ -92,10 +119,32 @@ def _better(config: Config, summary: dict[str, Any]) -> str:
     return best_policy(summary, config.retrievers.training, trained)
 
 
-def _decision(version: "Version") -> str:
+def _decision(version: "Version") -> dict[str, Any]:
+    """The decision written on a version; {} where there is none yet."""
+    found: dict[str, Any] = json.loads(version.tags.get("decision") or "{}")
+    return found
+
+
+def _reason(version: "Version") -> str:
     """Why the version has its alias; "" where that was not decided yet."""
-    noted = version.tags.get("decision")
-    return str(json.loads(noted)["reason"]) if noted else ""
+    return str(_decision(version).get("reason", ""))
+
+
+def _undecided(version: "Version", evaluation: str) -> bool:
+    """Whether a version has to be compared: it is not the champion and was never decided on, or by
+    another evaluation, or it should be the champion by what was decided (it was cut off, or
+    replaced since). What a person decided stays.
+    """
+    from ospo import registry
+
+    if registry.CHAMPION in version.aliases:
+        return False
+    found = _decision(version)
+    if not found:
+        return True
+    if "by" in found:
+        return False
+    return bool(found["promoted"]) or found.get(_EVALUATION) != evaluation
 
 
 def _entry(version: "Version", policy: str, decision: str) -> dict[str, Any]:
@@ -109,10 +158,12 @@ def _entry(version: "Version", policy: str, decision: str) -> dict[str, Any]:
     }
 
 
-def _challenge(config: Config, dataset: str, policy: str, model_dir: Path, guarded: bool) -> str:
-    """Compare the newly registered challenger with the best rule and the champion on the same
-    requests; the reason. ``guarded``: ``model_dir`` has a guard, which the evaluation step's
-    figures of the policy do not know.
+def _challenge(
+    config: Config, dataset: str, policy: str, model_dir: Path, guarded: bool, evaluation: str
+) -> str:
+    """Compare the challenger with the best rule and the champion on the same requests; the reason.
+    ``guarded``: ``model_dir`` has a guard, which the evaluation step's figures of the policy do not
+    know; ``evaluation``: that step's fingerprint.
     """
     from ospo import registry
     from ospo.data.dataset import load_prepared
@@ -120,15 +171,15 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path, guard
     from ospo.evaluation.leaks import LeakError
     from ospo.registry import promotion
 
-    policies, champion = {policy: model_dir}, None
+    policies, champion, in_use = {policy: model_dir}, None, None
+    noted = {_EVALUATION: evaluation}
+    same: dict[str, Any] = {"challenger": policy, "report": _page(dataset), "noted": noted}
     if any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
         champion = "champion"
-        policies[champion] = registry.whole_champion(config, dataset)[1]
+        in_use, policies[champion] = registry.whole_champion(config, dataset)
     elif not guarded:
-        evaluation = RUNS / dataset / "evaluation"
-        return promotion.consider(
-            config, dataset, evaluation, challenger=policy, champion=None, report=_page(dataset)
-        ).reason
+        done = RUNS / dataset / _EVALUATION
+        return promotion.consider(config, dataset, done, champion=None, **same).reason
     directory = RUNS / dataset / "promotion"
     try:
         evaluate(config, load_prepared(PREPARED / dataset), policies, begin_anew(directory))
@@ -136,9 +187,10 @@ def _challenge(config: Config, dataset: str, policy: str, model_dir: Path, guard
         # The champion was trained on what is held out now (the data changed): no fair comparison,
         # no promotion.
         reason = f"not compared: {error}"
-        registry.note(config, dataset, None, decision={"promoted": False, "reason": reason})
+        refused = {"promoted": False, "reason": reason, **noted}
+        registry.note(config, dataset, None, decision=refused)
         return reason
     replace(directory)
     return promotion.consider(
-        config, dataset, directory, challenger=policy, champion=champion, report=_page(dataset)
+        config, dataset, directory, champion=champion, in_use=in_use, **same
     ).reason

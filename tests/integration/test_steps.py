@@ -136,6 +136,11 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     assert steps.finished_job(settings, "hm") == {"summary": summary, "registered": same}
     for change in ("credit.budget=8", "evaluation.max_requests=3", "algorithms=[grpo]"):
         assert steps.finished_job(micro_config(change), "hm") is None, change
+    # What was evaluated is what is registered, with the parameters of the evaluation.
+    done = read_json("runs/hm/evaluation/step.json")["fingerprint"]
+    assert json.loads(version.tags["decision"])["evaluation"] == version.tags["evaluation"] == done
+    with pytest.raises(OspoError, match="`ospo evaluate --dataset hm`, with the same --set"):
+        steps.run_registration(micro_config("evaluation.max_requests=3"), "hm")
     weights = next(results["grpo"].model.glob("*.safetensors"))
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1])
@@ -147,6 +152,9 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
         assert steps.finished_job(settings, "hm") is None
         known = version.tags["fingerprint"]
         store.set_model_version_tag(version.name, str(version.version), "fingerprint", known)
+        store.set_model_version_tag(version.name, str(version.version), "evaluation", "another")
+        assert steps.finished_job(settings, "hm") is None
+        store.set_model_version_tag(version.name, str(version.version), "evaluation", done)
     assert steps.finished_job(settings, "hm") is not None
 
     # Credit is an input of OSPO's step alone: GRPO and SFT stay as they are.

@@ -147,6 +147,23 @@ def test_a_worse_challenger_stays_and_a_better_one_moves_the_alias(
     assert decision["figures"]["minilm"]["p"] < 0.05
 
 
+def test_the_decision_names_the_version_that_was_evaluated(
+    two_versions: Shop, tmp_path: Path
+) -> None:
+    """Where the champion's files are damaged, another version is compared in its place."""
+    config = two_versions.config
+    registry.promote(config, "esci", 2)
+    two_versions.register(seed=3)
+    [former] = [item for item in registry.models(config) if item.version == 1]
+    better = write_evaluation(tmp_path / "better", {"minilm": 0.03, "bm25": 0.0})
+    noted = {"evaluation": "e"}
+    promotion.consider(config, "esci", better, challenger="ospo", in_use=former, noted=noted)
+    champion = registry.champion(config, "esci")
+    decision = json.loads(champion.tags["decision"])
+    assert (champion.version, decision["against"], decision["evaluation"]) == (3, 1, "e")
+    assert "by" not in decision
+
+
 def test_the_first_version_must_be_better_than_the_raw_query(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

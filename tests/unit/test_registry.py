@@ -14,6 +14,8 @@ from registry_shop import SUMMARY, Shop, make_policy
 from ospo import registry, tracking
 from ospo.errors import InputError
 from ospo.files import verify_manifest
+from ospo.policy.guard import Guard
+from ospo.registry.answer_note import answer_note
 from ospo.registry.card import model_card
 from ospo.registry.packaging import _requirements, copy_policy
 
@@ -35,7 +37,9 @@ def test_rollback_goes_to_the_champion_before_step_by_step(shop: Shop) -> None:
     assert registry.rollback(shop.config, "esci").version == 2
     assert champion(shop) == 2
     [left] = [item for item in registry.models(shop.config) if item.version == 3]
-    assert json.loads(left.tags["decision"])["reason"] == "rolled back to version 2"
+    decision = json.loads(left.tags["decision"])
+    assert (decision["reason"], decision["by"]) == ("rolled back to version 2", "hand")
+    assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["by"] == "hand"
     assert registry.rollback(shop.config, "esci").version == 1
     with pytest.raises(registry.RegistryError, match="version 1 is the only champion there was"):
         registry.rollback(shop.config, "esci")
@@ -99,6 +103,44 @@ def test_a_version_carries_the_page_of_its_evaluation(shop: Shop) -> None:
             assert (files / "report.html").read_text() == page.read_text()
         texts.append(version.description)
     assert ["artifacts/report.html" in text for text in texts] == [True, False, False]
+
+
+def test_the_same_files_get_the_figures_of_the_latest_evaluation(shop: Shop) -> None:
+    with tracking.run(shop.config, "ospo", kind="rl", directory=shop.folder / "step") as run:
+        pass
+    policy = make_policy(shop.config, shop.folder / "policy", seed=1)
+    first = {"raw": {"minilm": 0.3}, "ospo": {"minilm": 0.4}}
+    second = {"raw": {"minilm": 0.2}, "ospo": {"minilm": 0.1}}
+    found = [
+        registry.register(
+            shop.config,
+            "esci",
+            registry.Candidate("ospo", policy, run.id, summary, "0" * 32, tags={"x": name}),
+        )
+        for name, summary in (("first", first), ("second", second))
+    ]
+    assert [item.version for item in found] == [1, 1]
+    assert [item.tags["x"] for item in found] == ["first", "second"]
+    assert [item.tags["ndcg_at_10.minilm"] for item in found] == ["0.400000", "0.100000"]
+    assert [item.tags["raw_ndcg_at_10.minilm"] for item in found] == ["0.300000", "0.200000"]
+    assert [bool(answer_note(item, "esci")) for item in found] == [False, True]
+
+
+def test_figures_of_a_guarded_policy_are_those_that_are_served(shop: Shop) -> None:
+    """Worse than the raw query without its guard, better with it."""
+    with tracking.run(shop.config, "ospo", kind="rl", directory=shop.folder / "step") as run:
+        pass
+    policy = make_policy(shop.config, shop.folder / "policy", seed=1)
+    summary = {"raw": {"minilm": 0.3}, "ospo": {"minilm": 0.25}}
+    candidate = registry.Candidate(
+        "ospo", policy, run.id, summary, "0" * 32, guard=Guard(-1.0), guarded={"minilm": 0.35}
+    )
+    version = registry.register(shop.config, "esci", candidate)
+    assert version.tags["ndcg_at_10.minilm"] == "0.350000"
+    assert not answer_note(version, "esci")
+    assert "Worse than the raw query" not in version.description
+    assert "| **OSPO (this)** | 0.2500 |" in version.description
+    assert "| **the same under its guard, as it is served** | 0.3500 |" in version.description
 
 
 def test_a_card_has_the_rules_beside_the_policy(shop: Shop) -> None:
