@@ -5,6 +5,7 @@ chunks.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from ospo.evaluation.completions import CachedPolicy, Completion
 from ospo.evaluation.control import SWAPPED
 from ospo.evaluation.policies import Policy, RulePolicy
 from ospo.files import atomic_file, sha256_json
-from ospo.policy.decoding import Decoding
+from ospo.policy.decoding import Decoding, TokenLimits
 from ospo.policy.text import SearchText
 
 _ANSWERS = pa.schema(
@@ -184,26 +185,29 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def plan(config: Config, policies: Mapping[tuple[str, int], Policy]) -> list[Job]:
+def plan(
+    config: Config,
+    policies: Mapping[tuple[str, int], Policy],
+    limits: Mapping[str, TokenLimits] = MappingProxyType({}),
+) -> list[Job]:
     """The completions an evaluation needs: greedy ones of both splits, the control of those of the
     test split, and sampled ones of the test split if asked for.
 
-    ``policies``: (name, training seed) → policy. A policy's jobs stand together: its model is in
+    ``policies``: (name, training seed) → policy; ``limits``: of those that have others than the
+    preset's. A policy's jobs stand together: its model is in
     memory once. A rule has no control: what it adds follows from its three lines. The control comes
     right after the answers that it swaps.
     """
     rl = config.preset.rl
     jobs = []
     for (name, seed), policy in policies.items():
-        jobs += [
-            Job(name, seed, split, Decoding(rl.max_completion_tokens))
-            for split in ("validation", "test")
-        ]
+        longest = limits[name].answer if name in limits else rl.max_completion_tokens
+        jobs += [Job(name, seed, split, Decoding(longest)) for split in ("validation", "test")]
         if not isinstance(policy, RulePolicy):
             jobs.append(Job(name, seed, "test", jobs[-1].decoding, swapped=True))
         if isinstance(policy, CachedPolicy):  # the others have one answer a request
             for sample in range(config.evaluation.samples):
-                decoding = Decoding(rl.max_completion_tokens, rl.temperature, config.seed, sample)
+                decoding = Decoding(longest, rl.temperature, config.seed, sample)
                 jobs.append(Job(name, seed, "test", decoding))
     return jobs
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from ospo.evaluation.scoring import Chunk, score_chunk
 from ospo.evaluation.selection import Summary
 from ospo.evaluation.slices import slice_table
 from ospo.files import atomic_file, write_json
+from ospo.policy.decoding import TokenLimits
 from ospo.policy.rules import RAW, RULES, STOP_WORDS
 from ospo.retrieval import build_retriever, families
 from ospo.retrieval.analysers import stop_words
@@ -193,6 +195,7 @@ def evaluate(
     *,
     cache: Path | None = CACHE,
     chunk: int = CHUNK,
+    limits: Mapping[str, TokenLimits] = MappingProxyType({}),
     note: str = "",
     commands: Sequence[str] = (),
 ) -> Summary:
@@ -201,8 +204,9 @@ def evaluate(
     ``policies``: name → policy directory or file of answers (``policies.AnswerFile``). The rules
     (``ospo.policy.rules``) that apply to the data are always evaluated too.
     A policy trained under several seeds is a list of them (seeds 0, 1, …) or a mapping
-    seed → directory. ``note``: a sentence that a reader of the report must know; ``commands``: what
-    makes this evaluation again, for the report.
+    seed → directory. ``limits``: name → token limits of policies that were trained with others than
+    the preset of now has, such as registered versions. ``note``: a sentence that a reader of the
+    report must know; ``commands``: what makes this evaluation again, for the report.
 
     - ``answers.parquet``: one row per policy × seed × request × sample: answer, the search text it
       becomes (by the policy's own kind of answers), tokens, whether it ended by itself.
@@ -231,9 +235,15 @@ def evaluate(
     hits = FirstHits(config, data, built)
     rules, left_out = _rules(config, data, rows, hits)
     opened: dict[tuple[str, int], Policy] = {(name, config.seed): rules[name] for name in rules}
-    opened |= {key: open_policy(model, config, cache, hits) for key, model in runs.items()}
+    opened |= {
+        key: open_policy(
+            model, config, cache, hits, limits[key[0]].prompt if key[0] in limits else None
+        )
+        for key, model in runs.items()
+    }
     out.mkdir(parents=True, exist_ok=True)
-    answers, counts = _answer(config, data, opened, rows, out / "answers.parquet", chunk)
+    jobs = plan(config, opened, limits)
+    answers, counts = _answer(config, data, opened, jobs, rows, out / "answers.parquet", chunk)
     seconds = {"rewrite": time.perf_counter() - started}
     means, training = _score(config, data, answers, out / "evaluation.parquet", seconds, built)
     with atomic_file(out / "slices.parquet") as temporary:
@@ -258,12 +268,12 @@ def _answer(
     config: Config,
     data: PreparedData,
     opened: Mapping[tuple[str, int], Policy],
+    jobs: Sequence[Job],
     rows: Mapping[str, np.ndarray],
     file: Path,
     chunk: int,
 ) -> tuple[Answers, dict[str, dict[str, int]]]:
     """Write all answers, the control's among them, to ``file``; they and counts per policy."""
-    jobs = plan(config, opened)
     partner_R = control_partners(data, rows["test"], config.seed)
     counts = write_answers(opened, data, jobs, rows, file, chunk, partner_R)
     return Answers(file, jobs, rows, chunk), counts

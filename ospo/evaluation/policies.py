@@ -147,14 +147,18 @@ def parse_policies(given: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def open_policy(
-    source: Path, config: Config, cache: Path | None, titles: Titles = no_titles
+    source: Path,
+    config: Config,
+    cache: Path | None,
+    titles: Titles = no_titles,
+    max_prompt_tokens: int | None = None,
 ) -> Policy:
     """The policy at ``source`` (a ``.jsonl`` file: its answers; else the directory of a policy, or
     of a rule that answers in its place).
 
-    ``titles``: of requests' first hits, for policies that read them. Raises InputError where there
-    is none. A directory's model is loaded when it first has to
-    answer.
+    ``titles``: of requests' first hits, for policies that read them; ``max_prompt_tokens``: by
+    default the preset's. Raises InputError where there is none. A directory's model is loaded when
+    it first has to answer.
     """
     if source.suffix == ".jsonl":
         if not source.is_file():
@@ -167,5 +171,5 @@ def open_policy(
             problem = f"{rule.name} needs a search of the catalogue"
             raise InputError(source / FILE, "rule", problem, "name raw or history")
         return RulePolicy(rule, no_titles, sha256_file(source / FILE)[:20])
-    limit = config.preset.rl.max_prompt_tokens
+    limit = max_prompt_tokens or config.preset.rl.max_prompt_tokens
     return CachedPolicy(source, config.evaluation.batch_size, limit, cache, titles)

@@ -5,6 +5,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class TokenLimits:
+    """How long a policy's prompts and answers may be, in tokens: what it was trained with."""
+
+    prompt: int
+    answer: int
+
+
+@dataclass(frozen=True)
 class Decoding:
     """How completions are drawn: the likeliest token, or a draw at a temperature, and nothing else.
 

@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 from ospo.config import Config
 from ospo.errors import InputError, OspoError
 from ospo.files import MANIFEST, verify_manifest
+from ospo.policy.decoding import TokenLimits
 from ospo.tracking.store import client_for, describe, tracking_uri, without_password
 
 if TYPE_CHECKING:  # torch, which listing versions does not need
@@ -52,6 +53,11 @@ class Version:
     def uri(self) -> str:
         """What ``mlflow.pyfunc.load_model`` takes, pinned to this version."""
         return f"models:/{self.name}/{self.version}"
+
+    @property
+    def limits(self) -> TokenLimits:
+        """How long its prompts and answers may be, whatever the preset of now says."""
+        return TokenLimits(int(self.tags["max_prompt_tokens"]), int(self.tags["max_new_tokens"]))
 
 
 def model_name(dataset: str) -> str:
@@ -245,7 +251,12 @@ def open_rewriter(
         with connect(config, root) as client:
             chosen = find_version(client, dataset, version)
         directory = policy_directory(config, chosen, root)
-    settings = {key: int(chosen.tags[key]) for key in ("max_prompt_tokens", "max_new_tokens")}
-    rewriter = load_rewriter(directory, verify=False, **settings)  # verified above
+    limits = chosen.limits
+    rewriter = load_rewriter(
+        directory,
+        max_prompt_tokens=limits.prompt,
+        max_new_tokens=limits.answer,
+        verify=False,  # verified above
+    )
     LOGGER.info("%s version %d", chosen.name, chosen.version)
     return chosen, rewriter

@@ -16,6 +16,7 @@ from ospo.evaluation.completions import CACHE
 from ospo.evaluation.evaluate import evaluate
 from ospo.files import read_json
 from ospo.paths import RUNS
+from ospo.policy.decoding import TokenLimits
 from ospo.policy.rules import RAW, RULES
 from ospo.reports.wording import ALPHA, interval_text, p_text, signed
 
@@ -29,10 +30,13 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Named:
-    """A policy to compare: the name that the user gave, and where it is (None: the raw query)."""
+    """A policy to compare: the name that the user gave, where it is (None: a rule), and the token
+    limits of a registered version.
+    """
 
     name: str
     source: Path | None
+    limits: TokenLimits | None = None
 
 
 def resolve(reference: str, config: Config, runs: Path = RUNS) -> Named:
@@ -54,7 +58,9 @@ def resolve(reference: str, config: Config, runs: Path = RUNS) -> Named:
         for version in registry.models(config, (dataset,)):
             if wanted in version.aliases or wanted == str(version.version):
                 return Named(
-                    f"{version.name}/{version.version}", registry.policy_directory(config, version)
+                    f"{version.name}/{version.version}",
+                    registry.policy_directory(config, version),
+                    version.limits,
                 )
         raise InputError(reference, "", "is not registered", "see `ospo models`")
     for state in sorted(runs.glob("*/*/step.json")):
@@ -76,7 +82,8 @@ def compare(
         raise InputError(a.name, "", "is named twice", "compare two different policies")
     sources = {policy.name: policy.source for policy in (a, b)}
     named = {name: source for name, source in sources.items() if source}
-    evaluate(config, data, named, out, cache=cache)
+    limits = {policy.name: policy.limits for policy in (a, b) if policy.limits}
+    evaluate(config, data, named, out, cache=cache, limits=limits)
     left_out = read_json(out / "details.json")["rules_left_out"]
     for policy in (a, b):
         if policy.name in left_out:

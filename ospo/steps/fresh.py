@@ -80,7 +80,10 @@ def run_fresh(config: Config, dataset: str, parents: ParentRuns = NO_PARENTS) ->
         files = sorted(data.directory.glob("*.parquet"))
         digests = {file.name: file_md5(file) for file in files}
         run.log_dataset(f"{dataset}-fresh", data.directory, digests, "test")
-        figures = evaluate(config, data, {CHAMPION: model}, directory, cache=None)["test"]
+        limits = {CHAMPION: version.limits}
+        figures = evaluate(config, data, {CHAMPION: model}, directory, cache=None, limits=limits)[
+            "test"
+        ]
         log_evaluation(run, config, directory, figures, step.about)
 
     step = fresh_step(config, dataset, version)

@@ -181,8 +181,10 @@ def _challenge(
         done = RUNS / dataset / _EVALUATION
         return promotion.consider(config, dataset, done, champion=None, **same).reason
     directory = RUNS / dataset / "promotion"
+    limits = {champion: in_use.limits} if champion and in_use else {}
+    data = load_prepared(PREPARED / dataset)
     try:
-        evaluate(config, load_prepared(PREPARED / dataset), policies, begin_anew(directory))
+        evaluate(config, data, policies, begin_anew(directory), limits=limits)
     except LeakError as error:
         # The champion was trained on what is held out now (the data changed): no fair comparison,
         # no promotion.

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import mlflow
+import polars as pl
 import pytest
 from conftest import ROOT, micro_config
 
@@ -115,7 +116,10 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
     of_evaluation = client.get_run(results["evaluation"].run_id).data.tags["mlflow.note.content"]
     assert of_evaluation.startswith("**Evaluation of SFT, GRPO, OSPO** on **hm**")
 
-    found = run_fresh(settings, "hm")
+    # The champion is asked as it is served, whatever the preset of now allows.
+    found = run_fresh(micro_config("presets.nano.rl.max_completion_tokens=2"), "hm")
+    asked = pl.read_parquet("runs/hm/fresh/answers.parquet").filter(policy="champion")
+    assert 2 < asked["tokens"].max() <= version.limits.answer
     assert set(found["figures"]) == {"raw", "history", "feedback", "champion"}
     assert (
         json.loads(registry.champion(settings, "hm").tags["fresh"])["figures"] == found["figures"]
@@ -163,6 +167,13 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
         "ospo",
         "evaluation",
     }
+
+    # A candidate with shorter answers meets the champion as that is served.
+    whole_job(micro_config("presets.nano.rl.max_completion_tokens=2"))
+    met = pl.read_parquet("runs/hm/promotion/answers.parquet").filter(decoding="greedy")
+    longest = {policy: part["tokens"].max() for (policy,), part in met.group_by("policy")}
+    challenger = next(name for name in ("ospo", "grpo") if name in longest)
+    assert longest["champion"] > longest[challenger] == 2
 
 
 def test_an_interrupted_step_goes_on_in_the_same_run(workspace, monkeypatch):

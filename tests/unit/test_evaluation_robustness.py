@@ -596,6 +596,7 @@ def test_registered_versions_are_compared(tmp_path, data, monkeypatch) -> None:
         f"tracking.uri={registered.config.tracking.uri}",
         "evaluation.max_requests=12",
         "presets.nano.rl.max_completion_tokens=4",
+        "presets.nano.rl.max_prompt_tokens=40",
     )
     first, second = (
         resolve("ospo-rewriter-esci@champion", config),
@@ -610,6 +611,17 @@ def test_registered_versions_are_compared(tmp_path, data, monkeypatch) -> None:
     greedy = pl.read_parquet(tmp_path / "out" / "answers.parquet").filter(decoding="greedy")
     answers = greedy.pivot("policy", index="row", values="answer")
     assert (answers[first.name] != answers[second.name]).any()
+    # A version is asked as it is served, whatever the preset of now allows.
+    asked = pl.read_parquet(tmp_path / "out" / "answers.parquet").filter(
+        pl.col("policy").is_in([first.name, second.name])
+    )
+    assert asked["tokens"].max() == 8
+    assert not asked["prompt_cut"].any()
+    plain = Named("plain", first.source)
+    compare(config, data, plain, second, tmp_path / "plain", cache=None)
+    asked = pl.read_parquet(tmp_path / "plain" / "answers.parquet").filter(policy="plain")
+    assert asked["tokens"].max() == 4
+    assert asked["prompt_cut"].any()
     with pytest.raises(InputError, match="is not registered"):
         resolve("ospo-rewriter-esci/9", config)
 
