@@ -34,9 +34,9 @@ def champion_check(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    config = flow_config(params, overrides)
     results: dict[str, Any] = {}
-    for dataset in datasets or config.datasets:
+    for dataset in datasets or flow_config(params, overrides).datasets:
+        config = flow_config(params, overrides, dataset=dataset)
         if not any(
             registry.CHAMPION in item.aliases for item in registry.models(config, (dataset,))
         ):

@@ -70,9 +70,14 @@ _DATA_READY: ContextVar[bool] = ContextVar("data_ready", default=False)
 
 
 def flow_config(
-    params: str, overrides: list[str] | None, policy: str | None = None, **values: int | None
+    params: str,
+    overrides: list[str] | None,
+    policy: str | None = None,
+    dataset: str | None = None,
+    **values: int | None,
 ) -> Config:
-    """The parameters of a flow run; one clear line (ConfigError) where they are wrong.
+    """The parameters of a flow run, with the data set's own; one clear line (ConfigError) where
+    they are wrong.
 
     ``values``: keys with ``__`` for dots; ``preset`` stands for the chosen preset
     (``preset__sft__steps=3``). None is left out.
@@ -82,13 +87,13 @@ def flow_config(
         *(overrides or []),
         *([f"policy={policy}"] if policy and policy != AS_IN_PARAMS else []),
     ]
-    chosen = load_config(params, changes).policy
+    chosen = load_config(params, changes, dataset).policy
     for key, value in values.items():
         if value is not None:
             changes.append(
                 f"{key.replace('preset__', f'presets.{chosen}.', 1).replace('__', '.')}={value}"
             )
-    return load_config(params, changes)
+    return load_config(params, changes, dataset)
 
 
 def parent_runs() -> ParentRuns:

@@ -49,7 +49,7 @@ def real_rows(config: Config, datasets: list[str], real: Path) -> dict[str, Path
     return found
 
 
-def done_before(config: Config, datasets: list[str]) -> dict[str, dict[str, Any]] | None:
+def done_before(datasets: list[str]) -> dict[str, dict[str, Any]] | None:
     """What the pipeline flow would return, where every data set's job is done and its data are up
     to date; else None. Neither Prefect nor a model is loaded for that.
     """
@@ -63,7 +63,7 @@ def done_before(config: Config, datasets: list[str]) -> dict[str, dict[str, Any]
 
         if not data.result():
             return None
-        found = {name: steps.finished_job(config, name) for name in datasets}
+        found = {name: steps.finished_job(load_config(dataset=name), name) for name in datasets}
     return {name: job for name, job in found.items() if job} if all(found.values()) else None
 
 
@@ -82,7 +82,7 @@ def at_once(config: Config, datasets: list[str]) -> int:
     from ospo.tracking.facts import processors
 
     small = config.preset.model.source == "scratch" and not torch.cuda.is_available()
-    shops = all(is_sample(config, name) for name in datasets)
+    shops = all(is_sample(config, name) and name not in config.overrides for name in datasets)
     return processors() if small and shops else 1
 
 
@@ -114,7 +114,7 @@ def run(chosen: list[str], folder: Path | None) -> None:
 
     started = time.monotonic()
     transferred: dict[str, Any] = {}
-    results = None if rows else done_before(config, datasets)
+    results = None if rows else done_before(datasets)
     again = results is not None
     if results is None:
         results, transferred = run_flows(config, datasets, rows)

@@ -48,7 +48,7 @@ def evaluate(
         params: the parameter file
     """
     config = flow_config(
-        params, overrides, policy, seed=seed, evaluation__max_requests=max_requests
+        params, overrides, policy, dataset, seed=seed, evaluation__max_requests=max_requests
     )
     with dataset_ready(dataset):
         result = evaluate_policies(config, dataset)

@@ -55,7 +55,7 @@ def pipeline_dataset(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    config = flow_config(params, overrides, policy, seed=seed)
+    config = flow_config(params, overrides, policy, dataset, seed=seed)
     same: dict[str, Any] = {
         "policy": policy,
         "seed": seed,

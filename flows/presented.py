@@ -73,7 +73,8 @@ def _preset(given: Mapping[str, Any]) -> str:
     policy: str | None = given.get("policy")
     if policy and policy != AS_IN_PARAMS:
         return policy
-    return load_config(given.get("params", PARAMS), given.get("overrides") or []).policy
+    file, changes = given.get("params", PARAMS), given.get("overrides") or []
+    return load_config(file, changes, given.get("dataset")).policy
 
 
 def carry_summary(

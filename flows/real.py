@@ -36,7 +36,7 @@ def real(
         overrides: KEY=VALUE pairs that replace values of params.yaml
         params: the parameter file
     """
-    config = flow_config(params, overrides)
+    config = flow_config(params, overrides, dataset=dataset)
     with one_at_a_time(dataset):
         result = evaluate_real(config, dataset, raw)
     publish_report(result.directory, f"{dataset}-{NAME}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ospo.config import Config, add_dataset, load_config, with_dataset
+from ospo.config import Config, add_dataset, load_config, set_overrides, with_dataset
 from ospo.data.dataset import load_prepared
 from ospo.data.formats import require_files
 from ospo.data.stages import write_stages
@@ -111,6 +111,7 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
     recipe = RECIPES[kind]
     config = with_data(recipe, kind, raw, name)
     overrides = [*recipe.overrides, *changes]
+    set_overrides(name, overrides)  # nightly runs and every command go on with these
     config = load_config(overrides=[*overrides, f"seed={seeds[0]}"])
     from prefect.exceptions import TerminationSignal
 

@@ -61,7 +61,9 @@ def sft(
         params: the parameter file
     """
     return _trained(
-        flow_config(params, overrides, policy, seed=seed, preset__sft__steps=steps), dataset, "sft"
+        flow_config(params, overrides, policy, dataset, seed=seed, preset__sft__steps=steps),
+        dataset,
+        "sft",
     )
 
 
@@ -88,7 +90,7 @@ def train_policy(
         params: the parameter file
     """
     return _trained(
-        flow_config(params, overrides, policy, seed=seed, preset__rl__steps=steps),
+        flow_config(params, overrides, policy, dataset, seed=seed, preset__rl__steps=steps),
         dataset,
         algorithm,
     )

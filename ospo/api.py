@@ -38,7 +38,7 @@ class Evaluation:
 
 
 def _config(dataset: str | None, params: str | Path, overrides: Sequence[str]) -> Config:
-    config = load_config(params, list(overrides))
+    config = load_config(params, list(overrides), dataset)
     if dataset is not None:
         config.dataset(dataset)
     return config
@@ -61,7 +61,8 @@ def prepare(
     """
     from ospo.data.prepare import prepare as prepare_data
 
-    config = _config(dataset, params, overrides)
+    config = load_config(params, list(overrides))  # as DVC's stages: the same for all data sets
+    config.dataset(dataset)
     return prepare_data(dataset, raw, PREPARED / dataset if out is None else out, config)
 
 

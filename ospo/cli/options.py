@@ -51,10 +51,21 @@ SetOption = Annotated[
 
 
 def load_for(dataset: Dataset | None, params: Path, overrides: list[str]) -> Config:
-    """The parameters. ConfigError where they are wrong or know no such data set."""
-    config = load_config(params, overrides)
+    """The parameters, with the data set's own. ConfigError where they are wrong or know no such
+    data set.
+    """
+    config = load_config(params, overrides, dataset)
     if dataset is not None:
         config.dataset(dataset)
+    return config
+
+
+def load_shared(dataset: Dataset, params: Path, overrides: list[str]) -> Config:
+    """The parameters as DVC's stages read them, the same for all data sets. ConfigError as in
+    ``load_for``.
+    """
+    config = load_config(params, overrides)
+    config.dataset(dataset)
     return config
 
 

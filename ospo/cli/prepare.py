@@ -10,7 +10,7 @@ from ospo.cli.options import (
     DatasetArgument,
     ParamsOption,
     SetOption,
-    load_for,
+    load_shared,
     prepared_folder,
 )
 
@@ -27,7 +27,7 @@ def sample(
     """Write the built-in sample shop in a data set's raw format, ESCI's or H&M's."""
     from ospo.data.catalogue import generate_sample
 
-    config = load_for(dataset, params, overrides)
+    config = load_shared(dataset, params, overrides)
     generate_sample(config.dataset(dataset).format, out, config.sample, config.seed)
     typer.echo(f"wrote {out}")
 
@@ -73,7 +73,7 @@ def vectors(
     """
     from ospo.retrieval import write_vectors
 
-    config = load_for(dataset, params, overrides)
+    config = load_shared(dataset, params, overrides)
     source = prepared_folder(dataset, prepared, "prepare")
     out.mkdir(parents=True, exist_ok=True)  # there may be no retriever that keeps vectors
     written = write_vectors(config, source, out, full)

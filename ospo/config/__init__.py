@@ -27,7 +27,9 @@ from ospo.config.loading import (
     add_dataset,
     edit_params,
     load_config,
+    own_config,
     parse_override,
+    set_overrides,
     set_value,
     with_dataset,
 )
@@ -87,7 +89,9 @@ __all__ = [
     "add_dataset",
     "edit_params",
     "load_config",
+    "own_config",
     "parse_override",
+    "set_overrides",
     "set_value",
     "with_dataset",
 ]

@@ -190,15 +190,21 @@ def parse_override(text: str, file: Path) -> tuple[str, Any]:
         ) from None
 
 
-def load_config(file: str | Path = "params.yaml", overrides: list[str] | None = None) -> Config:
-    """Read and validate params.yaml, with ``KEY=VALUE`` overrides applied first.
+def load_config(
+    file: str | Path = "params.yaml",
+    overrides: list[str] | None = None,
+    dataset: str | None = None,
+) -> Config:
+    """Read and validate params.yaml, with ``KEY=VALUE`` overrides applied first. ``dataset``: the
+    data set that is worked on, whose own (``overrides`` of params.yaml) come before these.
 
     Raises ConfigError (one line: file, key, fix) for an unknown key, a wrong type or a value out of
     range.
     """
     file = Path(file)
     values = _read_yaml(file)
-    for text in overrides or []:
+    own = _validated(values, file).overrides.get(dataset, []) if dataset else []
+    for text in [*own, *(overrides or [])]:
         set_value(values, *parse_override(text, file), file)
     return _validated(values, file)
 
@@ -239,6 +245,38 @@ def add_dataset(name: str, values: dict[str, Any], file: str | Path = "params.ya
         data.insert(at, name, _as_read(values, config.data.sets[name].model_dump()))
 
     _rewrite(file, put)
+    return config
+
+
+def own_config(config: Config, dataset: str) -> Config:
+    """The parameters ``config`` of all data sets, with those of one."""
+    values = config.model_dump()
+    for text in config.overrides.get(dataset, []):
+        set_value(values, *parse_override(text, Path("params.yaml")), Path("params.yaml"))
+    return _validated(values, Path("params.yaml"))
+
+
+def set_overrides(name: str, texts: list[str], file: str | Path = "params.yaml") -> Config:
+    """Write the data set's own ``KEY=VALUE`` texts into params.yaml, in place of those it has,
+    keeping its comments; the parameters for that data set. ConfigError, with the file as it is, for
+    invalid ones.
+    """
+    file = Path(file)
+    values = _read_yaml(file)
+    held = values.get("overrides")
+    values["overrides"] = {**(held if isinstance(held, dict) else {}), name: texts}
+    _validated(values, file)
+    for text in texts:
+        set_value(values, *parse_override(text, file), file)
+    config = _validated(values, file)
+
+    def put(document: Any) -> None:
+        if not isinstance(document.get("overrides"), dict):
+            document["overrides"] = {}
+        document["overrides"][name] = list(texts)
+
+    if load_config(file).overrides.get(name) != texts:
+        _rewrite(file, put)
     return config
 
 

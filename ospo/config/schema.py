@@ -167,6 +167,10 @@ class Tracking(Section):
     experiment: str = Field("ospo", description="Name of the MLflow experiment of all runs.")
 
 
+# Sections and keys that data preparation, DVC or the registry read for all data sets alike.
+FOR_ALL = ("seed", "data", "sample", "tracking", "overrides")
+
+
 class Config(Section):
     """The whole of params.yaml."""
 
@@ -207,6 +211,23 @@ class Config(Section):
     )
     evaluation: Evaluation = Field(Evaluation(), description="Evaluation on held-out requests.")
     tracking: Tracking = Field(Tracking(), description="Where runs and models are recorded.")
+    overrides: dict[str, list[str]] = Field(
+        {},
+        description="Data set → KEY=VALUE texts that replace values of this file where that data "
+        "set is trained on or evaluated; `make real` writes them.",
+    )
+
+    @model_validator(mode="after")
+    def _overrides(self) -> "Config":
+        for name, texts in self.overrides.items():
+            if name not in self.data.sets:
+                fix = f"choose one of {', '.join(self.data.sets)}"
+                raise Refused("names no data set", fix, f"overrides.{name[:60]}")
+            for text in texts:
+                if text.partition("=")[0].strip().partition(".")[0] in FOR_ALL:
+                    fix = "change it for all data sets, outside of overrides"
+                    raise Refused(f"{text[:60]!r} is one for all", fix, f"overrides.{name}")
+        return self
 
     @model_validator(mode="after")
     def _policy(self) -> "Config":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ospo import registry
-from ospo.config import Config
+from ospo.config import Config, own_config
 from ospo.data.request import Request
 from ospo.evaluation.selection import NAMES, label
 from ospo.files import MANIFEST
@@ -159,7 +159,7 @@ class Policies:
         kind, _, name = choice.key.partition("-")
         if kind == "rule":
             return RuleRewriter(RULES[name])
-        rl = self.config.preset.rl
+        rl = own_config(self.config, dataset).preset.rl
         return load_rewriter(
             policy_directory(dataset, name),
             max_prompt_tokens=rl.max_prompt_tokens,

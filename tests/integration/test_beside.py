@@ -152,6 +152,8 @@ def test_the_demo_has_a_processor_per_data_set(monkeypatch: pytest.MonkeyPatch) 
     both = ["esci", "hm"]
     assert demo.at_once(load_config(PARAMS), both) == 2
     assert demo.at_once(load_config(PARAMS, ["policy=smollm2-135m"]), both) == 1
+    other = load_config(PARAMS, ["overrides={hm: [policy=smollm2-135m]}"])
+    assert (demo.at_once(other, both), demo.at_once(other, ["esci"])) == (1, 2)
     own = load_config(PARAMS, ["data.hm.raw=/data/hm"])  # it may need all the memory
     assert (demo.at_once(own, both), demo.at_once(own, ["esci"])) == (1, 2)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

@@ -66,6 +66,13 @@ def test_the_recipe_goes_from_raw_files_to_the_table(clone: Path) -> None:
     for words in ("rule: history", "against raw query", "against SFT", "p = ", "version 1"):
         assert words in first.stdout
     assert (clone / "reports/mine.html").is_file()
+    # Every later command and nightly run goes on with the recipe's parameters, unless told others.
+    own = load_config(clone / "params.yaml", dataset="mine")
+    assert (own.retrievers.training, own.preset.rl.steps) == ("bm25", 2)
+    assert load_config(clone / "params.yaml").retrievers.training == "minilm"
+    later = call(clone, "-m", "ospo.cli", "evaluate", "--dataset", "mine")
+    assert later.returncode == 0, later.stderr
+    assert "unchanged since the last run" in later.stdout, later.stdout
 
     # A second seed: trained anew, while the first one's steps are skipped.
     before = (clone / "runs/mine/sft/step.json").read_text()

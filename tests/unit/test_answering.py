@@ -61,9 +61,9 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shop, promotion.
         shop.register(seed=1, champion_if_first=False)
         evaluation = write_evaluation(folder / "e", {"minilm": 0.03, "bm25": 0.0}, against="raw")
         judge(evaluation, "history", history=0.5)
-        (evaluation / "report.html").write_text(REPORT)
+        (page := folder / "report.html").write_text(REPORT)
         return shop, promotion.consider(
-            shop.config, "esci", evaluation, challenger="ospo", champion=None
+            shop.config, "esci", evaluation, challenger="ospo", champion=None, report=page
         )
 
 

@@ -1,5 +1,6 @@
 """params.yaml: every wrong key or type is one line that names file, key and fix."""
 
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,8 @@ from ospo.config import (
     add_dataset,
     edit_params,
     load_config,
+    own_config,
+    set_overrides,
 )
 from ospo.config.retrievers import BUILT_IN
 from ospo.errors import ConfigError
@@ -38,6 +41,38 @@ def test_the_named_preset_is_the_chosen_one() -> None:
         config = load_config(PARAMS, [f"policy={name}", "algorithms=[dpo, ospo]"])
         assert config.preset is config.presets[name]
         assert config.policies == ["sft", "dpo", "ospo"]
+
+
+def test_a_data_sets_own_parameters(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    texts = ["policy=smollm2-135m", "algorithms=[rft, ospo]", "reward.k=20"]
+    made = set_overrides("hm", texts, file)
+    assert (made.policy, made.algorithms, made.reward.k) == ("smollm2-135m", ["rft", "ospo"], 20)
+    assert load_config(file, dataset="hm").policy == "smollm2-135m"
+    assert load_config(file, ["policy=nano"], "hm").policy == "nano", "what is said now comes last"
+    for dataset in ("esci", None):
+        assert load_config(file, dataset=dataset) == load_config(file)
+        assert load_config(file, dataset=dataset).policy == "nano"
+    assert own_config(load_config(file), "hm").preset == made.preset
+    assert own_config(load_config(file), "esci") == load_config(file)
+    text = file.read_text()
+    assert text.startswith((ROOT / "params.yaml").read_text()), "comments stay"
+    set_overrides("hm", texts, file)
+    assert file.read_text() == text
+    set_overrides("esci", ["reward.k=5"], file)
+    assert load_config(file, dataset="hm").reward.k == 20
+    text = file.read_text()
+    for name, bad, says in (
+        ("shop", "reward.k=5", "overrides.shop: names no data set. Fix: choose one of esci, hm"),
+        ("hm", "seed=3", "overrides.hm: 'seed=3' is one for all"),
+        ("hm", "data.hm.history=3", "overrides.hm: 'data.hm.history=3' is one for all"),
+        ("hm", "reward.k=no", "reward.k: "),
+        ("hm", "reward.k", "an override must read KEY=VALUE"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            set_overrides(name, [bad], file)
+        assert file.read_text() == text
 
 
 def test_a_value_may_hold_equals_signs() -> None:

@@ -11,7 +11,8 @@ import yaml
 from conftest import ROOT
 
 from flows import common, demo
-from ospo.config import load_config
+from flows.presented import AS_IN_PARAMS, _preset
+from ospo.config import load_config, set_overrides
 from ospo.errors import ConfigError, OspoError
 
 PARAMS = str(ROOT / "params.yaml")
@@ -36,6 +37,18 @@ def test_a_forms_fields_become_parameters() -> None:
     assert config.evaluation.max_requests == plain.evaluation.max_requests
     named = common.flow_config(PARAMS, ["policy=smollm2-135m"], "nano", preset__rl__steps=5)
     assert (named.policy, named.preset.rl.steps) == ("nano", 5)
+
+
+def test_a_data_sets_own_parameters_hold_in_its_runs(tmp_path: Path) -> None:
+    params = tmp_path / "params.yaml"
+    params.write_text(Path(PARAMS).read_text())
+    set_overrides("hm", ["policy=smollm2-135m", "reward.k=20"], params)
+    own = common.flow_config(str(params), None, AS_IN_PARAMS, "hm", preset__rl__steps=7)
+    assert (own.policy, own.reward.k, own.preset.rl.steps) == ("smollm2-135m", 20, 7)
+    assert common.flow_config(str(params), ["reward.k=5"], "nano", "hm").reward.k == 5
+    assert common.flow_config(str(params), None, dataset="esci").policy == "nano"
+    assert _preset({"params": str(params), "dataset": "hm"}) == "smollm2-135m"
+    assert _preset({"params": str(params), "datasets": []}) == "nano"
 
 
 def test_zero_is_a_value_of_a_form(tmp_path: Path) -> None:
