@@ -20,6 +20,7 @@ from ospo.paths import EVALUATION_REPORT, PARAMS, PREPARED
 if TYPE_CHECKING:
     from ospo.registry.export import Exported
     from ospo.reports.explain import Explanation
+    from ospo.retrieval.base import Retriever
     from ospo.steps import StepResult
 
 LOGGER = logging.getLogger("ospo.api")
@@ -191,23 +192,31 @@ def explain(
     """
     from ospo import registry
     from ospo.data.dataset import load_prepared
+    from ospo.evaluation.hits import FirstHits
     from ospo.policy.text import SEARCH_TEXTS
     from ospo.reports import explain as explanation
     from ospo.retrieval import build_retriever
+    from ospo.serving.requests import MAX_FIELD, MAX_HITS
 
     config = _config(dataset, params, overrides)
     data = load_prepared(PREPARED / dataset)
     asked = data.requests[explanation.find_request(data, request)]
     rule = SEARCH_TEXTS[config.answer]
+    parts: dict[str, Retriever] = {}
     if text is None:
         try:
             history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in asked.history]
             champion = registry.champion_rewriter(config, dataset)
             rule = champion.answer
-            [text] = champion.rewrite([{"query": asked.query, "history": history}])
+            given: dict[str, Any] = {"query": asked.query, "history": history}
+            if champion.hits:
+                [titles] = FirstHits(config, data, parts)([asked])
+                given["hits"] = [title[:MAX_FIELD] for title in titles[:MAX_HITS]]
+            [text] = champion.rewrite([given])
         except registry.RegistryError as error:
             LOGGER.warning("explaining the query itself (%s)", error)
-    built = build_retriever(retriever or config.retrievers.training, config, data)
+    name = retriever or config.retrievers.training
+    built = parts[name] if name in parts else build_retriever(name, config, data)
     return explanation.explain(config, data, built, request, text, rule)
 
 

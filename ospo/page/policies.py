@@ -20,7 +20,6 @@ from ospo.page.asked import CHAMPION, AskedError
 from ospo.policy.rules import RULES
 from ospo.serving.answering import Answering, RuleRewriter, load_rewriter
 from ospo.serving.requests import MAX_FIELD, MAX_NEW_TOKENS
-from ospo.serving.rewriter import Rewriter
 from ospo.steps import policy_directory
 from ospo.tracking.database import SQLITE
 from ospo.tracking.store import tracking_uri
@@ -134,8 +133,7 @@ class Policies:
                 self._texts.move_to_end(key)
                 return self._texts[key], answering
         asked = [{"name": p.name, "type": p.type, "colour": p.colour} for p in request.history]
-        reads = isinstance(answering, Rewriter) and answering.generator.hits > 0
-        hits = [title[:MAX_FIELD] for title in titles(request)] if reads else []
+        hits = [title[:MAX_FIELD] for title in titles(request)] if answering.hits else []
         [text] = answering.rewrite([{"query": request.query, "history": asked, "hits": hits}])
         with self._lock:
             self._texts[key] = text

@@ -23,6 +23,11 @@ class Answering(Protocol):
         """How its search texts are formed."""
         ...
 
+    @property
+    def hits(self) -> int:
+        """How many titles of a request's first hits it reads."""
+        ...
+
     def rewrite(self, inputs: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[str]:
         """One search text for each input; see :meth:`Rewriter.rewrite`."""
         ...
@@ -36,6 +41,7 @@ class RuleRewriter:
     """
 
     answer: SearchText = REWRITE
+    hits = 0
 
     def __init__(self, rule: Rule, max_new_tokens: int = 32):
         if not rule.standalone:

@@ -26,10 +26,13 @@ _BATCH = 4096  # rows of a parquet file in memory at once
 Row = Mapping[str, Any]
 
 
+_HITS = "hits"  # the column of first hits
+
+
 @dataclass(frozen=True)
 class Columns:
     """Which columns hold the query, the earlier purchases ("" for none) and an id to carry along
-    ("" for none).
+    ("" for none). Titles of first hits stand in a column ``hits``, where there is one.
     """
 
     query: str = "query"
@@ -136,7 +139,8 @@ def _parquet(path: str, columns: Columns) -> Iterator[tuple[str, Any]]:
     known = file.schema_arrow.names
     if columns.query not in known:
         raise _lacks(path, columns, known)
-    wanted = [name for name in (columns.query, columns.history, columns.id) if name in known]
+    asked = (columns.query, columns.history, columns.id, _HITS)
+    wanted = [name for name in dict.fromkeys(asked) if name in known]
     number = 0
     for batch in file.iter_batches(_BATCH, columns=wanted):
         for row in batch.to_pylist():
@@ -149,14 +153,25 @@ def _input(path: str, where: str, row: Row, columns: Columns) -> tuple[str, Any]
         fix = f"name another with --id-column; there are: {', '.join(map(str, row))}"
         raise InputError(path, columns.id, "no such column", fix)
     name = str(row[columns.id]) if columns.id else ""
-    query, history = row.get(columns.query) or "", row.get(columns.history)
-    if isinstance(history, str) and history.strip():
-        try:
-            history = json.loads(history)
-        except ValueError:
-            fix = 'write [{"name": …, "type": …, "colour": …}, …]'
-            raise InputError(path, f"{where}: {columns.history}", "is no JSON", fix) from None
-    return name, {"query": query, "history": history} if history else query
+    query = row.get(columns.query) or ""
+    forms = {
+        "history": (columns.history, '[{"name": …, "type": …, "colour": …}, …]'),
+        "hits": (_HITS, '["title", …], best first'),
+    }
+    given = {}
+    for key, (column, form) in forms.items():
+        value = row.get(column)
+        if key == "hits" and not isinstance(value, list) and not str(value).startswith("["):
+            continue  # a table may count its hits
+        if isinstance(value, str) and value.strip():
+            try:
+                value = json.loads(value)
+            except ValueError:
+                problem = (path, f"{where}: {column}", "is no JSON", f"write {form}")
+                raise InputError(*problem) from None
+        if value:
+            given[key] = value
+    return name, {"query": query, **given} if given else query
 
 
 Writer = Callable[[pl.DataFrame], None]

@@ -110,6 +110,11 @@ class Rewriter:
         """How its search texts are formed."""
         return self.generator.answer
 
+    @property
+    def hits(self) -> int:
+        """How many titles of a request's first hits its prompts show."""
+        return self.generator.hits
+
     def rewrite(self, inputs: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[str]:
         """One search text for each input.
 

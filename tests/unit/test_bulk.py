@@ -30,6 +30,7 @@ class Counting:
     """The rule ``history``, and what it was asked."""
 
     answer: SearchText = REWRITE
+    hits = 0
 
     def __init__(self) -> None:
         self.rule, self.asked = RuleRewriter(RULES["history"]), []
@@ -74,6 +75,33 @@ def test_every_format_in_and_out(tmp_path: Path, kind: str) -> None:
     assert read["rewrite"].fill_null("").to_list() == ["shirt, red lena", "", "hat"]
     assert read["changed"].to_list() == [True, False, False]
     assert not (tmp_path / f"out.{kind}.parts").exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_first_hits_come_along(tmp_path: Path, kind: str) -> None:
+    source, answering = tmp_path / f"in.{kind}", Counting()
+    hits = [["Sun hat", "Cap"], [], None]
+    if kind == "csv":
+        frame = pl.DataFrame(
+            {"query": ["a", "b", "c"], "hits": [json.dumps(h or []) for h in hits]}
+        )
+        frame.write_csv(source)
+    elif kind == "jsonl":
+        rows = [{"query": q, "hits": h} for q, h in zip("abc", hits, strict=True)]
+        source.write_text("\n".join(map(json.dumps, rows)))
+    else:
+        pl.DataFrame({"query": ["a", "b", "c"], "hits": hits}).write_parquet(source)
+    run(source, tmp_path / "out.csv", answering=answering)
+    asked = [row for part in answering.asked for row in part]
+    expected = [{"query": "a", "hits": ["Sun hat", "Cap"]}, {"query": "b"}, {"query": "c"}]
+    assert sorted(asked, key=lambda row: str(row["query"])) == expected
+
+
+def test_a_column_that_counts_hits_is_no_list_of_them(tmp_path: Path) -> None:
+    source, answering = tmp_path / "in.csv", Counting()
+    pl.DataFrame({"query": ["a"], "hits": [712]}).write_csv(source)
+    run(source, tmp_path / "out.csv", answering=answering)
+    assert answering.asked == [[{"query": "a"}]]
 
 
 def test_lines_from_standard_input_to_standard_output() -> None:

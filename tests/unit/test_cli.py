@@ -17,6 +17,7 @@ from ospo.cli import app, main
 from ospo.config import load_config
 from ospo.data.dataset import PreparedData, load_prepared
 from ospo.data.fetch import SOURCES
+from ospo.evaluation.hits import FirstHits
 from ospo.policy.text import REWRITE
 
 PARAMS = str(ROOT / "params.yaml")
@@ -247,8 +248,9 @@ def test_the_help_of_fetch_names_what_it_fetches() -> None:
     assert set(SOURCES) == {"esci", "hm"}
 
 
-def test_the_champion_rewrites_a_request_with_its_history(
-    workspace: Path, hm_tiny: PreparedData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("reads", [0, 2])
+def test_the_champion_rewrites_a_request_with_its_history_and_hits(
+    workspace: Path, hm_tiny: PreparedData, monkeypatch: pytest.MonkeyPatch, reads: int
 ) -> None:
     asked: list[Any] = []
 
@@ -256,6 +258,7 @@ def test_the_champion_rewrites_a_request_with_its_history(
         """Stands in for a loaded champion."""
 
         answer = REWRITE
+        hits = reads
 
         def __init__(self, _config: object, dataset: str):
             self.dataset = dataset
@@ -267,13 +270,19 @@ def test_the_champion_rewrites_a_request_with_its_history(
     monkeypatch.setattr(registry, "champion_rewriter", Double)
     request = next(r for r in hm_tiny.requests if len(r.history) > 1)
     words = ["explain", "--dataset=hm", "--retriever=bm25"]
+    words += ["--set=retrievers.training=bm25", "--set=retrievers.unseen=[static]"]
     done = CliRunner().invoke(
         app,
         [*words, f"--request={request.request_id}", *settings()],
     )
     assert done.exit_code == 0, done.output
     history = [{"name": p.name, "type": p.type, "colour": p.colour} for p in request.history]
-    assert asked == [("hm", [{"query": request.query, "history": history}])]
+    expected: dict[str, Any] = {"query": request.query, "history": history}
+    if reads:  # as evaluation shows them: of the whole catalogue
+        config = load_config(PARAMS, ["retrievers.training=bm25", "retrievers.unseen=[static]"])
+        [titles] = FirstHits(config, hm_tiny, {})([request])
+        expected["hits"] = list(titles)
+    assert asked == [("hm", [expected])]
     assert "red dress" in done.output
 
 
