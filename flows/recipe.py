@@ -80,6 +80,7 @@ def train_seed(name: str, overrides: list[str], seed: int) -> dict[str, Path]:
     """SFT and every algorithm under ``seed``: algorithm → the policy kept for it. What is kept
     already is not trained again.
     """
+    from flows.common import WAIT_SECONDS
     from flows.train import sft, train_policy
     from ospo import steps
     from ospo.steps.seeds import keep_policy, kept_policy
@@ -101,7 +102,12 @@ def train_seed(name: str, overrides: list[str], seed: int) -> dict[str, Path]:
                 sft(name, **same)
             else:
                 train_policy(name, algorithm, **same)
-            found = keep_policy(name, algorithm, seed)
+            with steps.dataset_lock(name, patience=WAIT_SECONDS):
+                keep_policy(name, algorithm, seed)
+            found = kept_policy(step, name, seed)
+            if found is None:
+                problem = "another run has replaced what was trained"
+                raise OspoError(f"{RUNS / name / algorithm}: {problem}. Fix: run again, alone")
         kept[algorithm] = found
     return kept
 
@@ -115,8 +121,9 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
     config = load_config(overrides=[*overrides, f"seed={seeds[0]}"])
     from prefect.exceptions import TerminationSignal
 
-    from flows.common import data_ready
+    from flows.common import WAIT_SECONDS, data_ready
     from flows.pipeline import pipeline_dataset
+    from ospo import steps
     from ospo.evaluation.evaluate import evaluate
     from ospo.reports.demo_table import comparison_tables, demo_table, policy_words
     from ospo.reports.evaluation import publish_report, write_report
@@ -137,7 +144,8 @@ def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence
             for algorithm, place in train_seed(name, overrides, seeds[0]).items():
                 policies[algorithm].insert(0, place)
             folder = RUNS / name / "seeds/evaluation"
-            evaluate(config, load_prepared(PREPARED / name), policies, folder)
+            with steps.dataset_lock(name, patience=WAIT_SECONDS):
+                evaluate(config, load_prepared(PREPARED / name), policies, folder)
     except TerminationSignal as error:  # what Prefect makes of SIGTERM while a flow runs
         raise SystemExit(TERMINATED) from error
     page = publish_report(RUNS / name / "evaluation", name)

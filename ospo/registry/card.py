@@ -64,9 +64,9 @@ def model_card(
             "temperature's softmax; the model's own generation defaults (repetition penalty, "
             "top-k, top-p, temperature) are not used.",
             "",
-            "Limits: English requests of the kind it was trained on. What it adds is a guess from "
-            "the request and the "
-            "history, and may be wrong for this shopper; it knows no product's stock or price.",
+            "Limits: requests of the kind and language it was trained on. What it adds is a guess "
+            "from the request and the history, and may be wrong for this shopper; it knows no "
+            "product's stock or price.",
         ]
     )
 

@@ -17,7 +17,7 @@ from ospo.evaluation.selection import (
     ordered,
     reported_policy,
 )
-from ospo.files import write_json
+from ospo.files import read_json, write_json
 
 
 def dataset_table(dataset: str, summary: Summary, training: str) -> Table:
@@ -119,16 +119,32 @@ def write_demo_report(
 
     Returns what was written. Raises ValueError for a dataset whose name is one of those keys.
     """
-    facts = {"registered": dict(registered), "seconds": round(seconds, 1), "commit": commit}
-    if clash := facts.keys() & summaries.keys():
+    facts = {"seconds": round(seconds, 1), "commit": commit}
+    if clash := {"registered", *facts} & summaries.keys():
         raise ValueError(f"a dataset is called {clash.pop()!r}, which is a key of the report")
-    figures = {
+    value = _measured(summaries, registered) | facts
+    write_json(path, value)
+    return value
+
+
+def holds(
+    path: str | Path, summaries: Mapping[str, Summary], registered: Mapping[str, Any]
+) -> bool:
+    """Whether the report at ``path`` is of these figures and versions."""
+    if not Path(path).is_file():
+        return False
+    found = read_json(path)
+    return {k: v for k, v in found.items() if k not in ("seconds", "commit")} == _measured(
+        summaries, registered
+    )
+
+
+def _measured(summaries: Mapping[str, Summary], registered: Mapping[str, Any]) -> dict[str, Any]:
+    figures: dict[str, Any] = {
         dataset: {
             policy: {retriever: round(value, 6) for retriever, value in row.items()}
             for policy, row in summary["test"].items()
         }
         for dataset, summary in summaries.items()
     }
-    value = {**figures, **facts}
-    write_json(path, value)
-    return value
+    return figures | {"registered": dict(registered)}

@@ -259,8 +259,9 @@ def _next(analysis: Analysis, gain: Comparison) -> list[str]:
         sentences = ["SFT alone may do: compare the two on live traffic before you pay for both."]
     elif analysis.seeds == 1 and analysis.best not in RULES:
         sentences = [
-            "Train two more seeds (`ospo train --set seed=1`, then 2); if they agree, try it on a "
-            "share of live traffic beside the raw query."
+            "Train two more seeds (`--set seed=1`, then 2; copy each policy's folder before the "
+            "next) and evaluate them together; if they agree, try it on a share of live traffic "
+            "beside the raw query."
         ]
     else:
         sentences = ["Try it on a share of live traffic beside the raw query."]

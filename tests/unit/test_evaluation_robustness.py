@@ -31,7 +31,7 @@ from ospo.policy.seen import request_keys, write_seen
 from ospo.policy.text import search_text
 from ospo.policy.weights import build_scratch, save_policy
 from ospo.reports.compare import Named, compare, comparison_table, resolve
-from ospo.reports.demo_table import demo_table, write_demo_report
+from ospo.reports.demo_table import demo_table, holds, write_demo_report
 from ospo.retrieval import build_retriever
 from ospo.reward.search import SearchReward
 
@@ -681,6 +681,12 @@ def test_demo_table_and_report(result, tmp_path) -> None:
         result[1]["test"]["ospo"]["bm25"], abs=1e-6
     )
     assert set(written) == {"esci", "hm", "registered", "seconds", "commit"}
+    # Its seconds stay on record only while the rest is what was measured.
+    file, last = tmp_path / "demo.json", {"esci": "ospo"}
+    assert holds(file, summaries, last)
+    assert not holds(file, {"esci": result[1]}, last)
+    assert not holds(file, summaries, {"esci": "grpo"})
+    assert not holds(tmp_path / "none.json", summaries, last)
     with pytest.raises(ValueError, match="key of the report"):
         write_demo_report(
             tmp_path / "x.json", {"commit": result[1]}, registered={}, seconds=0, commit=""
