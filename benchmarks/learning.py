@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return (
         facts
         | {"steps": arguments.steps, "chosen": chosen, "validation": validation}
-        | summary(results, seeds, list(arms), arguments.ours, rule)
+        | summary(results, seeds, list(arms), arguments.ours, rule, judge.names)
     )
 
 

@@ -5,6 +5,7 @@ Training and scoring are apart so that scores need each retriever's index once, 
 and so that arms can be trained on a machine that lacks an index.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,13 +35,20 @@ def held_out(data: Any, tested: int = TESTED) -> tuple[np.ndarray, np.ndarray]:
     return rows[: tested or len(rows)], data.rows("validation")[:TUNED]
 
 
+def judged(config: Any) -> list[str]:
+    """The retrievers that arms are scored under, the training one first."""
+    return list(dict.fromkeys([config.retrievers.training, *UNSEEN]))
+
+
 @dataclass
 class Looks:
-    """The search texts of a policy to ``rows`` while it is trained: one list per look."""
+    """The search texts of a policy to ``requests`` while it is trained: one list per look.
+    ``titles``: of a request's first hits, for policies that read them.
+    """
 
     config: Any
-    data: Any
-    rows: list[int]
+    requests: Sequence[Any]
+    titles: Callable[[Sequence[Any]], list[tuple[str, ...]]]
     steps: list[int] = field(default_factory=list)
     texts: list[list[str]] = field(default_factory=list)
 
@@ -48,20 +56,20 @@ class Looks:
         from ospo.evaluation.completions import rewrite
         from ospo.policy.kind import read_answer_kind
 
-        requests = [self.data.requests[row] for row in self.rows]
         rl = self.config.preset.rl
         answers = rewrite(
             model,
-            requests,
+            self.requests,
             64,
             max_prompt_tokens=rl.max_prompt_tokens,
             max_new_tokens=rl.max_completion_tokens,
             cache=None,
+            titles=self.titles,
         )
         kind = read_answer_kind(model)
         self.steps.append(step)
         self.texts.append(
-            [kind.text(r.query, answer) for r, answer in zip(requests, answers, strict=True)]
+            [kind.text(r.query, a) for r, a in zip(self.requests, answers, strict=True)]
         )
 
 
@@ -71,9 +79,10 @@ def run_arm(job: dict[str, Any]) -> None:
 
     from ospo.config import load_config
     from ospo.data.dataset import load_prepared
-    from ospo.evaluation.hits import with_hits
+    from ospo.evaluation.hits import FirstHits, with_hits
     from ospo.paths import PREPARED
     from ospo.retrieval import build_retriever
+    from ospo.reward.measures import parse_measure
     from ospo.reward.search import SearchReward
     from ospo.training.run import TrainingRun
     from ospo.training.sft import train_sft
@@ -84,11 +93,13 @@ def run_arm(job: dict[str, Any]) -> None:
     out, sft = Path(job["out"]), Path(job["sft"])
     data = load_prepared(PREPARED / job["dataset"])
     retriever = build_retriever(config.retrievers.training, config, data)
-    data = with_hits(config, data, {config.retrievers.training: retriever})
-    rows = np.concatenate(held_out(data, job["tested"])).tolist()
-    looks = Looks(config, data, rows)
-    k, whole = config.reward.k, config.reward.whole
-    reward = SearchReward(retriever, data, k, config.reward.cache_texts, whole)
+    built = {config.retrievers.training: retriever}
+    asked = [data.requests[row] for row in np.concatenate(held_out(data, job["tested"])).tolist()]
+    looks = Looks(config, asked, FirstHits(config, data, built))
+    data = with_hits(config, data, built)
+    settings = config.reward
+    k, measure = parse_measure(settings.measure, settings.k)
+    reward = SearchReward(retriever, data, k, settings.cache_texts, settings.whole, measure)
     if algorithm != "sft":
         _run_algorithm(TrainingRun(config, data, out / "run", sft, reward), algorithm, job, looks)
         return
@@ -112,6 +123,8 @@ def _run_algorithm(run: Any, algorithm: str, job: dict[str, Any], looks: Looks) 
         ),
         callbacks=[snapshots(run, every, looks)],
     )
+    # An arm that was cut off begins anew: its looks and seconds so far were in memory.
+    shutil.rmtree(run.out, ignore_errors=True)
     train(learning, algorithm)
     # The run's result: its best policy by validation requests.
     looks(run.config.preset.rl.steps, run.out / "model")
@@ -178,7 +191,7 @@ class Judge:
         test, validation = held_out(data, tested)
         self.data, self.tested = data, len(test)
         self.rows = np.concatenate([test, validation]).tolist()
-        self.names = [config.retrievers.training, *UNSEEN]
+        self.names = judged(config)
         self.rewards = [
             SearchReward(build_retriever(name, config, data), data, config.reward.k, 200_000)
             for name in self.names

@@ -62,20 +62,18 @@ def compared(
     return out
 
 
-def at_seconds(result: Any, start: np.ndarray, seconds: float) -> np.ndarray:
-    """(retrievers, requests) test scores after ``seconds`` of training, interpolated between the
-    looks; ``start``: those of the SFT policy.
+def within_seconds(result: Any, start: Any, seconds: float) -> np.ndarray:
+    """(retrievers, requests) test scores of the policy that is best on validation requests among
+    the looks of the first ``seconds`` of training; ``start``: the SFT policy's result, whose last
+    look is the first of these. A run that took no longer has its own result among them.
     """
     spent = np.concatenate([[0.0], np.cumsum(result["seconds"])])
     times = spent[np.minimum(result["steps"], len(spent) - 1)]
-    right = int(np.searchsorted(times, seconds))
-    if right >= len(times):
-        return result["values"][-1]
-    left = right - 1
-    before = start if left < 0 else result["values"][left]
-    begin = 0.0 if left < 0 else times[left]
-    share = (seconds - begin) / (times[right] - begin)
-    return (1 - share) * before + share * result["values"][right]
+    seen = [(start["validation"][-1, 0].mean(), start["values"][-1])] + [
+        (result["validation"][look, 0].mean(), result["values"][look])
+        for look in np.flatnonzero(times <= seconds + 1e-9).tolist()
+    ]
+    return max(seen, key=lambda one: one[0])[1]
 
 
 def summary(
@@ -84,9 +82,11 @@ def summary(
     arms: Sequence[str],
     ours: str,
     rule_ER: np.ndarray | None = None,
+    names: Sequence[str] = NAMES,
 ) -> dict[str, Any]:
     """Figures of the finished seeds: means by policy and retriever, and ours against GRPO, SFT, the
-    raw query and, where its scores ``rule_ER`` (retrievers, requests) are given, a rule.
+    raw query and, where its scores ``rule_ER`` (retrievers, requests) are given, a rule. ``names``:
+    of the retrievers, the training one first.
     """
     final = {  # (seeds, retrievers, requests)
         "raw": np.stack([results[s, "sft"]["values"][0] for s in seeds]),
@@ -97,15 +97,15 @@ def summary(
         final["rule"] = np.stack([rule_ER] * len(seeds))
     out: dict[str, Any] = {
         "ndcg": {
-            p: dict(zip(NAMES, t.mean(axis=(0, 2)).tolist(), strict=True)) for p, t in final.items()
+            p: dict(zip(names, t.mean(axis=(0, 2)).tolist(), strict=True)) for p, t in final.items()
         },
         "ndcg_by_seed": {
-            p: dict(zip(NAMES, t.mean(axis=2).T.tolist(), strict=True)) for p, t in final.items()
+            p: dict(zip(names, t.mean(axis=2).T.tolist(), strict=True)) for p, t in final.items()
         },
         "curves": {arm: _curve([results[s, arm] for s in seeds]) for arm in arms},
     }
     if ours in arms and "grpo" in arms:
-        out |= {"ours": ours} | _ours(results, seeds, final, ours)
+        out |= {"ours": ours} | _ours(results, seeds, final, ours, names)
     return out
 
 
@@ -122,7 +122,11 @@ def _curve(runs: Sequence[Any]) -> dict[str, Any]:
 
 
 def _ours(
-    results: Results, seeds: Sequence[int], final: Mapping[str, np.ndarray], ours: str
+    results: Results,
+    seeds: Sequence[int],
+    final: Mapping[str, np.ndarray],
+    ours: str,
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """Ours against GRPO, SFT, the raw query and the rule under every retriever, and against GRPO
     after equal seconds; p-values corrected over all of these.
@@ -130,17 +134,17 @@ def _ours(
     groups_R = results[seeds[0], "sft"]["groups"]
     others = ["grpo", "raw", "sft", *(["rule"] if "rule" in final else [])]
     apart = [final[ours] - final[other] for other in others]
-    columns = [one[:, e] for one in apart for e in range(len(NAMES))]
+    columns = [one[:, e] for one in apart for e in range(len(names))]
     differences_SRC = np.stack([*columns, _equal_seconds(results, seeds, ours)], axis=2)
     *each, equal = compared(differences_SRC, groups_R)
-    rows = [each[i : i + len(NAMES)] for i in range(0, len(each), len(NAMES))]
+    rows = [each[i : i + len(names)] for i in range(0, len(each), len(names))]
     out: dict[str, Any] = {
-        f"ours_minus_{other}": dict(zip(NAMES, row, strict=True))
+        f"ours_minus_{other}": dict(zip(names, row, strict=True))
         for other, row in zip(others, rows, strict=True)
     }
     gain_SRE = apart[others.index("raw")].transpose(0, 2, 1)
     draws_BE = bootstrap_seed_means(gain_SRE, RESAMPLES, 0, groups_R)
-    shares = robustness(gain_SRE.mean(axis=(0, 1)), draws_BE, NAMES)[1:]
+    shares = robustness(gain_SRE.mean(axis=(0, 1)), draws_BE, list(names))[1:]
     kept = {
         share.retriever: share.kept
         and {"value": share.kept.value, "low": share.kept.low, "high": share.kept.high}
@@ -150,15 +154,17 @@ def _ours(
 
 
 def _equal_seconds(results: Results, seeds: Sequence[int], ours: str) -> np.ndarray:
-    """(seeds, requests) ours − GRPO under the training retriever, after as many seconds of training
-    as the faster of the two took for all its steps.
+    """(seeds, requests) ours − GRPO under the training retriever: the policy of each that is best
+    on validation requests within as many seconds of training as the faster of the two took for all
+    its steps.
     """
     apart = []
     for s in seeds:
-        start = results[s, "sft"]["values"][1]
+        start = results[s, "sft"]
         mine, grpo = results[s, ours], results[s, "grpo"]
         seconds = min(float(mine["seconds"].sum()), float(grpo["seconds"].sum()))
-        apart.append((at_seconds(mine, start, seconds) - at_seconds(grpo, start, seconds))[0])
+        ours_ER, grpo_ER = (within_seconds(run, start, seconds) for run in (mine, grpo))
+        apart.append((ours_ER - grpo_ER)[0])
     return np.stack(apart)
 
 
@@ -167,7 +173,8 @@ def plot(figures: Mapping[str, Any], dataset: str, file: Path) -> None:
     documents.
     """
     curves = {a: c for a, c in figures["curves"].items() if c["test"] is not None}
-    start, raw = figures["ndcg"]["sft"]["minilm"], figures["ndcg"]["raw"]["minilm"]
+    training = next(iter(figures["ndcg"]["raw"]))
+    start, raw = figures["ndcg"]["sft"][training], figures["ndcg"]["raw"][training]
     ends = sorted(curves, key=lambda arm: -curves[arm]["test"][-1])
     lines = [
         Line(
@@ -187,7 +194,7 @@ def plot(figures: Mapping[str, Any], dataset: str, file: Path) -> None:
         "policy",
         lines,
         "training step",
-        f"{dataset}: held-out nDCG@10 (MiniLM), mean of {seeds} seeds",
+        f"{dataset}: held-out nDCG@10 ({training}), mean of {seeds} seeds",
     )
     with atomic_file(file) as temporary:
         temporary.write_text(standalone(chart), encoding="utf-8")

@@ -110,6 +110,8 @@ class CachedPolicy:
             self._tokenizer = load_tokenizer(self.model_dir)
             self._thinking = opens_thinking(self._tokenizer)
         if self.hits and not all(request.hits for request in requests):
+            if self.titles is no_titles:
+                raise ValueError(f"{self.model_dir} reads first hits, and nothing finds them")
             shown = zip(requests, self.titles(requests), strict=True)
             requests = [replace(request, hits=titles) for request, titles in shown]
         prompts = [self._render(request) for request in requests]
@@ -205,10 +207,12 @@ def rewrite(
     temperature: float = 1.0,
     seed: int = 0,
     cache: Path | None = CACHE,
+    titles: Titles = no_titles,
 ) -> list[str]:
     """Answers of the policy in ``model_dir`` (one per request), from the cache where it
-    holds them.
+    holds them. ``titles``: of each request's first hits. Raises ValueError where the policy reads
+    them and neither the requests nor ``titles`` have any.
     """
     decoding = Decoding(max_new_tokens, 0.0 if greedy else temperature, seed)
-    policy = CachedPolicy(model_dir, batch_size, max_prompt_tokens, cache)
+    policy = CachedPolicy(model_dir, batch_size, max_prompt_tokens, cache, titles)
     return [completion.answer for completion in policy.complete(requests, decoding)]

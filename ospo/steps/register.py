@@ -62,7 +62,7 @@ def run_registration(config: Config, dataset: str) -> dict[str, Any]:
     decision = _reason(version)
     if _undecided(version, evaluation):
         served = registry.policy_directory(config, version) if guard else model_dir
-        decision = _challenge(config, dataset, policy, served, guard is not None, evaluation)
+        decision = _challenge(config, dataset, policy, version, served, evaluation)
         version = next(
             v for v in registry.models(config, (dataset,)) if v.version == version.version
         )
@@ -159,11 +159,16 @@ def _entry(version: "Version", policy: str, decision: str) -> dict[str, Any]:
 
 
 def _challenge(
-    config: Config, dataset: str, policy: str, model_dir: Path, guarded: bool, evaluation: str
+    config: Config,
+    dataset: str,
+    policy: str,
+    version: "Version",
+    model_dir: Path,
+    evaluation: str,
 ) -> str:
-    """Compare the challenger with the best rule and the champion on the same requests; the reason.
-    ``guarded``: ``model_dir`` has a guard, which the evaluation step's figures of the policy do not
-    know; ``evaluation``: that step's fingerprint.
+    """Compare the challenger ``version`` with the best rule and the champion on the same requests;
+    the reason. ``model_dir``: its files; where they are not those that the evaluation step scored,
+    but have a guard of their own, it is evaluated anew. ``evaluation``: that step's fingerprint.
     """
     from ospo import registry
     from ospo.data.dataset import load_prepared
@@ -177,11 +182,13 @@ def _challenge(
     if any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
         champion = "champion"
         in_use, policies[champion] = registry.whole_champion(config, dataset)
-    elif not guarded:
+    elif model_dir == policy_directory(dataset, policy):
         done = RUNS / dataset / _EVALUATION
         return promotion.consider(config, dataset, done, champion=None, **same).reason
     directory = RUNS / dataset / "promotion"
-    limits = {champion: in_use.limits} if champion and in_use else {}
+    limits = {policy: version.limits}  # both as they are served
+    if champion and in_use:
+        limits[champion] = in_use.limits
     data = load_prepared(PREPARED / dataset)
     try:
         evaluate(config, data, policies, begin_anew(directory), limits=limits)

@@ -70,20 +70,26 @@ class BestPolicy(TrainerCallback):
         elif state.is_world_process_zero:
             self.file.unlink(missing_ok=True)
             shutil.rmtree(self.kept, ignore_errors=True)
-        if self.run.start is not None:  # a policy drawn from scratch has nothing to show yet
+        # A policy drawn from scratch has nothing to show yet. A run that resumes looks again only
+        # where an unbroken one does: where the retriever failed in the look after that step.
+        if self.run.start is not None and self._due(state):
             self._look(kwargs["model"], state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look on every ``every``-th step and on the last."""
-        step = state.global_step
-        if self.rows and (step % self.every == 0 or step == state.max_steps):
+        if self.rows and self._due(state):
             self._look(kwargs["model"], state)
 
-    def settle(self) -> bool:
-        """After training: whether an earlier policy than the last was the best; then it is
-        ``out/model``.
+    def _due(self, state: Any) -> bool:
+        step = state.global_step
+        return bool(step % self.every == 0 or step == state.max_steps)
+
+    def settle(self, stopped: bool = False) -> bool:
+        """After training: whether another policy than the last was the best; then it is
+        ``out/model``. ``stopped``: training ended before its last step, so the last policy, which
+        no look saw, is not asked for.
         """
-        earlier = bool(self.looks) and self.best != self.looks[-1]["step"]
+        earlier = bool(self.looks) and (stopped or self.best != self.looks[-1]["step"])
         if earlier:
             with atomic_directory(self.run.out / "model") as temporary:
                 shutil.copytree(self._policy(), temporary, dirs_exist_ok=True)

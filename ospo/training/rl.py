@@ -146,4 +146,4 @@ def _settle(best: BestPolicy, collapse: CollapseStop) -> bool:
     validation, or of a run that collapsed without a look the last good one.
     """
     stopped = collapse.settle()
-    return best.settle() or stopped
+    return best.settle(stopped) or stopped

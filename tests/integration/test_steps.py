@@ -36,7 +36,7 @@ def whole_job(settings):
 @pytest.mark.timeout(
     600
 )  # three evaluations and a registration: a minute, on a busy machine several
-def test_the_whole_job_runs_registers_and_skips(workspace):
+def test_the_whole_job_runs_registers_and_skips(workspace, monkeypatch):
     settings = micro_config()
     assert steps.finished_job(settings, "hm") is None
     results, registered = whole_job(settings)
@@ -168,8 +168,9 @@ def test_the_whole_job_runs_registers_and_skips(workspace):
         "evaluation",
     }
 
-    # A candidate with shorter answers meets the champion as that is served.
-    whole_job(micro_config("presets.nano.rl.max_completion_tokens=2"))
+    # A candidate meets the champion as both are served; serving never writes more than so much.
+    monkeypatch.setattr("ospo.registry.candidates.MAX_NEW_TOKENS", 2)
+    whole_job(micro_config("presets.nano.rl.max_completion_tokens=3"))
     met = pl.read_parquet("runs/hm/promotion/answers.parquet").filter(decoding="greedy")
     longest = {policy: part["tokens"].max() for (policy,), part in met.group_by("policy")}
     challenger = next(name for name in ("ospo", "grpo") if name in longest)

@@ -12,7 +12,18 @@ from conftest import ROOT
 from scipy import stats
 
 from benchmarks.controlled import against, report
-from benchmarks.learning_figures import NAMES, RESAMPLES, compared, over_seeds, plot, summary
+from benchmarks.learning_arm import judged
+from benchmarks.learning_figures import (
+    NAMES,
+    RESAMPLES,
+    _equal_seconds,
+    compared,
+    over_seeds,
+    plot,
+    summary,
+    within_seconds,
+)
+from ospo.config import load_config
 from ospo.evaluation.statistics import bootstrap_seed_means, holm, randomisation_test, seed_test
 
 SEEDS, SHOPPERS, EACH = [0, 1, 2, 3, 4], 30, 2
@@ -30,10 +41,13 @@ def made_up(seed: int = 0) -> dict[tuple[int, str], dict[str, np.ndarray]]:
         def run(shift: float, noise: float, start_ER: np.ndarray = start_ER) -> dict:
             end_ER = start_ER + shift + noise * rng.normal(size=start_ER.shape)
             values = np.stack([start_ER, end_ER])[:, :, groups]
-            return {"values": values, "steps": np.array([1, 2]), "seconds": np.array([1.0, 1.0])}
+            steps, seconds = np.array([1, 2]), np.array([1.0, 1.0])
+            held = values.mean(axis=2, keepdims=True)
+            return {"values": values, "steps": steps, "seconds": seconds, "validation": held}
 
         both = np.stack([base_ER, start_ER])[:, :, groups]
-        results[s, "sft"] = {"values": both, "groups": groups}
+        held = both.mean(axis=2, keepdims=True)
+        results[s, "sft"] = {"values": both, "groups": groups, "validation": held}
         results[s, "grpo"] = run(0.05, 0.05)
         results[s, "ospo"] = run(0.08 + 0.02 * (s - 2), 0.05)
     return results
@@ -86,6 +100,40 @@ def test_a_rule_is_one_more_to_compare_with() -> None:
     assert [f["p_holm"] for f in every] == pytest.approx(
         holm(np.array([f["p"] for f in every])).tolist()
     )
+
+
+def test_equal_seconds_choose_alike_on_validation_requests() -> None:
+    """Of two equal arms the slower one is not held to a policy that its own looks would reject."""
+
+    def arm(seconds: float, held: list[float]) -> dict[str, np.ndarray]:
+        # A policy's test score is its validation score plus one, so that the two are told apart.
+        table = np.array(held)[:, None, None] * np.ones((1, 1, 4))
+        return {"values": table + 1, "validation": table, "steps": np.array([1, 2, 3]),
+                "seconds": np.full(3, seconds)}  # fmt: skip
+
+    start = {"values": np.full((2, 1, 4), 1.2), "validation": np.full((2, 1, 4), 0.2)}
+    slow = arm(1.0, [0.5, 0.4, 0.9])
+    for seconds, best in ((0.5, 1.2), (1.0, 1.5), (2.5, 1.5), (3.0, 1.9)):
+        assert within_seconds(slow, start, seconds)[0, 0] == pytest.approx(best), seconds
+    assert within_seconds(arm(1.0, [0.1, 0.1, 0.1]), start, 9.0)[0, 0] == pytest.approx(1.2)
+    results = {(0, "sft"): start, (0, "grpo"): slow, (0, "ospo"): arm(0.5, [0.5, 0.4, 0.9])}
+    # In 1.5 seconds ours is done, GRPO has looked once.
+    assert _equal_seconds(results, [0], "ospo") == pytest.approx(np.full((1, 4), 0.4))
+
+
+def test_figures_are_called_by_their_retriever(tmp_path: Path) -> None:
+    names = judged(load_config(ROOT / "params.yaml", [
+        "retrievers.training=bm25", "retrievers.unseen=[static]"]))  # fmt: skip
+    assert names == ["bm25", "static", "lsa", "hybrid"]
+    results = {
+        key: {n: v[:, :4] if n in ("values", "validation") else v for n, v in one.items()}
+        for key, one in made_up().items()
+    }
+    figures = summary(results, SEEDS, ["grpo", "ospo"], "ospo", names=names)
+    assert list(figures["ndcg"]["ospo"]) == list(figures["ours_minus_raw"]) == names
+    assert list(figures["kept"]) == names[1:]
+    plot(figures | {"seeds": SEEDS}, "hm", tmp_path / "curves.svg")
+    assert "(bm25)" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
 def test_two_requests_of_one_shopper_are_one() -> None:

@@ -54,12 +54,21 @@ def policy(esci_tiny: PreparedData, tmp_path_factory: pytest.TempPathFactory) ->
     return make_policy(small_config(), esci_tiny, tmp_path_factory.mktemp("policy") / "model")
 
 
-def run(data: PreparedData, policy: Path, out: Path, reward: Any, kept: Kept, logs: Any) -> None:
+def run(
+    data: PreparedData,
+    policy: Path,
+    out: Path,
+    reward: Any,
+    kept: Kept,
+    logs: Any,
+    *overrides: str,
+) -> None:
     config = small_config(
         "presets.nano.rl.steps=5",
         "presets.nano.rl.validate_every=2",
         "presets.nano.rl.validation_requests=7",
         "presets.nano.rl.repeat_cost=0.5",
+        *overrides,
     )
     train_rl(TrainingRun(config, data, out, policy, reward, on_log=logs, callbacks=(kept,)), "grpo")
 
@@ -115,22 +124,43 @@ def test_a_policy_that_nothing_improves_is_the_one_it_began_with(
 
 
 @pytest.mark.parametrize("best", [2, 4, 5])
+@pytest.mark.parametrize("every", [2, 3], ids=["at a look", "between looks"])
 def test_an_interrupted_run_repeats_no_look_and_ends_with_the_same_policy(
-    esci_tiny: PreparedData, policy: Path, tmp_path: Path, best: int
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path, best: int, every: int
 ) -> None:
+    """Wherever its checkpoint lies, it looks where an unbroken run does, and nowhere else."""
+    saved = f"presets.nano.rl.checkpoint_every={every}"
     looks = {0: 0.1, 2: 0.2, 4: 0.3, 5: 0.15} | {best: 0.9}
     kept = Kept()
     run(esci_tiny, policy, tmp_path / "whole", Looked(esci_tiny, *looks.values()), kept, nothing)
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        run(esci_tiny, policy, out, Looked(esci_tiny, *looks.values()), Kept(2), nothing)
+        first = Looked(esci_tiny, *looks.values())
+        run(esci_tiny, policy, out, first, Kept(every), nothing, saved)
     assert not (out / "model").exists()
     again = Looked(esci_tiny, looks[4], looks[5])
-    run(esci_tiny, policy, out, again, Kept(), nothing)
+    run(esci_tiny, policy, out, again, Kept(), nothing, saved)
     assert len(again.seen) == 2
     whole, resumed = weights(tmp_path / "whole" / "model"), weights(out / "model")
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert read_json(out / LOOKS) == read_json(tmp_path / "whole" / LOOKS)
+
+
+@pytest.mark.parametrize(("looks", "best"), [((0.1, 0.2, 0.9), 8), ((0.1, 0.9, 0.2), 4)])
+def test_a_run_that_collapses_leaves_the_best_of_its_looks(
+    esci_tiny: PreparedData, policy: Path, tmp_path: Path, looks: tuple[float, ...], best: int
+) -> None:
+    """It stops between two looks; the last look is not the last policy."""
+    kept = Kept()
+    run(
+        esci_tiny, policy, tmp_path, Looked(esci_tiny, *looks), kept, nothing,
+        "presets.nano.rl.steps=14", "presets.nano.rl.validate_every=4",
+        "presets.nano.rl.collapse_entropy=50",
+    )  # fmt: skip
+    assert read_json(tmp_path / "collapse.json")["step"] == 10
+    found = weights(tmp_path / "model")
+    assert all(torch.equal(found[key], kept.at[best][key]) for key in found)
+    assert not (tmp_path / "best").exists()
 
 
 def test_a_retriever_that_fails_in_a_look_loses_no_step(
