@@ -81,11 +81,15 @@ def answer_by_rule(
         number = (
             found.version
             if found
-            else _create(
-                client, config, dataset, rule, candidate, staged, figures, report, Path(root)
-            )
+            else _create(client, config, dataset, rule, candidate, staged, report, Path(root))
         )
-        client.set_model_version_tag(name, str(number), BEST_TAG, best)
+        changing = {
+            BEST_TAG: best,
+            "data_md5": candidate.tags.get("data_md5", ""),
+            **{record_name(f"ndcg_at_10.{key}"): f"{value:.6f}" for key, value in figures.items()},
+        }
+        for key, value in changing.items():
+            client.set_model_version_tag(name, str(number), key, value)
         if found is None or CHAMPION not in found.aliases:
             make_champion(client, dataset, number, decision)
         return find_version(client, dataset, number)
@@ -98,7 +102,6 @@ def _create(
     rule: Rule,
     candidate: Version,
     staged: Path,
-    figures: Mapping[str, float],
     report: Path | None,
     root: Path,
 ) -> int:
@@ -112,13 +115,11 @@ def _create(
     tags = {
         RULE_TAG: rule.name,
         "policy_sha256": sha256_file(staged / MANIFEST),
-        "data_md5": candidate.tags.get("data_md5", ""),
         "git_commit": git_commit(root),
         "git_dirty": git_dirty(root),
         "dataset": dataset,
         "algorithm": f"rule: {rule.name}",
         **{key: str(value) for key, value in settings.items()},
-        **{record_name(f"ndcg_at_10.{name}"): f"{value:.6f}" for name, value in figures.items()},
     }
     card = (
         f"No policy, but a rule ({dataset}): {rule.words}. It answers while no trained policy is "

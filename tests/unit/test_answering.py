@@ -80,8 +80,12 @@ def test_the_best_rule_becomes_the_champion(answered: tuple[Shop, promotion.Deci
     # Asked again, no second version: the rule is registered already.
     folder = shop.folder / "again"
     judge(write_evaluation(folder, {"minilm": 0.03}, spread=0.01), "history", history=0.5)
+    summary = read_json(folder / "summary.json")
+    write_json(folder / "summary.json", summary | {"test": {"history": {"minilm": 0.43}}})
     promotion.consider(shop.config, "esci", folder, challenger="ospo")
-    assert len(registry.models(shop.config)) == 2
+    rule, _ = registry.models(shop.config)
+    assert rule.tags["ndcg_at_10.minilm"] == "0.430000", "figures are of the latest evaluation"
+    assert rule.tags["data_md5"] == "0" * 32
 
 
 def test_the_command_says_that_a_rule_answers(
