@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ospo.config import Config, load_config
+from ospo.config import Config, load_config, own_config
 from ospo.data.dataset import load_prepared
 from ospo.endings import TERMINATED, Arguments, ending, exit_on_sigterm
 from ospo.errors import InputError, OspoError
@@ -129,7 +129,9 @@ def run(chosen: list[str], folder: Path | None) -> None:
         )
     console = Console()
     console.print()
-    console.print(demo_table(summaries, config.retrievers.training))
+    for dataset, summary in summaries.items():
+        training = own_config(config, dataset).retrievers.training
+        console.print(demo_table({dataset: summary}, training))
     for dataset, version in registered.items():
         aliases = ", ".join(f"@{alias}" for alias in version["aliases"]) or "no alias"
         console.print(
@@ -145,7 +147,9 @@ def run(chosen: list[str], folder: Path | None) -> None:
             "\nThe same policies on real rows, whose words they have never seen (a check that your "
             "files are read, not a result):"
         )
-        console.print(demo_table(transferred, config.retrievers.training))
+        for name, summary in transferred.items():
+            own = own_config(config, name.removesuffix("-real"))
+            console.print(demo_table({name: summary}, own.retrievers.training))
         console.print(
             f"reports in {', '.join(f'{DEMO_REPORT.parent / name}.html' for name in transferred)}",
             highlight=False,

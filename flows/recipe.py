@@ -51,9 +51,9 @@ RECIPES = {
 }
 
 
-def with_data(recipe: Recipe, kind: str, raw: Path, name: str) -> Config:
-    """params.yaml with the data set ``name``, which is written there, and into dvc.yaml and
-    prefect.yaml, where it is missing.
+def with_data(recipe: Recipe, kind: str, raw: Path, name: str, overrides: list[str]) -> Config:
+    """params.yaml with the data set ``name`` and its own parameters ``overrides``, which are
+    written there, and into dvc.yaml and prefect.yaml, where it is missing.
 
     Raises InputError where the folder lacks a file, or ``name`` is there with another folder.
     """
@@ -68,10 +68,10 @@ def with_data(recipe: Recipe, kind: str, raw: Path, name: str) -> Config:
                 "choose another --name",
             )
         require_files(name, section)
-        return config
+        return set_overrides(name, overrides)
     values = {"format": kind, "raw": str(raw), **recipe.data}
     require_files(name, with_dataset(name, values).dataset(name))  # before anything is written
-    config = add_dataset(name, values)
+    config = add_dataset(name, values, overrides=overrides)
     write_stages(config, PARAMS.parent)
     return config
 
@@ -115,9 +115,15 @@ def train_seed(name: str, overrides: list[str], seed: int) -> dict[str, Path]:
 def run(kind: str, raw: Path, name: str, seeds: Sequence[int], changes: Sequence[str]) -> None:
     """Train and evaluate by the recipe; print the table and where its page is."""
     recipe = RECIPES[kind]
-    config = with_data(recipe, kind, raw, name)
-    overrides = [*recipe.overrides, *changes]
-    set_overrides(name, overrides)  # nightly runs and every command go on with these
+    overrides = [*recipe.overrides, *changes]  # nightly runs and every command go on with these
+    shared = with_data(recipe, kind, raw, name, overrides)
+    if seeds[0] != shared.seed:
+        print(
+            f"ospo: nightly runs and later commands train {name} with seed {shared.seed} of "
+            f"params.yaml, not {seeds[0]}: `ospo config set seed={seeds[0]}` changes that, for all "
+            "data sets",
+            file=sys.stderr,
+        )
     config = load_config(overrides=[*overrides, f"seed={seeds[0]}"])
     from prefect.exceptions import TerminationSignal
 

@@ -4,7 +4,7 @@ and fix.
 
 import difflib
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -199,14 +199,29 @@ def load_config(
     data set that is worked on, whose own (``overrides`` of params.yaml) come before these.
 
     Raises ConfigError (one line: file, key, fix) for an unknown key, a wrong type or a value out of
-    range.
+    range, in any data set's own parameters too.
     """
     file = Path(file)
     values = _read_yaml(file)
-    own = _validated(values, file).overrides.get(dataset, []) if dataset else []
-    for text in [*own, *(overrides or [])]:
-        set_value(values, *parse_override(text, file), file)
+    if not overrides and values.get("overrides"):
+        _checked(values, file)
+    held = values.get("overrides")
+    own = held.get(dataset) if isinstance(held, dict) and dataset else None
+    for text in [*(own if isinstance(own, list) else []), *(overrides or [])]:
+        set_value(values, *parse_override(str(text), file), file)
     return _validated(values, file)
+
+
+def _checked(values: dict[str, Any], file: Path) -> Config:
+    """The parameters of all data sets. ConfigError where those of one, too, would be wrong."""
+    config = _validated(values, file)
+    for name in config.overrides:
+        try:
+            own_config(config, name, file)
+        except ConfigError as error:
+            key = f"overrides.{name}: {error.field}"
+            raise ConfigError(file, key, error.problem, error.fix) from None
+    return config
 
 
 def _validated(values: dict[str, Any], file: Path) -> Config:
@@ -216,8 +231,15 @@ def _validated(values: dict[str, Any], file: Path) -> Config:
         raise _config_error(file, error) from None
 
 
-def with_dataset(name: str, values: dict[str, Any], file: str | Path = "params.yaml") -> Config:
-    """The parameters with one more data set. ConfigError where it is there already or invalid."""
+def with_dataset(
+    name: str,
+    values: dict[str, Any],
+    file: str | Path = "params.yaml",
+    overrides: Sequence[str] = (),
+) -> Config:
+    """The parameters with one more data set, and its own parameters ``overrides``. ConfigError
+    where it is there already or invalid.
+    """
     file = Path(file)
     document = _read_yaml(file)
     held = document.get("data")
@@ -229,31 +251,46 @@ def with_dataset(name: str, values: dict[str, Any], file: str | Path = "params.y
         raise ConfigError(file, "data", problem, "use a to z, 0 to 9, - and _, at most 40")
 
     data = {**held, name: values} if isinstance(held, dict) else held
-    return _validated({**document, "data": data}, file)
+    changed = {**document, "data": data}
+    if overrides:
+        changed["overrides"] = {**(document.get("overrides") or {}), name: list(overrides)}
+    return _checked(changed, file)
 
 
-def add_dataset(name: str, values: dict[str, Any], file: str | Path = "params.yaml") -> Config:
+def add_dataset(
+    name: str,
+    values: dict[str, Any],
+    file: str | Path = "params.yaml",
+    overrides: Sequence[str] = (),
+) -> Config:
     """Write the data set ``name`` with the keys ``values`` into params.yaml, before ``data.split``,
-    keeping its comments. ConfigError, with the file as it is, where ``with_dataset`` has one.
+    and its own parameters ``overrides``, keeping its comments. ConfigError, with the file as it is,
+    where ``with_dataset`` has one.
     """
     file = Path(file)
-    config = with_dataset(name, values, file)
+    config = with_dataset(name, values, file, overrides)
 
     def put(document: Any) -> None:
         data = document["data"]
         at = list(data).index("split") if "split" in data else len(data)
         data.insert(at, name, _as_read(values, config.data.sets[name].model_dump()))
+        if overrides:
+            _put_overrides(document, name, list(overrides))
 
     _rewrite(file, put)
     return config
 
 
-def own_config(config: Config, dataset: str) -> Config:
-    """The parameters ``config`` of all data sets, with those of one."""
+def own_config(config: Config, dataset: str, file: Path = Path("params.yaml")) -> Config:
+    """The parameters ``config`` of all data sets, with those of one. ConfigError, which names
+    ``file``, where that does not go together.
+    """
+    if dataset not in config.overrides:
+        return config
     values = config.model_dump()
-    for text in config.overrides.get(dataset, []):
-        set_value(values, *parse_override(text, Path("params.yaml")), Path("params.yaml"))
-    return _validated(values, Path("params.yaml"))
+    for text in config.overrides[dataset]:
+        set_value(values, *parse_override(text, file), file)
+    return _validated(values, file)
 
 
 def set_overrides(name: str, texts: list[str], file: str | Path = "params.yaml") -> Config:
@@ -265,19 +302,20 @@ def set_overrides(name: str, texts: list[str], file: str | Path = "params.yaml")
     values = _read_yaml(file)
     held = values.get("overrides")
     values["overrides"] = {**(held if isinstance(held, dict) else {}), name: texts}
-    _validated(values, file)
-    for text in texts:
-        set_value(values, *parse_override(text, file), file)
-    config = _validated(values, file)
+    config = _checked(values, file)
 
     def put(document: Any) -> None:
-        if not isinstance(document.get("overrides"), dict):
-            document["overrides"] = {}
-        document["overrides"][name] = list(texts)
+        _put_overrides(document, name, texts)
 
-    if load_config(file).overrides.get(name) != texts:
+    if not isinstance(held, dict) or held.get(name) != texts:
         _rewrite(file, put)
-    return config
+    return own_config(config, name, file)
+
+
+def _put_overrides(document: Any, name: str, texts: list[str]) -> None:
+    if not isinstance(document.get("overrides"), dict):
+        document["overrides"] = {}
+    document["overrides"][name] = list(texts)
 
 
 def edit_params(assignments: list[str], file: str | Path = "params.yaml") -> Config:
@@ -286,6 +324,8 @@ def edit_params(assignments: list[str], file: str | Path = "params.yaml") -> Con
     """
     file = Path(file)
     config = load_config(file, assignments)
+    for name in config.overrides:  # what is written must go together with each data set's own
+        own_config(config, name, file)
 
     def put(document: Any) -> None:
         for text in assignments:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import polars as pl
 
-from ospo.config import Config
+from ospo.config import Config, own_config
 from ospo.data.dataset import PreparedData, load_prepared, read_prepared_table
 from ospo.data.request import Request
 from ospo.errors import InputError
@@ -138,7 +138,8 @@ class Shop:
         key = (dataset, file.stat().st_mtime_ns if file.is_file() else 0)
         with self.lock:
             if key not in self._loaded:
-                self._loaded[key] = Loaded(self.config, load_prepared(PREPARED / dataset))
+                own = own_config(self.config, dataset)
+                self._loaded[key] = Loaded(own, load_prepared(PREPARED / dataset))
                 while len(self._loaded) > KEPT:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(key)

@@ -163,7 +163,7 @@ def attempt(asked: Asked, shop: Shop) -> Trial | None:
         row=row,
         key=key,
         scope=work.scope,
-        k=shop.config.reward.k,
+        k=loaded.config.reward.k,
         pool=int((loaded.data.pools_RP[row] >= 0).sum()) if row is not None else 0,
         raw=raw,
         sides=tuple(sides),
@@ -176,7 +176,7 @@ class _Work:
     def __init__(
         self, shop: Shop, loaded: Loaded, request: Request, row: int | None, asked: Asked
     ) -> None:
-        self.config, self.loaded, self.asked = shop.config, loaded, asked
+        self.config, self.loaded, self.asked = loaded.config, loaded, asked
         self.request, self.row = request, row
         self.language = loaded.data.language
         self.scope = asked.scope if row is not None else "catalogue"

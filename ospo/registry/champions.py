@@ -35,13 +35,20 @@ def promote(
     root: str | Path = ".",
 ) -> Version:
     """Make a version (default: the challenger) the champion; ``decision`` is written on it as its
-    reason.
+    reason. Without one a person promotes it, which is written on the version that loses its place
+    as well.
 
     Raises RegistryError where there is no such version.
     """
     by_hand = {"promoted": True, "reason": "promoted by hand", **BY_HAND}
     with connect(config, root) as client:
         number = find_version(client, dataset, version).version
+        if decision is None:
+            for item in versions_of(client, dataset):
+                if CHAMPION in item.aliases and item.version != number:
+                    reason = f"version {number} was promoted by hand"
+                    loses = {"promoted": False, "reason": reason, **BY_HAND}
+                    _record_decision(client, dataset, item.version, loses)
         make_champion(client, dataset, number, decision or by_hand)
         return find_version(client, dataset, number)
 
@@ -130,5 +137,8 @@ def rollback(config: Config, dataset: str, root: str | Path = ".") -> Version:
         reason = f"rolled back to version {former[-1]}"
         decision = {"promoted": False, "reason": reason, **BY_HAND}
         _record_decision(client, dataset, current.version, decision)
+        reason = f"rolled back to from version {current.version}"
+        again = {"promoted": True, "reason": reason, **BY_HAND}
+        _record_decision(client, dataset, former[-1], again)
         _set_champion(client, dataset, former)
         return find_version(client, dataset, former[-1])

@@ -16,6 +16,7 @@ Both must be passed, so no correction for many; the second is a limit on the dam
 test.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,8 +206,10 @@ def _fall_back(
     root: str | Path,
 ) -> str:
     """Make a rule the champion where the champion is not better than the best rule, or there is
-    none; what is to be said of it.
+    none; what is to be said of it. A champion that a person chose stays.
     """
+    if in_use is not None and "by" in json.loads(in_use.tags.get("decision") or "{}"):
+        return ""
     training = read_json(evaluation / "details.json")["training_retriever"]
     summary = read_json(evaluation / "summary.json")
     best = best_rule(summary, training)

@@ -178,7 +178,9 @@ def _challenge(
 
     policies, champion, in_use = {policy: model_dir}, None, None
     noted = {_EVALUATION: evaluation}
-    same: dict[str, Any] = {"challenger": policy, "report": _page(dataset), "noted": noted}
+    same: dict[str, Any] = {
+        "challenger": policy, "version": version.version, "report": _page(dataset), "noted": noted,
+    }  # fmt: skip
     if any(registry.CHAMPION in known.aliases for known in registry.models(config, (dataset,))):
         champion = "champion"
         in_use, policies[champion] = registry.whole_champion(config, dataset)
@@ -197,7 +199,7 @@ def _challenge(
         # no promotion.
         reason = f"not compared: {error}"
         refused = {"promoted": False, "reason": reason, **noted}
-        registry.note(config, dataset, None, decision=refused)
+        registry.note(config, dataset, version.version, decision=refused)
         return reason
     replace(directory)
     return promotion.consider(

@@ -67,12 +67,35 @@ def test_a_data_sets_own_parameters(tmp_path: Path) -> None:
         ("shop", "reward.k=5", "overrides.shop: names no data set. Fix: choose one of esci, hm"),
         ("hm", "seed=3", "overrides.hm: 'seed=3' is one for all"),
         ("hm", "data.hm.history=3", "overrides.hm: 'data.hm.history=3' is one for all"),
-        ("hm", "reward.k=no", "reward.k: "),
+        ("hm", "reward.k=no", "overrides.hm: reward.k: "),
         ("hm", "reward.k", "an override must read KEY=VALUE"),
     ):
         with pytest.raises(ConfigError, match=re.escape(says)):
             set_overrides(name, [bad], file)
         assert file.read_text() == text
+
+
+def test_parameters_that_do_not_go_with_a_data_sets_own_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_text((ROOT / "params.yaml").read_text())
+    shop = {"format": "beir", "raw": "shop"}
+    with pytest.raises(ConfigError, match=r"overrides\.shop: .*reward\.k"):
+        add_dataset("shop", shop, file, overrides=["reward.k=none"])
+    assert file.read_text() == (ROOT / "params.yaml").read_text(), "all or nothing"
+    add_dataset("shop", shop, file, overrides=["retrievers.unseen=[lsa, bm25]"])
+    assert load_config(file, dataset="shop").retrievers.unseen == ["lsa", "bm25"]
+    text = file.read_text()
+    change = ["retrievers.training=bm25", "retrievers.unseen=[static]"]
+    with pytest.raises(ConfigError, match="holds the training retriever 'bm25'"):
+        edit_params(change, file)
+    assert file.read_text() == text
+    assert load_config(file, change).retrievers.training == "bm25", "for one command it is fine"
+    # Edited by hand: every command says which data set it is about, and `config set` mends it.
+    file.write_text(text.replace("[lsa, bm25]", "[minilm]"))
+    with pytest.raises(ConfigError, match=r"overrides\.shop: retrievers\.unseen"):
+        load_config(file)
+    edit_params(["overrides.shop=[]"], file)
+    assert load_config(file, dataset="shop") == load_config(file)
 
 
 def test_a_value_may_hold_equals_signs() -> None:

@@ -203,6 +203,30 @@ def test_a_candidate_must_be_better_than_the_best_rule(two_versions: Shop, tmp_p
             assert (noted["against"], noted["rule"]["name"]) == ("history", "history")
 
 
+def test_a_champion_that_a_person_chose_stays(two_versions: Shop, tmp_path: Path) -> None:
+    """However bad it is; a candidate that passes takes its place all the same."""
+    config = two_versions.config
+    registry.promote(config, "esci", 2)
+    registry.promote(config, "esci", 1)
+    folder = write_evaluation(tmp_path / "e", {"minilm": -0.03}, against="raw")
+    for change in ("details.json", "summary.json"):
+        found = json.loads((folder / change).read_text())
+        if change == "details.json":
+            found["policies"]["champion"] = {}
+        (folder / change).write_text(json.dumps(found))
+    table = pl.read_parquet(folder / "evaluation.parquet")
+    worse = table.filter(policy="raw").with_columns(
+        pl.lit("champion").alias("policy"), *(pl.col(name) - 0.1 for name in MEASURES)
+    )
+    pl.concat([table, worse]).write_parquet(folder / "evaluation.parquet")
+    decision = promotion.consider(config, "esci", folder, challenger="ospo", version=2)
+    assert not decision.promoted
+    assert registry.champion(config, "esci").version == 1
+    registry.promote(config, "esci", 1, decision={"promoted": True, "reason": "better"})
+    promotion.consider(config, "esci", folder, challenger="ospo", version=2)
+    assert "rule" in registry.champion(config, "esci").tags
+
+
 def test_an_evaluation_without_the_champion_is_one_clear_line(
     two_versions: Shop, tmp_path: Path
 ) -> None:

@@ -39,7 +39,9 @@ def test_rollback_goes_to_the_champion_before_step_by_step(shop: Shop) -> None:
     [left] = [item for item in registry.models(shop.config) if item.version == 3]
     decision = json.loads(left.tags["decision"])
     assert (decision["reason"], decision["by"]) == ("rolled back to version 2", "hand")
-    assert json.loads(registry.champion(shop.config, "esci").tags["decision"])["by"] == "hand"
+    now = registry.champion(shop.config, "esci")
+    decision = json.loads(now.tags["decision"])
+    assert (decision["reason"], decision["by"]) == ("rolled back to from version 3", "hand")
     assert registry.rollback(shop.config, "esci").version == 1
     with pytest.raises(registry.RegistryError, match="version 1 is the only champion there was"):
         registry.rollback(shop.config, "esci")
@@ -47,6 +49,21 @@ def test_rollback_goes_to_the_champion_before_step_by_step(shop: Shop) -> None:
     registry.promote(shop.config, "esci", 3)
     registry.promote(shop.config, "esci", 2)
     assert registry.rollback(shop.config, "esci").version == 3
+
+
+def test_who_loses_its_place_to_a_hand_promotion_knows_it(shop: Shop) -> None:
+    """Else the next run would take it for a champion that was cut off, and put it back."""
+    for seed in (1, 2):
+        shop.register(seed=seed)
+    tested = {"promoted": True, "reason": "better", "evaluation": "e"}
+    registry.promote(shop.config, "esci", 1, decision=tested)
+    registry.promote(shop.config, "esci", 2)
+    [lost] = [item for item in registry.models(shop.config) if item.version == 1]
+    decision = json.loads(lost.tags["decision"])
+    assert (decision["promoted"], decision["by"]) == (False, "hand")
+    registry.promote(shop.config, "esci", 1, decision=tested)
+    [lost] = [item for item in registry.models(shop.config) if item.version == 2]
+    assert json.loads(lost.tags["decision"])["promoted"], "a test changes no other's decision"
 
 
 def test_tags_tell_the_preset_from_the_algorithm(shop: Shop) -> None:
