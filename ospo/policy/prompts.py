@@ -133,9 +133,10 @@ def fit_messages(
     """``prompt_messages`` that fit ``max_tokens`` under ``tokenizer``'s chat template, and the
     tokens they take.
 
-    Purchases go first, from the beginning, then hits, the last first; then words at the query's
-    end. Raises ValueError where even one word of the query does not fit: ``max_prompt_tokens`` is
-    then below what the template and the instruction take by themselves.
+    Purchases go first, from the beginning, then hits, the last first, then the latest purchase of
+    the requested type, then words at the query's end. Raises ValueError where even one word of the
+    query does not fit: ``max_prompt_tokens`` is then below what the template and the instruction
+    take by themselves.
     """
 
     def length(messages: list[dict[str, str]]) -> int:
@@ -144,10 +145,14 @@ def fit_messages(
 
     query = clean(request.query)
     history, hits = history_lines(request), list(filter(None, map(clean, request.hits)))
+    kept = 1 if asked_for(request.query, request.history) else 0  # it stands last
     messages = _messages(query, history, instruct, answer, hits)
     tokens = length(messages)
     while tokens > max_tokens and (history or hits):
-        history, hits = (history[1:], hits) if history else ([], hits[:-1])
+        if len(history) > (kept if hits else 0):
+            history = history[1:]
+        else:
+            hits = hits[:-1]
         messages = _messages(query, history, instruct, answer, hits)
         tokens = length(messages)
     words = query.split()

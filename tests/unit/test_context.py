@@ -66,6 +66,28 @@ def test_purchases_are_cut_before_hits_and_of_hits_the_last() -> None:
     ]
 
 
+def test_the_latest_purchase_of_the_requested_type_is_cut_last() -> None:
+    """It is what a policy of shoppers' purchases goes by; titles alone say nothing of the shopper."""
+    names = (("Anna", "Dress"), ("Lena", "Shirt"), ("Mia", "Dress"))
+    bought = [Purchase(name=name, type=kind) for name, kind in names]
+    asked = Request(query="red dress", history=tuple(bought), hits=("Linen dress", "Hat"))
+    tokenizer = build_tokenizer([prompt_messages(asked)[1]["content"]] * 3, 400)
+    _, whole = fit_messages(asked, tokenizer, 300)
+    seen = []
+    for limit in range(whole, 3, -1):
+        shown = fit_messages(asked, tokenizer, limit)[0][-1]["content"].splitlines()
+        if not seen or seen[-1] != shown:
+            seen.append(shown)
+    assert seen[:6] == [
+        ["- lena shirt", "- anna dress", "- mia dress", "+ linen dress", "+ hat", "red dress"],
+        ["- anna dress", "- mia dress", "+ linen dress", "+ hat", "red dress"],
+        ["- mia dress", "+ linen dress", "+ hat", "red dress"],
+        ["- mia dress", "+ linen dress", "red dress"],
+        ["- mia dress", "red dress"],
+        ["red dress"],
+    ]
+
+
 def test_a_policy_reads_as_many_hits_as_it_was_trained_to(
     esci_tiny: PreparedData, tmp_path: Path
 ) -> None:
