@@ -16,7 +16,6 @@ Both must be passed, so no correction for many; the second is a limit on the dam
 test.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +207,7 @@ def _fall_back(
     """Make a rule the champion where the champion is not better than the best rule, or there is
     none; what is to be said of it. A champion that a person chose stays.
     """
-    if in_use is not None and "by" in json.loads(in_use.tags.get("decision") or "{}"):
+    if in_use is not None and "by" in in_use.decision:
         return ""
     training = read_json(evaluation / "details.json")["training_retriever"]
     summary = read_json(evaluation / "summary.json")

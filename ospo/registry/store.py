@@ -55,6 +55,12 @@ class Version:
         return f"models:/{self.name}/{self.version}"
 
     @property
+    def decision(self) -> dict[str, Any]:
+        """The decision for or against its promotion; {} where there is none yet."""
+        found: dict[str, Any] = json.loads(self.tags.get("decision") or "{}")
+        return found
+
+    @property
     def limits(self) -> TokenLimits:
         """How long its prompts and answers may be, whatever the preset of now says."""
         return TokenLimits(int(self.tags["max_prompt_tokens"]), int(self.tags["max_new_tokens"]))

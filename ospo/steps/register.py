@@ -1,6 +1,5 @@
 """The registration of the better policy, and its comparison with the champion."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,15 +118,9 @@ def _better(config: Config, summary: dict[str, Any]) -> str:
     return best_policy(summary, config.retrievers.training, trained)
 
 
-def _decision(version: "Version") -> dict[str, Any]:
-    """The decision written on a version; {} where there is none yet."""
-    found: dict[str, Any] = json.loads(version.tags.get("decision") or "{}")
-    return found
-
-
 def _reason(version: "Version") -> str:
     """Why the version has its alias; "" where that was not decided yet."""
-    return str(_decision(version).get("reason", ""))
+    return str(version.decision.get("reason", ""))
 
 
 def _undecided(version: "Version", evaluation: str) -> bool:
@@ -139,7 +132,7 @@ def _undecided(version: "Version", evaluation: str) -> bool:
 
     if registry.CHAMPION in version.aliases:
         return False
-    found = _decision(version)
+    found = version.decision
     if not found:
         return True
     if "by" in found:
